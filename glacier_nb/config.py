@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['BANDS', 'CLASSES', 'BINARY_CLASSES', 'LABEL_CODES', 'BINARY_CODES', 'IGNORE', 'SR_SCALE', 'SR_OFFSET', 'ST_SCALE',
            'ST_OFFSET', 'DEFAULT_LOSS_WEIGHTS', 'project_root', 'ConfigError', 'numbers', 'TrainConfig', 'loss_weights',
-           'parameter_table', 'check_names', 'from_namespace', 'write_text', 'save_config', 'load_config', 'data_path',
-           'run_path']
+           'parameter_table', 'check_names', 'from_namespace', 'written_whole', 'write_text', 'save_config',
+           'load_config', 'data_path', 'run_path']
 
-# %% ../nbs/00_config.ipynb #42aa7977
+# %% ../nbs/00_config.ipynb #6e7731a0
 import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -271,17 +272,29 @@ def from_namespace(
     check_names(values)
     return TrainConfig(**values)
 
-# %% ../nbs/00_config.ipynb #4d945594
+# %% ../nbs/00_config.ipynb #58dcbb3b
+@contextmanager
+def written_whole(
+    path: str | os.PathLike,  # file that shall exist afterwards
+):  # context with the temporary path to write to
+    "Write to a temporary name and rename it at the end; after an error nothing is left behind."
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(
     path: str | os.PathLike,  # file to write
     text: str,  # its whole content
 ) -> Path:
     "Write a text file whole or not at all."
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def save_config(
