@@ -204,7 +204,7 @@ def _check_together(cfg: TrainConfig) -> None:
     )
     loss_weights(cfg)
 
-# %% ../nbs/00_config.ipynb #e9e2afdd
+# %% ../nbs/00_config.ipynb #afc015f4
 DEFAULT_LOSS_WEIGHTS = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})
 
 
@@ -214,15 +214,18 @@ def loss_weights(
     "Resolve the four loss weights; raises ConfigError when they cannot be resolved."
     given = {name: getattr(cfg, f"{name}_weight") for name in DEFAULT_LOSS_WEIGHTS}
     rest = 1 - sum(w for w in given.values() if w is not None)
-    left_out = sum(DEFAULT_LOSS_WEIGHTS[name] for name, w in given.items() if w is None)
-    if left_out and rest < -1e-9:
+    open_names = [name for name, w in given.items() if w is None]
+    left_out = sum(DEFAULT_LOSS_WEIGHTS[name] for name in open_names)
+    if open_names and rest < -1e-9:
+        found = ", ".join(f"{name}_weight = {w:g}" for name, w in given.items() if w is not None)
         raise ConfigError(
-            f"the loss weights given sum to {1 - rest:g}, which leaves less than nothing for "
-            f"{', '.join(f'{n}_weight' for n, w in given.items() if w is None)}: "
+            f"{found}: these leave less than nothing of 1 for {', '.join(f'{n}_weight' for n in open_names)}: "
             "expected a sum of at most 1, or all four given"
         )
-    if not left_out and rest == 1:
-        raise ConfigError("all four loss weights are 0: expected at least one above 0")
+    if not open_names and not any(given.values()):
+        raise ConfigError(
+            f"{', '.join(f'{n}_weight' for n in given)} are all 0: expected at least one above 0"
+        )
     return {
         name: max(rest, 0.0) * DEFAULT_LOSS_WEIGHTS[name] / left_out if w is None else w
         for name, w in given.items()

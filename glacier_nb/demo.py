@@ -25,11 +25,11 @@ from scipy.sparse.csgraph import dijkstra
 
 from .config import BANDS, LABEL_CODES, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE, ConfigError
 
-# %% ../nbs/03_demo.ipynb #057ba80a
+# %% ../nbs/03_demo.ipynb #d0897ff4
 PIXEL = 30.0  # m, edge of a pixel
 CELL = 6  # pixels, edge of a cell of the coarse grid on which valleys and ice are made
 MARGIN = 60  # pixels around the mosaic that are made and thrown away: no edge effects
-SUN = (28.0, 155.0)  # degrees: elevation over the horizon, azimuth from north over east
+SUN = (31.0, 155.0)  # degrees: elevation over the horizon, azimuth from north over east
 NODATA = 0.0  # DN
 EPSG = 32643  # UTM zone 43N
 ORIGIN = (460800.0, 3840000.0)  # m, upper left corner of the mosaic
@@ -92,7 +92,7 @@ def first_relief(
     graph = coo_matrix((cost.ravel(), (source.ravel(), nb.ravel())), shape=(river.size, river.size)).tocsr()
     return dijkstra(graph, indices=np.flatnonzero(river), min_only=True)
 
-# %% ../nbs/03_demo.ipynb #4ae9f3cd
+# %% ../nbs/03_demo.ipynb #8eaf98c2
 def receivers(
     z: np.ndarray,  # (cells,) elevation
     nb: np.ndarray,  # (8, cells) from `neighbours`
@@ -113,18 +113,19 @@ def accumulate(
     "Sum a source down the drainage tree: rain gives the drained area, mass balance gives the flow of ice."
     flow, down = source.tolist(), rec.tolist()
     for i in order[::-1].tolist():
-        flow[i] = max(flow[i], 0.0)
-        if down[i] != i:
+        if flow[i] < 0.0:
+            flow[i] = 0.0
+        elif down[i] != i:
             flow[down[i]] += flow[i]
     return np.array(flow)
 
-# %% ../nbs/03_demo.ipynb #803c34ca
+# %% ../nbs/03_demo.ipynb #a05f1033
 def erode(
     shape: tuple[int, int],  # rows, columns of the coarse grid
     cell: float,  # m, edge of a cell
     rng: np.random.Generator,  # source of randomness
-    steps: int = 32,  # time steps
-    years: float = 6e4,  # a time step
+    steps: int = 24,  # time steps
+    years: float = 8e4,  # a time step
 ) -> tuple[np.ndarray, np.ndarray]:  # (rows, columns) m above the rivers, (cells,) receiver of each cell
     "Mountains by uplift and river incision (Braun and Willett 2013), without pits."
     river = master_rivers(shape, cell, rng)
@@ -182,7 +183,7 @@ def sunlight(
     free = 1 - ndimage.gaussian_filter(cast_shadow(z, sun).astype(np.float32), 0.8)
     return np.where(water, 1, facing(z, sun)) * free
 
-# %% ../nbs/03_demo.ipynb #676ef80e
+# %% ../nbs/03_demo.ipynb #863f8f96
 def fill_valleys(
     bed: np.ndarray,  # (rows, columns) m, coarse
     flow: np.ndarray,  # (rows, columns) m³ of ice a year
@@ -203,7 +204,7 @@ def glaciate(
     rec: np.ndarray,  # (cells,) receiver of each cell
     cell: float,  # m, edge of a cell
     rng: np.random.Generator,  # source of randomness
-    share: float = 0.335,  # of the land that ice covers
+    share: float = 0.345,  # of the land that ice covers
 ) -> tuple[np.ndarray, np.ndarray]:  # level of the ice (m), height above the equilibrium line (m), both like bed
     "Glaciers in balance with the climate; northern slopes keep snow 300 m lower."
     order = np.argsort(height.ravel(), kind="stable")
@@ -219,7 +220,7 @@ def glaciate(
         low, high = (line, high) if (level > bed + 5).mean() > share else (low, line)
     return level, above - line
 
-# %% ../nbs/03_demo.ipynb #53c59272
+# %% ../nbs/03_demo.ipynb #12936631
 def upstream_mean(
     level: np.ndarray,  # (rows, columns) m, surface of the ice
     ice: np.ndarray,  # (rows, columns) bool
@@ -249,16 +250,16 @@ def debris_cover(
     load: np.ndarray,  # (rows, columns) rocks that fell on the ice on its way
     above: np.ndarray,  # (rows, columns) m above the equilibrium line
     rng: np.random.Generator,  # source of randomness
-    share: float = 0.062,  # of all pixels
+    share: float = 0.056,  # of all pixels
 ) -> np.ndarray:  # (rows, columns) bool
     "Where enough rocks have melted out to hide the ice."
-    load = ndimage.gaussian_filter(load, 1.0) / max(load[ice].mean(), 1e-6)
-    score = load * np.clip(0.15 - above / 350, 0, 2.5) + 0.25 * np.clip(-above / 400, 0, 2)
-    score = score * np.exp(0.35 * fractal(ice.shape, 2.5, 60, 4, rng)) * ice
-    cover = ndimage.binary_opening(score > max(np.quantile(score, 1 - share), 1e-6))
-    return ndimage.binary_closing(cover) & ice
+    melt = np.clip(0.15 - above / 350, 0, 2.5)
+    score = melt * (load / max(load[ice].mean(), 1e-6) + 0.6)
+    score = ndimage.gaussian_filter(score, 1.5) * np.exp(0.3 * fractal(ice.shape, 3, 80, 8, rng)) * ice
+    cover = score > max(np.quantile(score, 1 - share), 1e-6)
+    return ndimage.median_filter(cover.astype(np.uint8), 7).astype(bool) & ice
 
-# %% ../nbs/03_demo.ipynb #4bb37824
+# %% ../nbs/03_demo.ipynb #1b085a1c
 def lakes(
     z: np.ndarray,  # (rows, columns) m
     ice: np.ndarray,  # (rows, columns) bool, clean or not
@@ -273,14 +274,16 @@ def lakes(
     cost = np.where(near, flat + 0.05 * np.abs(fractal(z.shape, 2, 30, 3, rng)), np.inf)
     shore = 1 + 0.25 * fractal(z.shape, 3, 25, 4, rng)
     lake = np.zeros(z.shape, bool)
-    yy, xx = np.ogrid[: z.shape[0], : z.shape[1]]
     for top in range(0, z.shape[0], region):
         for left in range(0, z.shape[1], region):
             part = cost[top : top + region, left : left + region]
-            i, j = np.unravel_index(part.argmin(), part.shape)
+            y, x = np.add(np.unravel_index(part.argmin(), part.shape), (top, left))
             radius = rng.uniform(4, 7.5)
-            if np.isfinite(part[i, j]):
-                lake |= near & (np.hypot(yy - top - i, xx - left - j) < radius * shore)
+            if np.isfinite(cost[y, x]):
+                box = slice(max(y - 15, 0), y + 16), slice(max(x - 15, 0), x + 16)
+                rows, columns = np.ogrid[: z.shape[0], : z.shape[1]]
+                away = np.hypot(rows[box[0]] - y, columns[:, box[1]] - x)
+                lake[box] |= near[box] & (away < radius * shore[box])
     return lake
 
 # %% ../nbs/03_demo.ipynb #ddf873bf
@@ -314,7 +317,7 @@ def _level_lakes(z, lake):
     level = np.concatenate([[0.0], ndimage.minimum(z, part, np.arange(1, n + 1))]) if n else np.zeros(1)
     return np.where(lake, level[part], z)
 
-# %% ../nbs/03_demo.ipynb #46fd4c29
+# %% ../nbs/03_demo.ipynb #603ae798
 def gullies(
     bed: np.ndarray,  # (rows, columns) m
     slope: np.ndarray,  # (rows, columns) tangent of the slope
@@ -356,11 +359,11 @@ def _ice_relief(level, ice, debris, lines, rng):
     steep = np.hypot(*np.gradient(ndimage.gaussian_filter(level, 3), PIXEL))
     crevasses = 14 * np.clip(steep - 0.28, 0, 0.4) * fractal(ice.shape, 0.5, 6, 2.5, rng)
     clean = 2.6 * lines / max(lines.std(), 1e-6) * np.sqrt(ice.mean()) + crevasses
-    return np.where(debris, 6.5 * fractal(ice.shape, 0.6, 9, 2.5, rng), np.where(ice, clean, 0))
+    return np.where(debris, 9 * fractal(ice.shape, 0.6, 10, 3, rng), np.where(ice, clean, 0))
 
-# %% ../nbs/03_demo.ipynb #5bc2b8d5
-SNOW = (0.93, 0.91, 0.90, 0.055)  # reflectance of B2, B3, B4, B6
-ROCK = (0.13, 0.15, 0.17, 0.26)
+# %% ../nbs/03_demo.ipynb #13b3e346
+SNOW = (0.98, 0.955, 0.96, 0.055)  # reflectance of B2, B3, B4, B6
+ROCK = (0.14, 0.16, 0.18, 0.24)
 SKY = (0.15, 0.13, 0.10, 0.02)  # diffuse light, share of the sun's on flat ground
 BRIGHT_SKY = (65.0, SUN[1])  # degrees: where the diffuse light comes from on the whole
 PATH = (-0.115, -0.10, -0.11, -0.022)  # what the atmospheric correction takes too much
@@ -373,11 +376,11 @@ def snow_cover(
 ) -> np.ndarray:  # (rows, columns) share of a pixel under snow
     "Snow by altitude, sun and slope; boulders and ribs stand out of it on ground and debris."
     slope = np.hypot(*np.gradient(scene.z, PIXEL))
-    patch = fractal(scene.z.shape, 1.6, 30, 1.5, rng)
+    patch = fractal(scene.z.shape, 2.0, 30, 2.5, rng)
     depth = (scene.z - 3150) / 350 + 0.9 * fractal(scene.z.shape, 2.5, 80, 3, rng) + 0.5 * patch
     depth -= 1.1 * np.clip(scene.sun - 1.2, 0, 1) + 5 * np.clip(slope - 0.75, 0, 2)
-    snow = np.clip(0.9 + 0.07 * patch, 0.3, 1) / (1 + np.exp(-2.2 * depth))
-    stony = np.minimum(snow, np.clip(0.86 + 0.16 * patch, 0.3, 1))
+    snow = np.clip(0.91 + 0.07 * patch, 0.3, 1) / (1 + np.exp(-2.2 * depth))
+    stony = np.minimum(snow, np.clip(0.9 + 0.13 * patch, 0.3, 1))
     return np.choose(scene.label, [snow, np.maximum(snow, 0.97), stony, np.ones_like(snow)])
 
 
@@ -398,18 +401,18 @@ def radiance(
     bands.append(ndimage.gaussian_filter(heat + 1.2 * fractal(snow.shape, 3, 300, 20, rng), 1.2))
     return np.stack([band + s * rng.standard_normal(snow.shape) for band, s in zip(bands, NOISE, strict=True)])
 
-# %% ../nbs/03_demo.ipynb #58e0cb9d
+# %% ../nbs/03_demo.ipynb #6c95ff80
 def cloud_mask(
     scene: Scene,  # the land
     rng: np.random.Generator,  # source of randomness
-    share: float = 0.1,  # of the land that is masked before the mask is grown
+    share: float = 0.115,  # of the land that is masked before the mask is grown
 ) -> np.ndarray:  # (rows, columns) bool, True where the tile has no data
     "A cloud mask and its errors: clouds, and steep dark slopes taken for their shadow, grown by three pixels."
     ice = ndimage.gaussian_filter((scene.label > 0).astype(np.float32), 2.5)
     steep = np.hypot(*np.gradient(ndimage.gaussian_filter(scene.z, 4), PIXEL))
     dark = ndimage.gaussian_filter(np.clip(1.1 - scene.sun, 0, 1), 2)
     score = 2.2 * dark * steep + 1.2 * steep - 0.8 * ice + 0.28 * fractal(ice.shape, 2.6, 80, 4, rng)
-    core = ndimage.binary_opening(score > np.quantile(score, 1 - share))
+    core = ndimage.binary_opening(score > np.quantile(score, 1 - share), iterations=2)
     cloud = fractal(ice.shape, 3.0, 150, 4, rng) - 1.5 * ndimage.gaussian_filter(ice, 8)
     return ndimage.binary_dilation(core | (cloud > np.quantile(cloud, 0.985)), np.ones((7, 7)))
 

@@ -17,8 +17,31 @@ from glacier_nb.config import TrainConfig
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 ORDER = [
-    *("config", "tilefiles", "bands", "glcm", "demo", "data", "splits", "samplers", "augment", "losses", "metrics"),
-    *("baseline", "unet", "schedules", "learner", "callbacks", "distributed", "predict", "diagnose", "runs", "hkh"),
+    *(
+        "config",
+        "tilefiles",
+        "bands",
+        "glcm",
+        "demo",
+        "data",
+        "splits",
+        "samplers",
+        "augment",
+        "losses",
+        "metrics",
+    ),
+    *(
+        "baseline",
+        "unet",
+        "schedules",
+        "learner",
+        "callbacks",
+        "distributed",
+        "predict",
+        "diagnose",
+        "runs",
+        "hkh",
+    ),
 ]
 
 
@@ -31,13 +54,21 @@ def test_export_and_clean_change_nothing(tmp_path):
         subprocess.run([Path(sys.executable).parent / command], cwd=tmp_path, check=True)
     for name in ("nbs", "glacier_nb"):
         found = filecmp.dircmp(ROOT / name, tmp_path / name, ignore=["__pycache__", ".ipynb_checkpoints"])
-        changed = [f for f in found.common_files if not filecmp.cmp(found.left + "/" + f, found.right + "/" + f, False)]
-        assert (changed, found.left_only, found.right_only) == ([], [], []), f"run nbdev-export and nbdev-clean: {name}"
+        changed = [
+            f
+            for f in found.common_files
+            if not filecmp.cmp(found.left + "/" + f, found.right + "/" + f, False)
+        ]
+        assert (changed, found.left_only, found.right_only) == ([], [], []), (
+            f"run nbdev-export and nbdev-clean: {name}"
+        )
 
 
 def test_readme_is_index():
     text, _ = MarkdownExporter().from_filename(str(ROOT / "nbs/index.ipynb"))
-    assert (ROOT / "README.md").read_text().strip() == text.strip(), "README.md is not index.ipynb: run make readme"
+    assert (ROOT / "README.md").read_text().strip() == text.strip(), (
+        "README.md is not index.ipynb: run make readme"
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

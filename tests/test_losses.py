@@ -1,0 +1,500 @@
+"""Losses against peers and exact formulas, on hostile input, under masks, in every precision."""
+
+import math
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch.losses as smp
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from segmentation_models_pytorch.losses._functional import softmax_focal_loss_with_logits
+from sklearn.metrics import f1_score, matthews_corrcoef
+from torch.testing import assert_close
+
+from glacier_nb.config import IGNORE
+from glacier_nb.losses import (
+    BoundaryLoss,
+    CombinedLoss,
+    DiceLoss,
+    FocalLoss,
+    MCCLoss,
+    boundary_loss,
+    dice_loss,
+    focal_loss,
+    mcc_loss,
+    signed_distance,
+    soft_confusion,
+    soft_mcc,
+)
+
+SHARES = (0.70, 0.25, 0.049, 0.001)
+NAMES = ("focal", "dice", "mcc", "boundary")
+
+
+def scene(seed, n_classes=4, size=96):
+    "Target (2, size, size), valid and signed distances of contiguous classes in realistic shares."
+    rng = np.random.default_rng(seed)
+    fields = gaussian_filter(rng.normal(size=(4, size, size)), (0, 5, 5), mode="wrap")
+    cuts = np.quantile(fields[:2], np.cumsum(SHARES)[: n_classes - 1])
+    label, valid = np.digitize(fields[:2], cuts), fields[2:] < np.quantile(fields[2:], 0.74)
+    distance = [signed_distance(y, n_classes, valid=v) for y, v in zip(label, valid, strict=True)]
+    return torch.from_numpy(label), torch.from_numpy(valid), torch.from_numpy(np.stack(distance))
+
+
+def loss_functions(distance):
+    "The four losses as functions of logits, target and valid."
+    return {
+        "focal": focal_loss,
+        "dice": dice_loss,
+        "mcc": mcc_loss,
+        "boundary": lambda logits, target, valid: boundary_loss(logits, target, valid, distance),
+    }
+
+
+def noise(shape, seed=0, dtype=torch.float32):
+    "Seeded normal logits."
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def with_gradient(loss, logits, *args):
+    "Value and gradient of one call."
+    logits = logits.detach().clone().requires_grad_()
+    value = loss(logits, *args)
+    value.backward()
+    return value.detach(), logits.grad
+
+
+def exact_mcc(cm):
+    "Textbook binary MCC of [[tn, fp], [fn, tp]]."
+    (tn, fp), (fn, tp) = cm
+    return (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+def test_scalar_and_order(name, n_classes):
+    target, valid, distance = scene(1, n_classes)
+    onehot = F.one_hot(target, n_classes).movedim(-1, 1).float()
+    quality = [
+        12 * onehot,
+        4 * onehot.roll((1, 1), (2, 3)),
+        noise(onehot.shape),
+        -12 * onehot,
+    ]
+    values = [loss_functions(distance)[name](logits, target, valid) for logits in quality]
+    assert all(v.shape == () and v.dtype == torch.float32 for v in values)
+    assert values == sorted(values)
+    assert len(set(map(float, values))) == 4
+    limits = {"focal": (0, math.inf), "dice": (0, 1), "mcc": (0, 2), "boundary": (-1, 1)}[name]
+    assert all(limits[0] - 1e-6 <= v <= limits[1] + 1e-6 for v in values)
+
+
+def test_focal_is_cross_entropy_at_gamma_zero():
+    target, valid, _ = scene(2)
+    logits = 3 * noise((2, 4, 96, 96))
+    ours = with_gradient(lambda x: focal_loss(x, target, valid, 0), logits)
+    masked = target.masked_fill(~valid, IGNORE)
+    theirs = with_gradient(lambda x: F.cross_entropy(x, masked, ignore_index=IGNORE), logits)
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_focal_is_smp(gamma):
+    target, valid, _ = scene(3)
+    logits = 3 * noise((2, 4, 96, 96))
+    everywhere = torch.ones_like(valid)
+    theirs = softmax_focal_loss_with_logits(logits, target, gamma=gamma)
+    assert_close(focal_loss(logits, target, everywhere, gamma), theirs)
+    # two classes: softmax of two logits is the sigmoid of their difference
+    binary = (target > 0).long()
+    two = logits[:, :2]
+    theirs = smp.FocalLoss("binary", gamma=gamma)(two[:, 1] - two[:, 0], binary)
+    assert_close(focal_loss(two, binary, everywhere, gamma), theirs)
+
+
+def test_focal_gamma_per_class_is_looked_up_by_the_true_class():
+    target, valid, _ = scene(4)
+    logits = noise((2, 4, 96, 96))
+    gammas = (2.0, 1.0, 0.5, 0.0)
+    share = [(valid & (target == k)).sum() / valid.sum() for k in range(4)]
+    parts = [focal_loss(logits, target, valid & (target == k), g) for k, g in enumerate(gammas)]
+    together = focal_loss(logits, target, valid, gammas)
+    assert_close(together, sum(s * p for s, p in zip(share, parts, strict=True)))
+    assert_close(focal_loss(logits, target, valid, [2.0]), focal_loss(logits, target, valid, 2.0))
+
+
+@pytest.mark.parametrize("gamma", [-1, math.nan, (1, 2), (1, 2, 3, -4), ()])
+def test_focal_gamma_errors(gamma):
+    target, valid, _ = scene(4)
+    with pytest.raises(ValueError, match="gamma"):
+        focal_loss(noise((2, 4, 96, 96)), target, valid, gamma)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dice_is_smp_when_all_classes_are_there(seed):
+    target, valid, _ = scene(seed)
+    logits = noise((2, 4, 96, 96), seed)
+    masked = target.masked_fill(~valid, IGNORE)
+    theirs = smp.DiceLoss("multiclass", ignore_index=IGNORE)
+    assert len(target[valid].unique()) == 4
+    assert_close(dice_loss(logits, target, valid), theirs(logits, masked), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hard_predictions_give_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(4, size=(1, 40, 40), p=(*SHARES[:2], 0.03, 0.02))
+    guess = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, 4, truth.shape))
+    target, valid = torch.from_numpy(truth), torch.ones(1, 40, 40, dtype=torch.bool)
+    hard = 1e4 * F.one_hot(torch.from_numpy(guess), 4).movedim(-1, 1).double()
+    expected = 1 - matthews_corrcoef(truth.ravel(), guess.ravel())
+    assert_close(mcc_loss(hard, target, valid).item(), expected, rtol=1e-12, atol=1e-12)
+    expected = 1 - f1_score(truth.ravel(), guess.ravel(), average="macro")
+    assert_close(dice_loss(hard, target, valid).item(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dice_averages_over_present_classes_and_still_pays_for_absent_ones():
+    target = torch.zeros(1, 8, 8, dtype=torch.int64)
+    target[:, :, 4:] = 1
+    valid = torch.ones_like(target, dtype=torch.bool)
+    right = 1e4 * F.one_hot(target, 4).movedim(-1, 1).double()
+    assert dice_loss(right, target, valid) == 0
+    false_alarm = right.clone()
+    false_alarm[:, 1, :, 4:6], false_alarm[:, 3, :, 4:6] = 0, 1e4  # half of class 1 called class 3
+    assert_close(dice_loss(false_alarm, target, valid).item(), (0 + (1 - 2 * 16 / (32 + 16))) / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mcc_of_two_classes_is_the_textbook_formula(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 2, 16, 16, generator=generator, dtype=torch.float64)
+    target = (torch.rand(2, 16, 16, generator=generator) < 0.1).long()
+    valid = torch.rand(2, 16, 16, generator=generator) < 0.8
+    p, t = logits.softmax(1)[:, 1][valid], target[valid].double()
+    cm = (((1 - t) * (1 - p)).sum(), ((1 - t) * p).sum()), ((t * (1 - p)).sum(), (t * p).sum())
+    assert_close(mcc_loss(logits, target, valid).item(), 1 - float(exact_mcc(cm)), rtol=1e-12, atol=1e-12)
+    single = mcc_loss(logits.float(), target, valid)
+    assert_close(single.item(), 1 - float(exact_mcc(cm)), rtol=1e-5, atol=1e-6)
+
+
+def test_mcc_is_smp_for_two_classes():
+    target, valid, _ = scene(5, n_classes=2)
+    logits = noise((2, 2, 96, 96))
+    theirs = smp.MCCLoss(eps=0.0)(logits.softmax(1)[:, 1][valid][None], target[valid][None].float())
+    assert_close(mcc_loss(logits, target, valid), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_mcc_keeps_its_digits_for_one_rare_pixel():
+    "In float32 the usual formula subtracts nearly equal squares; the reference here is float64."
+    cm = torch.tensor([[4e6, 3.0], [1.0, 2.0]], dtype=torch.float64)
+    expected = exact_mcc(cm.tolist())
+    assert_close(soft_mcc(cm.float()).item(), expected, rtol=1e-5, atol=0)
+    assert_close(soft_mcc(cm).item(), expected, rtol=1e-12, atol=0)
+
+
+def test_mcc_undefined_predictions_cost_one():
+    target, valid, _ = scene(6)
+    logits = torch.zeros(2, 4, 96, 96)
+    logits[:, 0] = 1e4
+    loss, gradient = with_gradient(mcc_loss, logits, target, valid)
+    assert loss == 1
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_mcc_of_a_one_class_target_pushes_towards_it(n_classes):
+    target = torch.ones(1, 8, 8, dtype=torch.int64)
+    valid = torch.ones_like(target, dtype=torch.bool)
+    losses = []
+    for gap in (8.0, 2.0, 0.0, -2.0):
+        logits = torch.zeros(1, n_classes, 8, 8)
+        logits[:, 1] = gap
+        loss, gradient = with_gradient(mcc_loss, logits, target, valid)
+        losses.append(loss.item())
+        assert (gradient[:, 1] < 0).all()
+        assert (gradient[:, 0] > 0).all()
+    assert losses == sorted(losses)
+    assert 0 <= losses[0] < 0.01 < losses[-1] <= 1
+
+
+def test_mcc_descends_from_chance_and_from_collapse():
+    target, valid, _ = scene(7)
+    logits = torch.zeros(2, 4, 96, 96)
+    logits[:, 0] = 5.0
+    logits.requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.5)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = mcc_loss(logits, target, valid)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+def test_soft_confusion_adds_up():
+    target, valid, _ = scene(8)
+    probs = noise((2, 4, 96, 96)).softmax(1)
+    whole = soft_confusion(probs, target, valid)
+    parts = [soft_confusion(probs[i : i + 1], target[i : i + 1], valid[i : i + 1]) for i in range(2)]
+    assert_close(whole, sum(parts))
+    rows = [(valid & (target == k)).sum().float() for k in range(4)]
+    assert_close(whole.sum(1), torch.stack(rows))
+    assert_close(soft_confusion(probs, target.masked_fill(~valid, IGNORE), torch.ones_like(valid)), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked_pixels_change_nothing(name):
+    target, valid, distance = scene(9)
+    logits = noise((2, 4, 96, 96))
+    loss = loss_functions(distance)[name]
+    value, gradient = with_gradient(loss, logits, target, valid)
+    assert not gradient.masked_select(~valid[:, None]).any()
+    assert gradient.masked_select(valid[:, None]).any()
+    hole = ~valid[:, None]
+    dirty = loss_functions(distance.masked_fill(hole, torch.nan))[name]
+    for filling in (torch.nan, torch.inf, -1e30):
+        x = logits.masked_fill(hole, filling)
+        for label, mask in ((3, valid), (IGNORE, torch.ones_like(valid))):
+            found = with_gradient(dirty, x, target.masked_fill(~valid, label), mask)
+            assert_same(found, value, gradient)
+
+
+def assert_same(found, value, gradient):
+    "To the bit: the same sums are formed in the same order."
+    assert torch.equal(found[0], value)
+    assert torch.equal(found[1], gradient)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_to_count_costs_nothing(name):
+    target, valid, distance = scene(10)
+    logits = noise((2, 4, 96, 96))
+    loss = loss_functions(distance)[name]
+    for t, v in ((target, torch.zeros_like(valid)), (torch.full_like(target, IGNORE), valid)):
+        value, gradient = with_gradient(loss, logits, t, v)
+        assert value == 0
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_finite_at_saturation(name, dtype, sign):
+    target, valid, distance = scene(11)
+    logits = sign * 1e4 * (2 * F.one_hot(target, 4).movedim(-1, 1) - 1)
+    value, gradient = with_gradient(loss_functions(distance)[name], logits.to(dtype), target, valid)
+    assert value.isfinite()
+    assert value.dtype == torch.float32
+    assert gradient.isfinite().all()
+    assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, (0.0, 0.5, 1.0, 2.0)])
+def test_focal_gradient_is_finite_when_sure_for_small_gamma(gamma):
+    target, valid, _ = scene(11)
+    logits = 40 * F.one_hot(target, 4).movedim(-1, 1).float()
+    value, gradient = with_gradient(focal_loss, logits, target, valid, gamma)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_changes_nothing(name):
+    target, valid, distance = scene(12)
+    logits = noise((2, 4, 96, 96))
+    loss = loss_functions(distance)[name]
+    plain = with_gradient(loss, logits, target, valid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = with_gradient(loss, logits, target, valid)
+    assert_same(cast, *plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_gradcheck(name, n_classes):
+    generator = torch.Generator().manual_seed(n_classes)
+    shape = (2, n_classes, 3, 4)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, n_classes, (2, 3, 4), generator=generator)
+    valid = torch.rand(2, 3, 4, generator=generator) < 0.8
+    distance = torch.randn(shape, generator=generator, dtype=torch.float64)
+    loss = loss_functions(distance)[name]
+    assert loss(logits, target, valid).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: loss(x, target, valid), (logits,))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_hold_in_float32_over_many_pixels(name):
+    "A batch of a million pixels; the reference is the same loss in float64."
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 4, 512, 512)
+    target = torch.multinomial(torch.tensor(SHARES), 4 * 512 * 512, True, generator=generator)
+    target = target.view(4, 512, 512)
+    valid = torch.ones_like(target, dtype=torch.bool)
+    logits, distance = noise(shape), noise(shape, 1).clamp(-1, 1)
+    loss = loss_functions(distance)[name]
+    expected = loss(logits.double(), target, valid)
+    assert_close(loss(logits, target, valid).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+# --- signed distance
+
+
+def brute_force(label, n_classes, clip, valid):
+    "Signed distance pixel by pixel: to the nearest known pixel on the other side, less half a pixel."
+    known = valid & (label != IGNORE)
+    rows, cols = np.indices(label.shape)
+    maps = np.zeros((n_classes, *label.shape))
+    for k in range(n_classes):
+        for r, c in zip(*np.nonzero(known), strict=True):
+            inside = label[r, c] == k
+            there = known & ((label == k) != inside)
+            d = np.hypot(rows[there] - r, cols[there] - c).min(initial=np.inf) - 0.5
+            maps[k, r, c] = (-1 if inside else 1) * min(d, clip) / clip
+    return maps
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_signed_distance_is_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    label = rng.choice([0, 1, 2, IGNORE], size=(11, 14), p=[0.5, 0.3, 0.15, 0.05]).astype(np.uint8)
+    valid = rng.random(label.shape) < 0.8
+    found = signed_distance(label, 4, clip=3.0, valid=valid)
+    assert found.dtype == np.float32
+    assert found.shape == (4, 11, 14)
+    np.testing.assert_allclose(found, brute_force(label, 4, 3.0, valid), rtol=0, atol=1e-6)
+
+
+def test_signed_distance_limits():
+    nothing, everything = signed_distance(np.full((6, 7), 1, np.uint8), 2)
+    assert (nothing == 1).all()
+    assert (everything == -1).all()
+    assert not signed_distance(np.full((6, 7), IGNORE, np.uint8), 2).any()
+    label = np.ones((6, 7), np.uint8)
+    hole = np.zeros((6, 7), bool)
+    hole[2:4, 2:4] = True
+    label[hole] = 0  # the label under a cloud says background, but makes no edge
+    assert (signed_distance(label, 2, valid=~hole)[1][~hole] == -1).all()
+    assert (signed_distance(label, 2)[1][~hole] > -1).all()
+
+
+def test_signed_distance_of_a_cropped_tile_knows_the_edge_outside_the_crop():
+    label = np.zeros((64, 64), np.uint8)
+    label[:, 40:] = 1
+    whole = signed_distance(label, 2)[:, :32, :32]
+    assert (signed_distance(label[:32, :32], 2)[1] == 1).all()
+    assert whole[1].min() == pytest.approx(8.5 / 32)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"label": np.zeros((1, 4, 4), np.uint8)}, {"clip": 0.0}, {"valid": np.ones((4, 5), bool)}]
+)
+def test_signed_distance_errors(kwargs):
+    with pytest.raises(ValueError, match="expected one"):
+        signed_distance(**{"label": np.zeros((4, 4), np.uint8), "n_classes": 2} | kwargs)
+
+
+def test_boundary_is_the_plain_sum():
+    target, valid, distance = scene(13)
+    logits = noise((2, 4, 96, 96))
+    expected = (logits.softmax(1) * distance).sum(1)[valid].mean()
+    assert_close(boundary_loss(logits, target, valid, distance), expected)
+
+
+def test_boundary_charges_far_errors_more():
+    target = torch.zeros(1, 64, 64, dtype=torch.int64)
+    target[:, 24:40, 24:40] = 1
+    valid = torch.ones_like(target, dtype=torch.bool)
+    distance = torch.from_numpy(signed_distance(target[0].numpy(), 2))[None]
+    costs = []
+    for column in (40, 48, 60):
+        guess = target.clone()
+        guess[:, 30:34, column : column + 4] = 1
+        logits = 20 * F.one_hot(guess, 2).movedim(-1, 1).float()
+        costs.append(boundary_loss(logits, target, valid, distance).item())
+    assert costs[0] < costs[1] < costs[2]
+
+
+# --- modules and hostile input
+
+
+def test_modules_are_the_functions():
+    target, valid, distance = scene(14)
+    logits = noise((2, 4, 96, 96))
+    args = (logits, target, valid)
+    assert FocalLoss(1.5)(*args) == focal_loss(*args, 1.5)
+    assert DiceLoss()(*args) == dice_loss(*args)
+    assert MCCLoss()(*args) == mcc_loss(*args)
+    assert BoundaryLoss()(*args, distance) == boundary_loss(*args, distance)
+
+
+def test_combined_is_the_weighted_sum():
+    target, valid, distance = scene(15)
+    logits = noise((2, 4, 96, 96)).requires_grad_()
+    weights = {"focal": 0.1, "dice": 0.2, "mcc": 0.3, "boundary": 0.4}
+    total, terms = CombinedLoss(weights, 4, focal_gamma=(2, 2, 1, 0))(logits, target, valid, distance)
+    assert list(terms) == list(weights)
+    assert not any(v.requires_grad for v in terms.values())
+    assert terms["focal"] == focal_loss(logits, target, valid, (2, 2, 1, 0))
+    assert_close(total, sum(w * terms[n] for n, w in weights.items()))
+    total.backward()
+    assert logits.grad.any()
+
+
+def test_combined_leaves_out_terms_without_weight(monkeypatch):
+    target, valid, _ = scene(15)
+    logits = noise((2, 4, 96, 96))
+    monkeypatch.setattr(DiceLoss, "forward", lambda *args: pytest.fail("a term with weight 0 was computed"))
+    total, terms = CombinedLoss({"mcc": 1.0, "dice": 0.0, "boundary": 0}, 4)(logits, target, valid)
+    assert set(terms) == {"mcc"}
+    assert total == mcc_loss(logits, target, valid)
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        ({"mmc": 1.0}, "did you mean 'mcc'"),
+        ({"mcc": -0.1, "dice": 1.0}, "mcc = -0.1"),
+        ({"mcc": math.nan}, "finite"),
+        ({"mcc": math.inf}, "finite"),
+        ({"mcc": 0.0, "dice": 0}, "at least one"),
+        ({}, "at least one"),
+    ],
+)
+def test_combined_weight_errors(weights, match):
+    with pytest.raises(ValueError, match=match):
+        CombinedLoss(weights, 4)
+
+
+def test_combined_input_errors():
+    target, valid, distance = scene(16)
+    logits = noise((2, 4, 96, 96))
+    with pytest.raises(ValueError, match="no distance came with the batch"):
+        CombinedLoss({"boundary": 0.5}, 4)(logits, target, valid)
+    with pytest.raises(ValueError, match="distance: found"):
+        CombinedLoss({"boundary": 0.5}, 4)(logits, target, valid, distance[:, :3])
+    with pytest.raises(ValueError, match="found 4 classes, expected 2"):
+        CombinedLoss({"mcc": 1.0}, 2)(logits, target, valid)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x, t, v: (x[0], t, v), "logits"),
+        (lambda x, t, v: (x[:, :1], t, v), "C >= 2"),
+        (lambda x, t, v: (x.long(), t, v), "floating point"),
+        (lambda x, t, v: (x, t[:, None], v), "target: found"),
+        (lambda x, t, v: (x, t[:1], v), "target: found"),
+        (lambda x, t, v: (x, t.to(torch.uint8), v), "target: found torch.uint8"),
+        (lambda x, t, v: (x, t, v.float()), "valid: found torch.float32"),
+        (lambda x, t, v: (x, t, v[:, :5]), "valid: found"),
+        (lambda x, t, v: (x, 85 * t, v), "class indices \\[85"),
+        (lambda x, t, v: (x, t - 1, v), "class indices \\[-1\\]"),
+    ],
+)
+def test_input_errors(name, change, match):
+    target, valid, distance = scene(16)
+    with pytest.raises(ValueError, match=match):
+        loss_functions(distance)[name](*change(noise((2, 4, 96, 96)), target, valid))

@@ -1,0 +1,94 @@
+"""train.ipynb as papermill and JupyterLab run it, on a project folder of its own with tiny tiles."""
+
+import json
+import shutil
+from pathlib import Path
+
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from glacier_nb.config import ConfigError, load_config
+from glacier_nb.demo import make_demo
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 2},
+    **{"n_folds": 3, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A project's root with train.ipynb and nine small tiles."
+    root = tmp_path_factory.mktemp("project")
+    (root / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs/train.ipynb", root / "nbs")
+    shutil.copy(ROOT / "settings.ini", root)
+    make_demo(root / "data/demo", n_tiles=9, size=96, seed=3)
+    return root
+
+
+def train(root: Path, cwd: Path, **parameters) -> Path:
+    "Run the notebook; its output file."
+    out = root / f"{parameters.get('run', 'out')}.ipynb"
+    papermill.execute_notebook(
+        root / "nbs/train.ipynb", out, {**TINY, **parameters}, cwd=cwd, progress_bar=False
+    )
+    return out
+
+
+def metrics(root: Path, run: str) -> dict:
+    "The metrics of a run without its duration."
+    found = json.loads((root / "outputs" / run / "metrics.json").read_text())
+    return {k: v for k, v in found.items() if k != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def first(project):
+    "The first run, from the project's root as papermill runs it."
+    return train(project, project, run="first")
+
+
+def test_run_folder_is_complete(project, first):
+    folder = project / "outputs/first"
+    names = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json", "figures"}
+    assert names == {p.name for p in folder.iterdir()}
+    keys = {"mcc", "mcc_valid", "ci95", "per_class", "per_tile", "baseline_mcc", "seconds"}
+    assert keys <= set(json.loads((folder / "metrics.json").read_text()))
+    assert len((folder / "history.jsonl").read_text().splitlines()) == TINY["epochs"]
+    assert load_config(folder / "config.json").epochs == TINY["epochs"]
+
+
+def test_same_seed_same_metrics_from_jupyterlab(project, first):
+    train(project, project / "nbs", run="second")
+    assert metrics(project, "first") == metrics(project, "second")
+
+
+def test_output_is_not_flooded(first):
+    assert first.stat().st_size < 5e6
+    cells = json.loads(first.read_text())["cells"]
+    streams = [
+        "".join(o["text"]) for c in cells for o in c.get("outputs", []) if o["output_type"] == "stream"
+    ]
+    assert sum(text.count("\n") for text in streams) < 40
+    assert not [text for text in streams if "\r" in text]
+
+
+def test_unknown_parameter_stops_with_the_nearest_name(project):
+    with pytest.raises(PapermillExecutionError, match="did you mean 'mcc_weight'"):
+        train(project, project, mcc_wieght=1)
+    assert not (project / "outputs/demo").exists()
+
+
+def test_run_that_exists_is_not_overwritten(project, first):
+    before = metrics(project, "first")
+    with pytest.raises(PapermillExecutionError, match=r"already holds a run.*resume=True"):
+        train(project, project, run="first", seed=5)
+    assert metrics(project, "first") == before
+
+
+def test_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"lr": ')
+    with pytest.raises(ConfigError, match=r"config\.json is not a config"):
+        load_config(tmp_path / "config.json")
