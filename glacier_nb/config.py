@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'CLASSES', 'BINARY_CLASSES', 'LABEL_CODES', 'BINARY_CODES', 'IGNORE', 'SR_SCALE', 'SR_OFFSET', 'ST_SCALE',
-           'ST_OFFSET', 'DEFAULT_LOSS_WEIGHTS', 'project_root', 'ConfigError', 'numbers', 'TrainConfig', 'loss_weights',
-           'parameter_table', 'check_names', 'from_namespace', 'written_whole', 'write_text', 'save_config',
-           'load_config', 'data_path', 'run_path']
+           'ST_OFFSET', 'DEFAULT_LOSS_WEIGHTS', 'ConfigError', 'numbers', 'TrainConfig', 'loss_weights',
+           'parameter_table', 'check_names', 'from_namespace', 'save_config', 'load_config', 'data_path', 'run_path']
 
-# %% ../nbs/00_config.ipynb #6e7731a0
+# %% ../nbs/00_config.ipynb #d9bf7f85
 import json
 import math
 import os
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
+
+from .paths import project_root, write_text
 
 # %% ../nbs/00_config.ipynb #1edce2ee
 BANDS = ("B2", "B3", "B4", "B6", "B10")  # Landsat-8 blue, green, red, SWIR, thermal: the channels
@@ -30,15 +30,6 @@ IGNORE = 255  # class index inside: counts in no loss, no metric and no sampler
 # %% ../nbs/00_config.ipynb #b97973cc
 SR_SCALE, SR_OFFSET = 2.75e-5, -0.2  # surface reflectance = DN * scale + offset, B2 ... B6
 ST_SCALE, ST_OFFSET = 0.00341802, 149.0  # surface temperature in kelvin = DN * scale + offset, B10
-
-# %% ../nbs/00_config.ipynb #c97b61cd
-def project_root(
-    start: str | os.PathLike | None = None,  # where to begin; the working directory if None
-) -> Path:  # the project's root, or `start` itself outside a project
-    "Find the project's root from any folder inside it."
-    start = Path(start or Path.cwd()).resolve()
-    inside = [p for p in (start, *start.parents) if (p / "settings.ini").is_file() and (p / "nbs").is_dir()]
-    return inside[0] if inside else start
 
 # %% ../nbs/00_config.ipynb #fc9bb8b0
 class ConfigError(ValueError):
@@ -204,7 +195,7 @@ def _check_together(cfg: TrainConfig) -> None:
     )
     loss_weights(cfg)
 
-# %% ../nbs/00_config.ipynb #afc015f4
+# %% ../nbs/00_config.ipynb #c5cddc69
 DEFAULT_LOSS_WEIGHTS = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})
 
 
@@ -219,7 +210,7 @@ def loss_weights(
     if open_names and rest < -1e-9:
         found = ", ".join(f"{name}_weight = {w:g}" for name, w in given.items() if w is not None)
         raise ConfigError(
-            f"{found}: these leave less than nothing of 1 for {', '.join(f'{n}_weight' for n in open_names)}: "
+            f"{found}: less than nothing of 1 is left for {', '.join(f'{n}_weight' for n in open_names)}: "
             "expected a sum of at most 1, or all four given"
         )
     if not open_names and not any(given.values()):
@@ -275,31 +266,7 @@ def from_namespace(
     check_names(values)
     return TrainConfig(**values)
 
-# %% ../nbs/00_config.ipynb #58dcbb3b
-@contextmanager
-def written_whole(
-    path: str | os.PathLike,  # file that shall exist afterwards
-):  # context with the temporary path to write to
-    "Write to a temporary name and rename it at the end; after an error nothing is left behind."
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(
-    path: str | os.PathLike,  # file to write
-    text: str,  # its whole content
-) -> Path:
-    "Write a text file whole or not at all."
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
-
-
+# %% ../nbs/00_config.ipynb #63169986
 def save_config(
     cfg: TrainConfig,  # any config
     path: str | os.PathLike,  # JSON file to write

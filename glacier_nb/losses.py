@@ -37,7 +37,7 @@ def _check(logits: Tensor, target: Tensor, valid: Tensor) -> None:
                 f"logits {tuple(logits.shape)}; convert with .to({dtype}) or drop an axis with .squeeze(1)"
             )
 
-# %% ../nbs/07_losses.ipynb #16c9bd4d
+# %% ../nbs/07_losses.ipynb #c5a49e1c
 def _counted(logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "Full-precision logits, target and mask; what does not count is 0 in all three."
     _check(logits, target, valid)
@@ -52,7 +52,7 @@ def _counted(logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Ten
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return wide.masked_fill(~mask[:, None], 0), target, mask
 
-
+# %% ../nbs/07_losses.ipynb #7f5ff0ae
 def _contract(loss):
     "Give `loss` checked inputs in full precision and a `valid` that is true for just the pixels that count."
 
@@ -116,7 +116,7 @@ def dice_loss(
     dice = 2 * confusion.diagonal() / (truth + predicted).clamp_min(torch.finfo(confusion.dtype).tiny)
     return _mean(1 - dice, truth > 0)
 
-# %% ../nbs/07_losses.ipynb #e661c2c0
+# %% ../nbs/07_losses.ipynb #6665454c
 ONE_CLASS_PRIOR = 0.05  # right pixels assumed per class, as a share, when the target has one class only
 
 
@@ -137,7 +137,7 @@ def soft_mcc(
     tn = (off[:, :, None] * shares * off[:, None, :]).sum((1, 2))
     return (tp * tn - fp * fn).sum() / (_spread(shares.sum(1), off) * _spread(shares.sum(0), off))
 
-
+# %% ../nbs/07_losses.ipynb #bdce8776
 @_contract
 def mcc_loss(
     logits: Tensor,  # (B, C, H, W) any floating type
@@ -147,14 +147,14 @@ def mcc_loss(
     "1 - R_K of the soft confusion matrix of the whole batch (Gorodkin, 2004)."
     return (1 - soft_mcc(soft_confusion(logits.softmax(1), target, valid))) * valid.any()
 
-# %% ../nbs/07_losses.ipynb #8660f79e
+# %% ../nbs/07_losses.ipynb #06c0354e
 def _edge_distance(mask: np.ndarray, clip: float) -> np.ndarray:
     "Pixels from outside of `mask` to its nearest edge, at most `clip`; `clip` everywhere for an empty mask."
     if not mask.any():
         return np.full(mask.shape, clip)
     return (distance_transform_edt(~mask) - 0.5).clip(max=clip)
 
-
+# %% ../nbs/07_losses.ipynb #c779d6ce
 def signed_distance(
     label: np.ndarray,  # (H, W) class index, 255 = ignore; a whole tile, so that crops know of edges beyond
     n_classes: int,  # number of classes
@@ -192,7 +192,7 @@ def boundary_loss(
     distance = distance.to(logits.dtype).masked_fill(~valid[:, None], 0)
     return _mean((logits.softmax(1) * distance).sum(1), valid)
 
-# %% ../nbs/07_losses.ipynb #f31f4188
+# %% ../nbs/07_losses.ipynb #669c1de4
 class FocalLoss(nn.Module):
     "Module of `focal_loss`."
 
@@ -210,7 +210,7 @@ class DiceLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         return dice_loss(logits, target, valid)
 
-
+# %% ../nbs/07_losses.ipynb #3438df17
 class MCCLoss(nn.Module):
     "Module of `mcc_loss`."
 

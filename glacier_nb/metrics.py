@@ -82,7 +82,7 @@ class ConfusionMatrix:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self.counts.astype(dtype or np.int64)
 
-# %% ../nbs/08_metrics.ipynb #b6bbe8a5
+# %% ../nbs/08_metrics.ipynb #dd6102f3
 def _matrix(cm) -> np.ndarray:
     "Square matrix of Python integers; raises ValueError for anything that is not one of counts."
     cm = np.asarray(cm)
@@ -104,7 +104,7 @@ def _rk_parts(cm: np.ndarray) -> tuple:
         total * total - (pred * pred).sum(-1),
     )
 
-
+# %% ../nbs/08_metrics.ipynb #8d4e7265
 def mcc_defined(
     cm,  # (C, C) counts, array or ConfusionMatrix
 ) -> bool:  # False where truth or prediction has one class only, or nothing was counted
@@ -120,12 +120,12 @@ def mcc(
     covariance, var_truth, var_pred = _rk_parts(_matrix(cm))
     return covariance / math.sqrt(var_truth * var_pred) if var_truth and var_pred else 0.0
 
-# %% ../nbs/08_metrics.ipynb #8c456714
+# %% ../nbs/08_metrics.ipynb #5b070db9
 def _ratio(top: int, bottom: int) -> float:
     "Quotient of two integers, NaN over 0."
     return top / bottom if bottom else math.nan
 
-
+# %% ../nbs/08_metrics.ipynb #e3bfc61c
 def class_table(
     cm,  # (C, C) counts, array or ConfusionMatrix
     classes: Sequence[str],  # C names, in the order of the class indices
@@ -181,7 +181,7 @@ def tile_table(
             rows[tile] |= {"valid_pixels": int(np.asarray(cm).sum())}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("tile")
 
-# %% ../nbs/08_metrics.ipynb #26f64ec7
+# %% ../nbs/08_metrics.ipynb #cc7ea7d3
 def _mcc_many(cms: np.ndarray) -> np.ndarray:
     "MCC of float64 matrices (n, C, C), 0 where undefined."
     covariance, var_truth, var_pred = _rk_parts(cms)
@@ -200,7 +200,7 @@ def bootstrap_mcc(
     drawn = np.random.default_rng(seed).multinomial(tiles, np.full(tiles, 1 / tiles), size=n)
     return _mcc_many((drawn @ stack.reshape(tiles, -1)).reshape(n, *stack.shape[1:]))
 
-
+# %% ../nbs/08_metrics.ipynb #1421ea3c
 def bootstrap_ci(
     cms: Sequence[np.ndarray],  # one (C, C) matrix of counts per tile
     n: int = 2000,  # draws
@@ -215,7 +215,7 @@ def bootstrap_ci(
     low, high = np.quantile(bootstrap_mcc(cms, n, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../nbs/08_metrics.ipynb #ade4a9c1
+# %% ../nbs/08_metrics.ipynb #5e5d5ea7
 def _plain(value):
     "The value in types that JSON knows: NaN becomes None, numpy scalars and tuples become Python's own."
     if isinstance(value, Mapping):
@@ -225,7 +225,7 @@ def _plain(value):
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and math.isnan(value) else value
 
-
+# %% ../nbs/08_metrics.ipynb #66489c2a
 def summary(
     cms_all: Mapping[str, np.ndarray],  # tile id -> (C, C) counts of all pixels
     cms_valid: Mapping[str, np.ndarray],  # tile id -> (C, C) counts of the valid pixels

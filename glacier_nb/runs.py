@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RunError', 'read_metrics', 'run_table', 'verdict', 'show_run']
 
-# %% ../nbs/16_runs.ipynb #9fdf8bce
+# %% ../nbs/16_runs.ipynb #c4bfdc12
 import json
 import os
 from pathlib import Path
 
 import pandas as pd
 
-from .config import project_root
+from .paths import project_root
 
 # %% ../nbs/16_runs.ipynb #bfd6aa25
 class RunError(ValueError):

@@ -6,7 +6,7 @@
 __all__ = ['SplitError', 'placed', 'pixel_box', 'touching', 'class_pixels', 'spatial_folds', 'fold_table', 'gap_to', 'split',
            'LeakageError', 'leakage_audit', 'check_split']
 
-# %% ../nbs/04a_splits.ipynb #f08913f4
+# %% ../nbs/04a_splits.ipynb #d95ecf37
 import hashlib
 import re
 from collections import Counter
@@ -15,13 +15,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from affine import Affine
-from rasterio.transform import array_bounds
+from rasterio.transform import array_bounds, rowcol
 from rasterio.warp import transform_bounds
 
 from .bands import Tile
 from .config import IGNORE
 
-# %% ../nbs/04a_splits.ipynb #9c2b0e3b
+# %% ../nbs/04a_splits.ipynb #84c1a144
 class SplitError(ValueError):
     "Tiles cannot be split by place; the message says which, why, and how to mend it."
 
@@ -40,14 +40,14 @@ def placed(
     if len(lost) < len(tiles) or not all(grid) or len({t.valid.shape for t in tiles}) > 1:
         raise SplitError(
             f"no place is known for {', '.join(lost[:6])}{' ...' if len(lost) > 6 else ''}: "
-            "expected every tile to be georeferenced, or all of one size with ids like 02_07 (row and column on their grid). "
-            "To mend: georeference the files, or rename them by row and column"
+            "expected every tile to be georeferenced, or all of one size with ids like 02_07 (row and column "
+            "on their grid). To mend: georeference the files, or rename them by row and column"
         )
     h, w = tiles[0].valid.shape
     at = [Affine.translation(int(g[2]) * w, int(g[1]) * h) for g in grid]
     return [replace(t, transform=a) for t, a in zip(tiles, at, strict=True)]
 
-# %% ../nbs/04a_splits.ipynb #75b54e5d
+# %% ../nbs/04a_splits.ipynb #fc9ca8fb
 def pixel_box(
     tile: Tile,  # whose pixels are the unit
     other: Tile,  # whose outline is wanted, in any coordinate system
@@ -56,9 +56,8 @@ def pixel_box(
     west, south, east, north = array_bounds(*other.valid.shape, other.transform)
     if other.crs != tile.crs and other.crs and tile.crs:
         west, south, east, north = transform_bounds(other.crs, tile.crs, west, south, east, north)
-    corners = [~tile.transform * (x, y) for x in (west, east) for y in (south, north)]
-    cols, rows = zip(*corners, strict=True)
-    return tuple(round(v, 3) for v in (min(rows), min(cols), max(rows), max(cols)))
+    rows, cols = rowcol(tile.transform, [west, west, east, east], [south, north] * 2, op=np.asarray)
+    return tuple(round(float(v), 3) for v in (min(rows), min(cols), max(rows), max(cols)))
 
 # %% ../nbs/04a_splits.ipynb #b88d7cb3
 def touching(
@@ -146,7 +145,7 @@ def fold_table(
         rows[k] = counts | shares
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="fold"))
 
-# %% ../nbs/04a_splits.ipynb #72a0c943
+# %% ../nbs/04a_splits.ipynb #e7d0ca5b
 def gap_to(
     tile: Tile,  # whose pixels are measured
     other: Tile,  # the tile to keep away from
@@ -162,13 +161,24 @@ def gap_to(
     return gap(h, top, bottom)[:, None], gap(w, left, right)[None]
 
 
+def _buffered(tile: Tile, val: list[Tile], buffer: int) -> np.ndarray:
+    "The tile's label with the pixels nearer than `buffer` to a validation tile ignored."
+    label = tile.label.copy()
+    for other in val:
+        rows, cols = gap_to(tile, other)
+        label[np.maximum(rows, cols) < buffer] = IGNORE
+    return label
+
+# %% ../nbs/04a_splits.ipynb #a202a546
 def split(
     tiles: list[Tile],  # all labelled tiles
-    folds: dict[str, int],  # of `spatial_folds`
     fold: int,  # the one held out
+    n_folds: int = 5,  # how many there are
     buffer: int = 32,  # pixels between any training label and any validation tile
+    folds: dict[str, int] | None = None,  # tile id -> fold; None: those of `spatial_folds`
 ) -> tuple[list[Tile], list[Tile]]:  # training tiles, with labels ignored near validation; validation tiles
     "Training and validation tiles of one fold. Raises `SplitError` when no training label is left."
+    folds = spatial_folds(tiles, n_folds) if folds is None else folds
     if fold not in folds.values():
         raise SplitError(f"fold {fold} does not exist: expected one of {sorted(set(folds.values()))}")
     blank = [t.id for t in tiles if t.label is None]
@@ -187,16 +197,7 @@ def split(
     own = {t.id: t for t in tiles}
     return [replace(own[i], label=label) for i, label in kept.items()], [own[t.id] for t in val]
 
-
-def _buffered(tile: Tile, val: list[Tile], buffer: int) -> np.ndarray:
-    "The tile's label with the pixels nearer than `buffer` to a validation tile ignored."
-    label = tile.label.copy()
-    for other in val:
-        rows, cols = gap_to(tile, other)
-        label[np.maximum(rows, cols) < buffer] = IGNORE
-    return label
-
-# %% ../nbs/04a_splits.ipynb #b4f7ee23
+# %% ../nbs/04a_splits.ipynb #c4f42c0b
 class LeakageError(ValueError):
     "Training knows something about validation pixels that it must not know."
 
@@ -231,7 +232,7 @@ def leakage_audit(
             found += [{"train": t.id, "val": v.id} | pair] if pair else []
     return pd.DataFrame(found, columns=["train", "val", "kind", "gap", "pixels"])
 
-
+# %% ../nbs/04a_splits.ipynb #92022ae1
 def check_split(
     train: list[Tile],  # training tiles as they are used
     val: list[Tile],  # validation tiles

@@ -11,11 +11,10 @@ from glacier_nb.config import (
     from_namespace,
     load_config,
     loss_weights,
-    project_root,
     run_path,
     save_config,
-    written_whole,
 )
+from glacier_nb.paths import project_root, written_whole
 
 WRONG_TYPE = {"int": 0.5, "float": "fast", "bool": 1, "str": 7, "float | None": "half", "str | None": 3}
 

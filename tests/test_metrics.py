@@ -277,6 +277,10 @@ def test_bootstrap_is_deterministic_and_ordered():
     assert low < mcc(sum(cms)) < high
     narrow = bootstrap_ci(cms, level=0.5)
     assert low < narrow[0] < narrow[1] < high
+    draws = bootstrap_mcc(cms)
+    for level, (start, end) in ((0.95, (low, high)), (0.5, narrow)):
+        assert np.mean(draws < start) == pytest.approx((1 - level) / 2, abs=1e-3)
+        assert np.mean(draws > end) == pytest.approx((1 - level) / 2, abs=1e-3)
     assert isinstance(low, float)
 
 

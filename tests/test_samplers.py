@@ -1,0 +1,201 @@
+"""Samplers against brute force, on sets with holes, odd sizes and missing classes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from glacier_nb.bands import Tile
+from glacier_nb.config import BINARY_CLASSES, CLASSES, IGNORE
+from glacier_nb.data import BandStats, TileSet
+from glacier_nb.samplers import (
+    PixelCrops,
+    PixelIndex,
+    RandomCrops,
+    SamplerError,
+    WeightedTiles,
+    class_shares,
+    draw_fractions,
+    make_sampler,
+    spread,
+)
+
+STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
+
+
+def make_tile(name, seed=0, shape=(48, 64), classes=CLASSES):
+    "A tile of noise: few lakes, holes, and ignored labels."
+    rng = np.random.default_rng(seed)
+    label = rng.choice(4, shape, p=(0.7, 0.25, 0.045, 0.005)).astype(np.uint8) % len(classes)
+    label[rng.random(shape) < 0.05] = IGNORE
+    bands = rng.normal(size=(5, *shape)).astype(np.float32)
+    return Tile(name, bands, rng.random(shape) > 0.3, label, None, None, classes)
+
+
+@pytest.fixture
+def tiles():
+    return [make_tile(f"t{k}", k, shape) for k, shape in enumerate([(48, 64), (64, 64), (80, 50)])]
+
+
+@pytest.fixture
+def tileset(tiles):
+    return TileSet.build(tiles, STATS)
+
+
+def test_index_lists_exactly_the_used_pixels_of_each_class(tiles, tileset):
+    index = PixelIndex(tileset)
+    for c in range(-1, 4):
+        used = [t.valid & ((t.label != IGNORE) if c == -1 else (t.label == c)) for t in tiles]
+        expected = np.concatenate([np.c_[np.full(u.sum(), i), np.argwhere(u)] for i, u in enumerate(used)])
+        assert index.ends[-1, c] == len(expected)
+        np.testing.assert_array_equal(index.locate(c, np.arange(len(expected))), expected)
+
+
+def test_spread_puts_one_point_in_each_stratum():
+    points = spread(np.random.default_rng(0), 50)
+    np.testing.assert_array_equal(np.sort((points * 50).astype(int)), np.arange(50))
+    assert spread(np.random.default_rng(0), 0).size == 0
+
+
+@pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
+@pytest.mark.parametrize("size", [8, 33, 64, 100])
+def test_positions_repeat_and_differ_by_epoch_and_seed(tileset, kind, size):
+    sampler = make_sampler(kind, tileset, size, n=40, seed=3)
+    first = sampler.positions(2)
+    assert first.shape == (40, 3)
+    assert np.issubdtype(first.dtype, np.integer)
+    np.testing.assert_array_equal(make_sampler(kind, tileset, size, n=40, seed=3).positions(2), first)
+    assert (sampler.positions(1) != first).any()
+    assert (make_sampler(kind, tileset, size, n=40, seed=4).positions(2) != first).any()
+
+
+@pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
+def test_crops_lie_inside_where_they_fit_and_always_show_a_label(tileset, kind):
+    for size in (8, 48):
+        for i, row, col in make_sampler(kind, tileset, size, n=300).positions(0).tolist():
+            height, width = tileset.shapes[i]
+            assert 0 <= row <= height - size
+            assert 0 <= col <= width - size
+            view = tileset.crop(i, row, col, size)
+            assert (view["valid"] & (view["label"] != IGNORE)).any()
+
+
+def test_a_crop_larger_than_its_tile_is_centred(tileset):
+    for i, row, col in RandomCrops(tileset, 100, 30).positions(0).tolist():
+        height, width = tileset.shapes[i]
+        assert (row, col) == ((height - 100) // 2, (width - 100) // 2)
+
+
+def test_random_crops_visit_tiles_by_their_labelled_pixels(tiles, tileset):
+    used = np.array([(t.valid & (t.label != IGNORE)).sum() for t in tiles])
+    drawn = np.bincount(RandomCrops(tileset, 8, 500).positions(0)[:, 0], minlength=3)
+    np.testing.assert_allclose(drawn, 500 * used / used.sum(), atol=1.01)
+
+
+def test_no_crop_count_means_one_a_tile(tileset):
+    assert len(RandomCrops(tileset, 16).positions(0)) == 3
+
+
+def test_whole_tiles_come_once_each_and_need_one_size(tiles, tileset):
+    equal = TileSet.build([replace(tiles[0], id=f"t{k}") for k in range(7)], STATS)
+    positions = RandomCrops(equal, 0).positions(5)
+    assert sorted(positions[:, 0]) == list(range(7))
+    assert not positions[:, 1:].any()
+    for kind in ("weighted", "pixel"):
+        assert not make_sampler(kind, equal, 0, 9).positions(0)[:, 1:].any()
+    with pytest.raises(
+        SamplerError, match=r"whole tiles .* sizes are \[\(48, 64\), \(64, 64\), \(80, 50\)\]"
+    ):
+        RandomCrops(tileset, 0)
+
+
+def test_pixel_crops_draw_classes_by_their_fractions_and_contain_them(tileset):
+    fractions = (0.1, 0.2, 0.3, 0.4)
+    for c, share in enumerate(fractions):
+        only = tuple(float(k == c) for k in range(4))
+        sampler = PixelCrops(tileset, 9, 50, class_fractions=only, jitter=1.0)
+        crops = [tileset.crop(*p, 9) for p in sampler.positions(0).tolist()]
+        assert all(((v["label"] == c) & v["valid"]).any() for v in crops)
+        centred = PixelCrops(tileset, 1, 200, class_fractions=fractions, jitter=0.0)
+        shown = [tileset.crop(*p, 1)["label"].item() for p in centred.positions(0).tolist()]
+        assert shown.count(c) == round(200 * share)
+
+
+def test_jitter_moves_the_pixel_over_the_asked_part_of_the_crop(tiles):
+    label = np.zeros_like(tiles[1].label)
+    label[32, 32] = 1
+    lone = TileSet.build([replace(tiles[1], label=label, valid=np.ones_like(tiles[1].valid))], STATS)
+    for jitter, reach in ((0.0, 0), (0.5, 4), (1.0, 8)):
+        sampler = PixelCrops(lone, 16, 400, class_fractions=(0, 1, 0, 0), jitter=jitter)
+        shift = 32 - 8 - sampler.positions(0)[:, 1:]
+        assert max(reach - 1, 0) <= abs(shift).max() <= reach
+
+
+def test_default_fractions_follow_the_square_root_and_skip_absent_classes(tiles):
+    dry = TileSet.build(
+        [replace(t, label=np.where(t.label == 3, 0, t.label).astype(np.uint8)) for t in tiles], STATS
+    )
+    sampler = PixelCrops(dry, 16, 64)
+    pixels, fractions = sampler.index.ends[-1, :-1], draw_fractions(sampler.index)
+    np.testing.assert_allclose(fractions, np.sqrt(pixels) / np.sqrt(pixels).sum())
+    assert fractions[3] == 0
+    assert len(sampler.positions(0)) == 64
+    with pytest.raises(SamplerError, match="no training pixel of lake"):
+        PixelCrops(dry, 16, 64, class_fractions=(0.2, 0.2, 0.2, 0.4))
+    assert len(PixelCrops(dry, 16, 64, class_fractions=(0.5, 0.25, 0.25, 0)).positions(0)) == 64
+
+
+@pytest.mark.parametrize("bad", [(1.0,), (0.5, 0.5, 0.5, 0.5), (1.5, -0.5, 0, 0), (np.nan, 0.5, 0.5, 0)])
+def test_fractions_that_make_no_sense_are_refused(tileset, bad):
+    with pytest.raises(SamplerError, match="class_fractions"):
+        PixelCrops(tileset, 16, 64, class_fractions=bad)
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 1.1, float("nan")])
+def test_jitter_out_of_range_is_refused(tileset, jitter):
+    with pytest.raises(SamplerError, match="jitter"):
+        PixelCrops(tileset, 16, 64, jitter=jitter)
+
+
+def test_weights_are_the_product_of_the_boosts(tiles):
+    labels = [np.zeros_like(tiles[0].label) for _ in range(4)]
+    labels[1][0, 0], labels[2][0, 0] = 2, 3
+    labels[3][0, :2] = 2, 3
+    full = np.ones_like(tiles[0].valid)
+    tileset = TileSet.build(
+        [replace(tiles[0], id=f"t{k}", label=x, valid=full) for k, x in enumerate(labels)], STATS
+    )
+    np.testing.assert_allclose(WeightedTiles(tileset, 16, 9).weights(), np.array([1, 8, 15, 120]) / 144)
+    sampler = WeightedTiles(tileset, 16, 300, boosts={"debris": 2, "lake": 0})
+    np.testing.assert_array_equal(np.bincount(sampler.positions(0)[:, 0], minlength=4), [100, 200, 0, 0])
+
+
+def test_tiles_without_a_used_pixel_are_never_drawn(tiles):
+    blank = replace(tiles[0], id="blank", label=np.full_like(tiles[0].label, IGNORE))
+    tileset = TileSet.build([blank, *tiles, replace(blank, id="also")], STATS)
+    for kind in ("random", "weighted", "pixel"):
+        assert set(make_sampler(kind, tileset, 16, 200).positions(0)[:, 0]) <= {1, 2, 3}
+    with pytest.raises(SamplerError, match="no labelled valid pixel"):
+        RandomCrops(TileSet.build([blank], STATS), 16, 4)
+
+
+def test_weighting_needs_a_class_to_weight_by(tiles):
+    binary = TileSet.build([make_tile("b", classes=BINARY_CLASSES)], STATS)
+    with pytest.raises(SamplerError, match=r"boosts for lake, debris, .* background, glacier"):
+        make_sampler("weighted", binary, 16, 4)
+    for boosts in ({"debris": -1.0}, {"debris": 0, "lake": 0, "background": 0}):
+        with pytest.raises(SamplerError, match="leave no tile"):
+            WeightedTiles(TileSet.build(tiles, STATS), 16, 4, boosts=boosts)
+
+
+def test_class_shares_count_what_the_crops_hold(tileset):
+    positions = np.array([[0, 0, 0], [2, -5, 20], [1, 40, 40]])
+    views = [tileset.crop(*p, 30) for p in positions.tolist()]
+    used = np.concatenate([np.where(v["valid"], v["label"], IGNORE).ravel() for v in views])
+    expected = [*(np.mean(used[used != IGNORE] == c) for c in range(4)), np.mean(used == IGNORE)]
+    np.testing.assert_allclose(class_shares(tileset, positions, 30), expected)
+
+
+def test_unknown_sampler_is_named(tileset):
+    with pytest.raises(SamplerError, match="'balanced' is unknown: expected random, weighted or pixel"):
+        make_sampler("balanced", tileset, 16)
