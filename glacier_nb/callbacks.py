@@ -61,7 +61,7 @@ def save_checkpoint(
         torch.save(state, temporary)
     return path
 
-# %% ../nbs/12a_callbacks.ipynb #a0a7ab95
+# %% ../nbs/12a_callbacks.ipynb #5a37bbfd
 class RunFolder(Callback):
     "Writes config, history and checkpoints; resumes from `last.pt`."
 
@@ -132,9 +132,7 @@ def read_checkpoint(
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise WeightsError(
-            f"{path}: not a checkpoint of this project ({type(e).__name__}: {str(e).splitlines()[0]})"
-        ) from e
+        raise WeightsError(f"{path}: not a checkpoint of this project ({type(e).__name__})") from e
 
 # %% ../nbs/12a_callbacks.ipynb #9ab48424
 class EarlyStop(Callback):
@@ -218,11 +216,12 @@ def epoch_line(
     end = f"lr {record['lr']:.1e}  {record['seconds']:.0f} s"
     return f"epoch {record['epoch']:>3}/{epochs}  {losses}  {score}  {end}"
 
-# %% ../nbs/12a_callbacks.ipynb #6abf5df8
+# %% ../nbs/12a_callbacks.ipynb #02b1bea3
 def make_learner(
     cfg: TrainConfig,  # every parameter of the run
     data: RunData,  # from `glacier_nb.learner.prepare_data`
     folder: str | os.PathLike,  # run folder, from `glacier_nb.config.run_path`
+    progress: bool = True,  # show a bar and a line per epoch
 ) -> Learner:
     "The learner of a run with its folder, early stopping and progress."
     seed_everything(cfg.seed)
@@ -230,7 +229,7 @@ def make_learner(
     model = build_unet(n_channels, n_classes, cfg.encoder, _weights(cfg), cfg.decoder_attention, cfg.seed)
     if cfg.init_from:
         init_from(model, project_root() / cfg.init_from)
-    return Learner(cfg, data, model, [EarlyStop(cfg.patience), RunFolder(folder), Progress()])
+    return Learner(cfg, data, model, [EarlyStop(cfg.patience), RunFolder(folder), *[Progress()] * progress])
 
 
 def _weights(cfg: TrainConfig) -> str | None:

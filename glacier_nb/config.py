@@ -96,7 +96,7 @@ def numbers(
             f"{name} = {text!r} is not allowed: expected numbers, separated by commas"
         ) from None
 
-# %% ../nbs/00_config.ipynb #3c4dfa87
+# %% ../nbs/00_config.ipynb #f539caca
 @dataclass(frozen=True)
 class TrainConfig:
     "Every parameter of `train.ipynb`; raises ConfigError when a value is not allowed."
@@ -108,7 +108,7 @@ class TrainConfig:
     resume: bool = _param(False, "continue the run named in `run` from its last checkpoint")
     devices: str = _param("auto", "device", choices=("auto", "cpu", "cuda"))
     precision: str = _param("auto", "arithmetic of the network", choices=("auto", "bf16", "fp16", "fp32"))
-    workers: int = _param(0, "processes that cut crops; 0: in the main process", low=0, high=64)
+    workers: int = _param(0, "threads that cut crops ahead of the network; 0: none", low=0, high=64)
     # data
     classes: str = _param("auto", "label scheme", choices=("auto", "four", "binary"))
     fold: int = _param(0, "spatial fold held out for validation", low=0, high=99)

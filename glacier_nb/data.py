@@ -139,17 +139,18 @@ def crop_array(
         return array[..., row : row + h, col : col + w]
     return array[..., reflect_index(row, h, rows)[:, None], reflect_index(col, w, cols)]
 
-# %% ../nbs/04_data.ipynb #0ccd4b7c
+# %% ../nbs/04_data.ipynb #3477bbde
 def tile_arrays(
     tile: Tile,  # any tile; without a label every pixel is to be ignored
     stats: BandStats,  # of the training tiles
-    distance_fn: Callable | None = None,  # label (H, W) uint8, 255 = unknown -> (n_classes, H, W) distances
+    distance_fn: Callable | None = None,  # label (H, W) uint8, 255 = unknown or nodata -> (n_classes, H, W)
 ) -> dict[str, np.ndarray]:  # image, label, valid and perhaps distance
     "The arrays of one tile that training needs."
     label = np.full(tile.valid.shape, IGNORE, np.uint8) if tile.label is None else tile.label
     arrays = {"image": normalise(channels(tile), tile.valid, stats), "label": label, "valid": tile.valid}
     if distance_fn is not None:
-        arrays["distance"] = np.asarray(distance_fn(label)).astype(np.float16)
+        known = np.where(tile.valid, label, np.uint8(IGNORE))
+        arrays["distance"] = np.asarray(distance_fn(known)).astype(np.float16)
     return arrays
 
 # %% ../nbs/04_data.ipynb #1080167f

@@ -50,7 +50,7 @@ def glaciate(
         low, high = (line, high) if (level > bed + 5).mean() > share else (low, line)
     return level, above - line
 
-# %% ../nbs/02b_glaciers.ipynb #fcfcf75f
+# %% ../nbs/02b_glaciers.ipynb #94735cf5
 def upstream_mean(
     level: np.ndarray,  # (rows, columns) m, surface of the ice
     ice: np.ndarray,  # (rows, columns) bool
@@ -84,9 +84,9 @@ def gullies(
     noise = fractal(bed.shape, 1.6, 20, 2.5, rng)
     (ribs,) = upstream_mean(bed, np.ones(bed.shape, bool), [noise], steps=7, stride=1.5, smooth=2)
     rough = fractal(bed.shape, 2.2, 25, 2, rng)
-    return (26 * ribs / ribs.std() + 8 * rough) * np.clip(slope * 1.4 - 0.1, 0.25, 1)
+    return (26 * ribs / ribs.std() + 8 * rough) * np.clip(slope * 1.4 - 0.1, 0.32, 1)
 
-# %% ../nbs/02b_glaciers.ipynb #ae304d3b
+# %% ../nbs/02b_glaciers.ipynb #4e0d3594
 def rockfall(
     slope: np.ndarray,  # (rows, columns) tangent of the bed's slope
     ice: np.ndarray,  # (rows, columns) bool
@@ -108,7 +108,7 @@ def debris_cover(
     score = melt * (load / max(load.sum() / max(ice.sum(), 1), 1e-6) + 0.6)
     score = ndimage.gaussian_filter(score, 1.5) * np.exp(0.3 * fractal(ice.shape, 3, 80, 8, rng)) * ice
     cover = score > max(np.quantile(score, 1 - share), 1e-6)
-    return ndimage.median_filter(cover.astype(np.uint8), 7).astype(bool) & ice
+    return (ndimage.uniform_filter(cover.astype(np.float32), 7) > 0.5) & ice
 
 # %% ../nbs/02b_glaciers.ipynb #f50d552d
 def lakes(
@@ -137,7 +137,7 @@ def lakes(
                 lake[box] |= near[box] & (away < radius * shore[box])
     return lake
 
-# %% ../nbs/02b_glaciers.ipynb #aa883eaa
+# %% ../nbs/02b_glaciers.ipynb #7e19e911
 @dataclass(frozen=True)
 class Scene:
     "A landscape before the satellite sees it; all arrays are (rows, columns)."
@@ -154,7 +154,8 @@ def _enlarge(coarse, shape, order=3):
 
 
 def _keep_large(mask, least=120):
-    "The parts of a mask with more pixels than `least`, without threads."
+    "The parts of a mask with more pixels than `least`, without threads and with smooth outlines."
+    mask = ndimage.uniform_filter(mask.astype(np.float32), 5) > 0.5
     part, n = ndimage.label(ndimage.binary_opening(mask, iterations=2))
     large = np.bincount(part.ravel(), minlength=n + 1) > least
     large[0] = False
@@ -167,13 +168,13 @@ def _level_lakes(z, lake):
     level = np.concatenate([[0.0], ndimage.minimum(z, part, np.arange(1, n + 1))]) if n else np.zeros(1)
     return np.where(lake, level[part], z)
 
-# %% ../nbs/02b_glaciers.ipynb #22d8958d
+# %% ../nbs/02b_glaciers.ipynb #3744886b
 def _ice_relief(level, ice, debris, lines, rng):
     "Flow lines and crevasses on clean ice, hummocks on debris, in m."
     steep = np.hypot(*np.gradient(ndimage.gaussian_filter(level, 3), PIXEL))
     crevasses = 14 * np.clip(steep - 0.28, 0, 0.4) * fractal(ice.shape, 0.5, 6, 2.5, rng)
     clean = 2.6 * lines / max(lines.std(), 1e-6) * np.sqrt(ice.mean()) + crevasses
-    return np.where(debris, 9 * fractal(ice.shape, 0.6, 10, 3, rng), np.where(ice, clean, 0))
+    return np.where(debris, 11 * fractal(ice.shape, 0.6, 10, 3, rng), np.where(ice, clean, 0))
 
 
 def _ground_and_ice(shape, rng):

@@ -228,7 +228,7 @@ def batch_loss(
         logits = self.model(batch["image"].to(memory_format=torch.channels_last))
     return self.loss(logits, batch["label"], batch["valid"], batch.get("distance"))
 
-# %% ../nbs/12_learner.ipynb #b49a6e82
+# %% ../nbs/12_learner.ipynb #fb7e9bec
 @patch
 def _check_finite(self: Learner, total: Tensor, terms: dict[str, Tensor], lr: float) -> None:
     "Raise TrainingError for a loss that is not finite."
@@ -237,8 +237,8 @@ def _check_finite(self: Learner, total: Tensor, terms: dict[str, Tensor], lr: fl
     bad = ", ".join(f"{k} = {float(v)}" for k, v in terms.items() if not math.isfinite(float(v)))
     raise TrainingError(
         f"step {self.step} (epoch {self.epoch + 1}): the loss is not finite: {bad or float(total)}. "
-        f"The learning rate was {lr:.2g} of at most {self.cfg.lr:g}, the arithmetic {self.dtype}: try a lower lr, "
-        "clip > 0 or precision = 'fp32', and look for extreme inputs. The last whole epoch is in last.pt"
+        f"The learning rate was {lr:.2g} of {self.cfg.lr:g}, the arithmetic {self.dtype}: try a lower lr, clip "
+        "> 0 or precision = 'fp32', and look for extreme inputs. The last whole epoch is in last.pt"
     )
 
 

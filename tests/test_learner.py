@@ -1,0 +1,207 @@
+"""Training: repeatable, resumable, interruptible; ends with a clear error when it cannot go on."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from glacier_nb.bands import read_tiles
+from glacier_nb.callbacks import EarlyStop, init_from, make_learner, read_checkpoint
+from glacier_nb.config import ConfigError, TrainConfig
+from glacier_nb.data import BandStats
+from glacier_nb.demo import make_demo
+from glacier_nb.device import pick_device, pick_precision
+from glacier_nb.learner import Callback, TrainingError, predict_logits, prepare_data
+from glacier_nb.unet import WeightsError, build_unet
+
+TINY = TrainConfig(
+    **{
+        "encoder": "resnet18",
+        "crop_size": 32,
+        "samples_per_epoch": 8,
+        "batch_size": 4,
+        "epochs": 3,
+        "n_folds": 3,
+    },
+    precision="fp32",
+    devices="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    tiles = read_tiles(make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=96, seed=3))
+    return prepare_data(TINY, tiles)
+
+
+def run(data, folder, cfg=TINY, callback=None):
+    "A finished run without progress."
+    learner = make_learner(cfg, data, folder, progress=False)
+    learner.callbacks += [callback] * (callback is not None)
+    learner.fit()
+    return learner
+
+
+def weights_equal(one, other):
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    "A run that nothing disturbed."
+    return run(data, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def without_seconds(history):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+def test_same_seed_same_run_and_another_seed_another(data, whole, tmp_path):
+    again, other = run(data, tmp_path / "again"), run(data, tmp_path / "other", replace(TINY, seed=1))
+    assert weights_equal(whole, again)
+    assert without_seconds(whole.history) == without_seconds(again.history)
+    assert not weights_equal(whole, other)
+
+
+def test_threads_that_cut_crops_change_nothing(data, whole, tmp_path):
+    assert weights_equal(whole, run(data, tmp_path / "threads", replace(TINY, workers=2)))
+
+
+class CtrlC(Callback):
+    "A real SIGINT in the middle of the given step."
+
+    def __init__(self, step):
+        self.step = step
+
+    def after_step(self, learner):
+        if learner.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(data, whole, tmp_path, step):
+    cut = run(data, tmp_path / "cut", callback=CtrlC(step))
+    assert cut.interrupted
+    assert read_checkpoint(tmp_path / "cut/last.pt")["progress"]["epoch"] == cut.epoch == (step - 1) // 2
+    resumed = run(data, tmp_path / "cut", replace(TINY, run="cut", resume=True))
+    assert weights_equal(whole, resumed)
+    assert without_seconds(resumed.history) == without_seconds(whole.history)
+    lines = (tmp_path / "cut/history.jsonl").read_text().splitlines()
+    assert without_seconds(map(json.loads, lines)) == without_seconds(whole.history)
+    assert not list((tmp_path / "cut").glob("*.tmp"))
+
+
+def test_resume_refuses_another_config(data, tmp_path):
+    run(data, tmp_path / "cut", callback=CtrlC(3))
+    with pytest.raises(
+        ConfigError, match=r"last\.pt belongs to another config: lr \(was 0\.001, now 0\.01\)"
+    ):
+        run(data, tmp_path / "cut", replace(TINY, run="cut", resume=True, lr=0.01))
+
+
+def test_two_runs_cannot_share_a_folder(data, whole, tmp_path):
+    run(data, tmp_path / "one")
+    before = (tmp_path / "one/last.pt").read_bytes()
+    with pytest.raises(ConfigError, match="one already holds a run"):
+        run(data, tmp_path / "one", replace(TINY, seed=4))
+    assert (tmp_path / "one/last.pt").read_bytes() == before
+
+
+def test_checkpoint_is_all_that_prediction_needs(data, whole, tmp_path):
+    learner = run(data, tmp_path / "one")
+    state = torch.load(tmp_path / "one/last.pt", weights_only=True)
+    model = build_unet(5, len(state["classes"]), state["config"]["encoder"])
+    model.load_state_dict(state["weights"])
+    image = torch.from_numpy(data.val.images[0])[None]
+    torch.testing.assert_close(predict_logits(model.eval(), image), learner.predict({"image": image}))
+    assert BandStats.from_dict(state["stats"]) == data.stats
+    assert state["codes"] == [0, 85, 170, 255]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(data, tmp_path, precision):
+    learner = run(data, tmp_path / precision, replace(TINY, precision=precision, epochs=2))
+    assert all(np.isfinite(r["train_loss"]) and np.isfinite(r["val_loss"]) for r in learner.history)
+    assert next(learner.model.parameters()).dtype == torch.float32
+
+
+def test_nan_loss_names_step_and_term(data, tmp_path):
+    learner = make_learner(TINY, data, tmp_path / "nan", progress=False)
+    learner.train_step([next(learner.batches(0))])
+    with torch.no_grad():
+        learner.model.segmentation_head[0].bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1 \(epoch 1\): the loss is not finite: focal = nan"):
+        learner.fit()
+
+
+def test_infinite_gradient_is_an_error(data, tmp_path):
+    learner = make_learner(TINY, data, tmp_path / "inf", progress=False)
+    learner.model.encoder.conv1.weight.register_hook(lambda g: g * float("inf"))
+    with pytest.raises(TrainingError, match="gradient's norm is"):
+        learner.fit()
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch(data, tmp_path):
+    "With batch norm frozen and every pixel counted, the mean of two focal losses is that of both halves."
+    grads = []
+    for parts in (1, 2):
+        cfg = replace(TINY, focal_weight=1.0, accumulate=parts, augment="none", lr=0.0, lr_min=0.0)
+        learner = make_learner(cfg, data, tmp_path / str(parts), progress=False)
+        learner.model.eval()
+        group = [batch for batch, _ in zip(learner.batches(0), range(parts), strict=False)]
+        for batch in group:
+            batch["valid"], batch["label"] = torch.ones_like(batch["valid"]), batch["label"] % 4
+        grads.append(learner.train_step(group)["grad_norm"])
+    assert grads[0] == pytest.approx(grads[1], rel=1e-4)
+
+
+def test_patience_ends_the_run(data, tmp_path):
+    learner = make_learner(
+        replace(TINY, epochs=20, lr=0.0, lr_min=0.0, patience=2), data, tmp_path / "p", progress=False
+    )
+    learner.train_epoch = lambda: {"train_loss": 0.0, "lr": 0.0}
+    learner.validate = lambda: {"val_loss": 0.0, "mcc": 0.1, "mcc_valid": 0.1}
+    learner.fit()
+    assert learner.epoch == 3
+    assert any(isinstance(c, EarlyStop) for c in learner.callbacks)
+
+
+def test_tiles_of_any_size_are_predicted_whole(data):
+    model = build_unet(5, 4, "resnet18").eval()
+    assert predict_logits(model, torch.randn(1, 5, 70, 33)).shape == (1, 4, 70, 33)
+
+
+def test_init_from_starts_with_the_weights_of_another_run(data, whole, tmp_path):
+    run(data, tmp_path / "first")
+    cfg = replace(TINY, init_from=str(tmp_path / "first/last.pt"), seed=5)
+    started = make_learner(cfg, data, tmp_path / "second", progress=False)
+    assert weights_equal(started, whole)
+
+
+def test_init_from_a_file_without_a_fitting_tensor(tmp_path):
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"other\.pt: not one of the network's"):
+        init_from(build_unet(5, 4, "resnet18"), tmp_path / "other.pt")
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 half a zip")
+    with pytest.raises(WeightsError, match=r"last\.pt: not a checkpoint"):
+        read_checkpoint(tmp_path / "last.pt")
+
+
+def test_cuda_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_precision_on_a_gpu(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert pick_precision("auto", torch.device("cuda")) == expected
