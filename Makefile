@@ -21,7 +21,7 @@ demo: $(INSTALLED) data/demo
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbdev-test --file-re '^[0-9]' --n-workers 2 --do-print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --file-re '^[0-9]' --n-workers 2 --do-print
 	$(BIN)/pytest
 
 lab: $(INSTALLED)

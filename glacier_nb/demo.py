@@ -23,7 +23,7 @@ from .glaciers import Scene, landscape
 from .terrain import PIXEL, SUN, facing, fractal
 from .tilefiles import TileError
 
-# %% ../nbs/03_demo.ipynb #a3dfdda2
+# %% ../nbs/03_demo.ipynb #bbd68169
 def snow_cover(
     scene: Scene,  # the land
     rng: np.random.Generator,  # source of randomness
@@ -34,7 +34,7 @@ def snow_cover(
     depth = (scene.z - 3150) / 350 + 0.9 * fractal(scene.z.shape, 2.5, 80, 3, rng) + 0.5 * patch
     depth -= 1.1 * np.clip(scene.sun - 1.2, 0, 1) + 5 * np.clip(slope - 0.75, 0, 2)
     snow = np.clip(0.91 + 0.07 * patch, 0.3, 1) / (1 + np.exp(-2.2 * depth))
-    stony = np.minimum(snow, np.clip(0.93 + 0.11 * patch, 0.3, 1))
+    stony = np.minimum(snow, np.clip(0.97 + 0.1 * patch, 0.3, 1))
     return np.choose(scene.label, [snow, np.maximum(snow, 0.97), stony, np.ones_like(snow)])
 
 # %% ../nbs/03_demo.ipynb #9e0887a7

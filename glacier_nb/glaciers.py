@@ -27,14 +27,14 @@ def fill_valleys(
     level = (bed + thick)[near] - 4000 * np.clip(far * cell / width[near] - 0.8, 0, None)
     return ndimage.gaussian_filter(np.maximum(level, bed - 150), 1.3)
 
-# %% ../nbs/02b_glaciers.ipynb #a5f4846c
+# %% ../nbs/02b_glaciers.ipynb #45377460
 def glaciate(
     bed: np.ndarray,  # (rows, columns) m, coarse
     height: np.ndarray,  # (rows, columns) land without pits that gave the drainage tree
     rec: np.ndarray,  # (cells,) receiver of each cell
     cell: float,  # m, edge of a cell
     rng: np.random.Generator,  # source of randomness
-    share: float = 0.345,  # of the land that ice covers
+    share: float = 0.338,  # of the land that ice covers
 ) -> tuple[np.ndarray, np.ndarray]:  # level of the ice, height above the equilibrium line, both m
     "Glaciers in balance with the climate; northern slopes keep snow 300 m lower."
     order = np.argsort(height.ravel(), kind="stable")
@@ -110,13 +110,13 @@ def debris_cover(
     cover = score > max(np.quantile(score, 1 - share), 1e-6)
     return (ndimage.uniform_filter(cover.astype(np.float32), 7) > 0.5) & ice
 
-# %% ../nbs/02b_glaciers.ipynb #f50d552d
+# %% ../nbs/02b_glaciers.ipynb #36188bb9
 def lakes(
     z: np.ndarray,  # (rows, columns) m
     ice: np.ndarray,  # (rows, columns) bool, clean or not
     debris: np.ndarray,  # (rows, columns) bool
     rng: np.random.Generator,  # source of randomness
-    region: int = 200,  # pixels
+    region: int = 170,  # pixels
 ) -> np.ndarray:  # (rows, columns) bool
     "Lakes on the flattest spots of debris and of the ground in front of it."
     flat = ndimage.gaussian_filter(np.hypot(*np.gradient(z, PIXEL)), 3)
@@ -129,7 +129,7 @@ def lakes(
         for left in range(0, z.shape[1], region):
             part = cost[top : top + region, left : left + region]
             y, x = np.add(np.unravel_index(part.argmin(), part.shape), (top, left))
-            radius = rng.uniform(4, 7.5)
+            radius = rng.uniform(5, 8.5)
             if np.isfinite(cost[y, x]):
                 box = slice(max(y - 15, 0), y + 16), slice(max(x - 15, 0), x + 16)
                 rows, columns = np.ogrid[: z.shape[0], : z.shape[1]]

@@ -103,7 +103,7 @@ def composite(
     rgb = np.clip((rgb - low[:, None, None]) / np.maximum(high - low, 1e-12)[:, None, None], 0, 1)
     return np.where(valid[..., None], np.moveaxis(rgb, 0, -1), colours(["no data"])).astype(np.float32)
 
-# %% ../nbs/18a_pictures.ipynb #63c067c5
+# %% ../nbs/18a_pictures.ipynb #19304e82
 def class_image(
     label: np.ndarray,  # (H, W) class index, 255 = ignore
     classes: Sequence[str],  # names of the class indices
@@ -127,7 +127,8 @@ def overlay(
     image: np.ndarray,  # (H, W, 3) RGB, see `composite`
     label: np.ndarray,  # (H, W) class index
     classes: Sequence[str],  # names of the class indices
-    alpha: float = 0.35,  # opacity of the fill, 0 to 1; 0: outlines only
+    alpha: float = 0.4,  # opacity of the fill, 0 to 1; 0: outlines only
+    line: float = 0.8,  # width of the outlines in points; lakes have a light rim of the same width
 ) -> Axes:
     "A picture with the classes over it; background stays transparent."
     if image.shape[:2] != label.shape:
@@ -138,8 +139,9 @@ def overlay(
     ax.imshow(fill)
     for k, colour in enumerate(colours(classes)):
         if k and 0 < (label == k).sum() < label.size:
-            lines = ax.contour(label == k, levels=[0.5], colors=[colour], linewidths=1.2)
-            lines.set(path_effects=[withStroke(linewidth=2.2, foreground="white", alpha=0.6)])
+            lines = ax.contour(label == k, levels=[0.5], colors=[colour], linewidths=line)
+            if colour.sum() < 1:
+                lines.set(path_effects=[withStroke(linewidth=3 * line, foreground="white")])
     return _bare(ax)
 
 
@@ -174,12 +176,12 @@ def _grid(rows: int, cols: int, width: float = 9.0, extra: float = 0.5) -> tuple
     size = (side * cols, (side + 0.15) * rows + extra)
     return plt.subplots(rows, cols, figsize=size, squeeze=False, layout="constrained", dpi=80)
 
-# %% ../nbs/18a_pictures.ipynb #79ce2aa0
+# %% ../nbs/18a_pictures.ipynb #eb6559a1
 def show_tiles(
     tiles: Sequence[Tile],  # tiles of one folder
     ncols: int = 5,  # tiles in a row
     kind: str = "natural",  # natural or swir
-    alpha: float = 0.25,  # opacity of the labels, 0: outlines only
+    alpha: float = 0.4,  # opacity of the labels, 0: outlines only
 ) -> Figure:
     "A contact sheet: tiles in a common stretch with their labels and ids."
     if not tiles:
@@ -191,13 +193,13 @@ def show_tiles(
             ax.axis("off")
             continue
         image = composite(tile, kind=kind, limits=limits)
-        ax.imshow(image) if tile.label is None else overlay(ax, image, tile.label, tile.classes, alpha)
+        ax.imshow(image) if tile.label is None else overlay(ax, image, tile.label, tile.classes, alpha, 0.4)
         _bare(ax, f"{tile.id} ({tile.valid.mean():.0%} valid)")
     names = max((t.classes for t in tiles), key=len)[1:]
     fig.legend(handles=handles([*names, "no data"]), loc="outside lower center", ncols=5, frameon=False)
     return fig
 
-# %% ../nbs/18a_pictures.ipynb #cf02e330
+# %% ../nbs/18a_pictures.ipynb #c37b1a62
 def error_map(
     truth: np.ndarray,  # (H, W) class index, 255 = ignore
     pred: np.ndarray,  # (H, W) class index
@@ -226,8 +228,8 @@ def panels(
     for row, tile in zip(axes, tiles, strict=True):
         image = composite(tile, kind=kind)
         all_pixels, on_valid = tile_confusion(preds[tile.id], tile.label, tile.valid, len(tile.classes))
-        _bare(overlay(row[0], image, tile.label, tile.classes), f"{tile.id}: truth")
-        _bare(overlay(row[1], image, preds[tile.id], tile.classes), "prediction")
+        _bare(overlay(row[0], image, tile.label, tile.classes, line=0.5), f"{tile.id}: truth")
+        _bare(overlay(row[1], image, preds[tile.id], tile.classes, line=0.5), "prediction")
         row[2].imshow(class_image(errors[tile.id], tuple(ERRORS), palette=ERRORS))
         _bare(row[2], f"MCC {mcc(all_pixels):.2f} (valid pixels {mcc(on_valid):.2f})")
         if confidence is not None:

@@ -84,7 +84,7 @@ def _epochs(ax: Axes, epochs: pd.Index, best) -> None:
     if best is not None:
         ax.axvline(best, color="0.4", ls="--", lw=1)
 
-# %% ../nbs/18_plot.ipynb #17375a3a
+# %% ../nbs/18_plot.ipynb #8748227e
 def confusion(
     cm: np.ndarray,  # (C, C) counts in pixels: rows truth, columns prediction
     classes: Sequence[str],  # C names
@@ -111,7 +111,7 @@ def confusion(
     }
     sns.heatmap(share, annot=np.array(text), fmt="", xticklabels=classes, yticklabels=classes, ax=ax, **look)
     ax.set(xlabel="predicted", ylabel="truth")
-    ax.set_title(f"MCC {mcc(cm):.3f}, per cent of each true class and pixels", fontsize=10)
+    ax.set_title(f"MCC {mcc(cm):.3f}\nper cent of each true class, and pixels", fontsize=10)
     ax.tick_params(length=0, labelrotation=0)
     return ax.figure
 

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbconvert import MarkdownExporter
 
-from glacier_nb.config import TrainConfig
+from glacier_nb.config import TrainConfig, check_names
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-ORDER = """paths config tilefiles bands glcm terrain glaciers demo data splits samplers loader augment losses metrics
-baseline unet schedules device learner callbacks distributed predict diagnose runs hkh""".split()
+MODULES = (
+    "paths config tilefiles bands glcm terrain glaciers demo data splits samplers loader augment losses "
+    "metrics baseline unet schedules device learner callbacks distributed predict diagnose runs hkh"
+)
+ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot"]  # imported by notebooks only
 
 
@@ -30,12 +34,8 @@ def test_export_and_clean_change_nothing(tmp_path):
         subprocess.run([Path(sys.executable).parent / command], cwd=tmp_path, check=True)
     for name in ("nbs", "glacier_nb"):
         found = filecmp.dircmp(ROOT / name, tmp_path / name, ignore=["__pycache__", ".ipynb_checkpoints"])
-        changed = [
-            f
-            for f in found.common_files
-            if not filecmp.cmp(found.left + "/" + f, found.right + "/" + f, False)
-        ]
-        assert (changed, found.left_only, found.right_only) == ([], [], []), (
+        _same, *different = filecmp.cmpfiles(ROOT / name, tmp_path / name, found.common_files, shallow=False)
+        assert (*different, found.left_only, found.right_only) == ([], [], [], []), (
             f"run nbdev-export and nbdev-clean: {name}"
         )
 
@@ -82,3 +82,10 @@ def test_parameters_cell_is_the_config():
         value, comment = found[f.name]
         assert (value, type(value)) == (f.default, type(f.default)), f.name
         assert comment.startswith(f.metadata["meaning"]), f.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_iteration_is_a_config(path):
+    values = yaml.safe_load(path.read_text())
+    check_names(values)
+    assert TrainConfig(**values).run == path.stem
