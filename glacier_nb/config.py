@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BANDS', 'CLASSES', 'BINARY_CLASSES', 'LABEL_CODES', 'BINARY_CODES', 'IGNORE', 'SR_SCALE', 'SR_OFFSET', 'ST_SCALE',
            'ST_OFFSET', 'DEFAULT_LOSS_WEIGHTS', 'ConfigError', 'numbers', 'TrainConfig', 'loss_weights',
-           'parameter_table', 'check_names', 'from_namespace', 'save_config', 'load_config', 'data_path', 'run_path']
+           'parameter_table', 'check_names', 'from_namespace', 'save_config', 'load_config', 'data_path']
 
 # %% ../nbs/00_config.ipynb #d9bf7f85
 import json
@@ -96,7 +96,7 @@ def numbers(
             f"{name} = {text!r} is not allowed: expected numbers, separated by commas"
         ) from None
 
-# %% ../nbs/00_config.ipynb #f539caca
+# %% ../nbs/00_config.ipynb #dab3cce0
 @dataclass(frozen=True)
 class TrainConfig:
     "Every parameter of `train.ipynb`; raises ConfigError when a value is not allowed."
@@ -141,7 +141,7 @@ class TrainConfig:
         choices=("none", "photometric", "photometric+dihedral"),
     )
     # optimisation
-    epochs: int = _param(12, "passes over samples_per_epoch crops", low=1, high=100_000)
+    epochs: int = _param(16, "passes over samples_per_epoch crops", low=1, high=100_000)
     batch_size: int = _param(16, "crops per optimizer step, accumulation included", low=1, high=65536)
     accumulate: int = _param(1, "forward passes per optimizer step", low=1, high=65536)
     lr: float = _param(1e-3, "peak learning rate of AdamW", low=0, high=100)
@@ -286,30 +286,9 @@ def load_config(
     except (json.JSONDecodeError, ConfigError, TypeError, AttributeError) as e:
         raise ConfigError(f"{path} is not a config: {e}") from e
 
-# %% ../nbs/00_config.ipynb #aa505e4b
+# %% ../nbs/00_config.ipynb #de5fa552
 def data_path(
     cfg: TrainConfig,  # its `data_dir`
 ) -> Path:  # absolute
     "The tile folder, resolved against the project's root."
     return (project_root() / Path(cfg.data_dir).expanduser()).resolve()
-
-
-def run_path(
-    cfg: TrainConfig,  # its `run`, `resume` and `data_dir`
-    outputs: str | os.PathLike | None = None,  # folder of all runs; `outputs/` of the project if None
-) -> Path:  # absolute; it may not exist yet
-    "The folder of this run; raises ConfigError when it holds a run that must not be overwritten."
-    outputs = Path(outputs or project_root() / "outputs").resolve()
-    if cfg.run:
-        folder = outputs / cfg.run
-        if (folder / "config.json").exists() and not cfg.resume:
-            raise ConfigError(
-                f"{folder} already holds a run: choose another `run` name, or continue it with resume=True"
-            )
-        if cfg.resume and not (folder / "last.pt").exists():
-            raise ConfigError(f"{folder} has no last.pt to resume from: start it with resume=False")
-        return folder
-    name, number = data_path(cfg).name, 1
-    while (outputs / (name if number == 1 else f"{name}-{number}") / "config.json").exists():
-        number += 1
-    return outputs / (name if number == 1 else f"{name}-{number}")

@@ -5,13 +5,13 @@ from dataclasses import asdict, fields
 
 import pytest
 
+from glacier_nb.callbacks import run_path
 from glacier_nb.config import (
     ConfigError,
     TrainConfig,
     from_namespace,
     load_config,
     loss_weights,
-    run_path,
     save_config,
 )
 from glacier_nb.paths import project_root, written_whole
@@ -51,7 +51,7 @@ def test_out_of_range(f, value):
         {"batch_size": 9, "accumulate": 2},
         {"crop_size": 48 + 1},
         {"lr_min": 1.0},
-        {"warmup_epochs": 12.0},
+        {"warmup_epochs": 16.0},
         {"resume": True},
         {"run": "../elsewhere"},
         {"focal_gamma": -1.0},

@@ -15,8 +15,8 @@ from glacier_nb.config import ConfigError, TrainConfig
 from glacier_nb.data import BandStats
 from glacier_nb.demo import make_demo
 from glacier_nb.device import pick_device, pick_precision
-from glacier_nb.learner import Callback, TrainingError, predict_logits, prepare_data
-from glacier_nb.unet import WeightsError, build_unet
+from glacier_nb.learner import Callback, TrainingError, prepare_data
+from glacier_nb.unet import WeightsError, build_unet, predict_logits
 
 TINY = TrainConfig(
     **{

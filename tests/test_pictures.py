@@ -1,4 +1,4 @@
-"""Pictures of tiles: colours that can be told apart, the same picture in any unit, errors for what does not fit."""
+"""Pictures of tiles: colours that differ, the same picture in any unit, errors for what does not fit."""
 
 from dataclasses import replace
 

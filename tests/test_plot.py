@@ -40,9 +40,8 @@ def by_label(ax):
 def test_curves_show_the_history():
     history = [record(k, v, loss_focal=0.1 * k, loss_new=0.2) for k, v in ((1, 0.2), (2, 0.6), (3, 0.4))]
     fig = curves(history)
-    loss, score, lr = (fig.axes[k] for k in range(3)) if fig.axes[1].get_ylabel() == "validation MCC" else (
-        fig.axes[0], fig.axes[2], fig.axes[1]
-    )  # fmt: skip
+    axes = {ax.get_ylabel(): ax for ax in fig.axes}
+    loss, score, lr = (axes[name] for name in ("loss", "validation MCC", "learning\nrate"))
     assert list(by_label(score)["valid pixels"].get_ydata()) == [0.2, 0.6, 0.4]
     np.testing.assert_allclose(by_label(score)["all pixels"].get_ydata(), [0.3, 0.7, 0.5])
     np.testing.assert_allclose(by_label(loss)["train"].get_ydata(), [1, 1 / 2, 1 / 3])
@@ -59,7 +58,7 @@ def test_curves_take_frames_and_another_monitor():
     titles = ["".join(ax.get_title() for ax in curves(history, m).axes) for m in ("mcc_valid", "mcc")]
     assert titles[0].startswith("best epoch 1:")
     assert titles[1].startswith("best epoch 2:")
-    assert list(history.columns)[0] == "epoch"  # untouched
+    assert history.columns[0] == "epoch"  # untouched
 
 
 @pytest.mark.parametrize("n", [1, 2, 400])
