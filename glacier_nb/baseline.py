@@ -107,7 +107,7 @@ def _labelled(tile: Tile) -> np.ndarray:
         )
     return np.where(tile.valid, tile.label, IGNORE).ravel()
 
-# %% ../nbs/09_baseline.ipynb #59046579
+# %% ../nbs/09_baseline.ipynb #ec84b639
 def fit_pixels(
     x: np.ndarray,  # (n, 5) DN of the pixels
     y: np.ndarray,  # (n,) class index
@@ -128,7 +128,7 @@ def fit_pixels(
     with threadpool_limits(1, user_api="openmp"):
         return model.fit(x, y, sample_weight=weight / weight.mean())
 
-
+# %% ../nbs/09_baseline.ipynb #cc7111ef
 def predict_pixels(
     model: HistGradientBoostingClassifier,  # of `fit_pixels`
     tile: Tile,  # any tile
@@ -153,7 +153,7 @@ def pixel_baseline(
     model = fit_pixels(*draw_pixels(train, n_pixels, seed=seed), balance=balance, seed=seed)
     return {tile.id: predict_pixels(model, tile) for tile in val}
 
-# %% ../nbs/09_baseline.ipynb #2c47c054
+# %% ../nbs/09_baseline.ipynb #b83461df
 def baselines(
     train: Sequence[Tile],  # labelled tiles to learn from
     val: Sequence[Tile],  # tiles to map
@@ -167,7 +167,7 @@ def baselines(
         "boosting": pixel_baseline(train, val, n_pixels, seed=seed),
     }
 
-
+# %% ../nbs/09_baseline.ipynb #80a5d685
 def baseline_table(
     predictions: Mapping[str, Mapping[str, np.ndarray]],  # rule -> tile id -> (H, W) class index
     val: Sequence[Tile],  # the labelled tiles that were mapped

@@ -21,7 +21,7 @@ from .bands import Tile
 from .config import IGNORE
 from .metrics import mcc, tile_confusion
 
-# %% ../nbs/18a_pictures.ipynb #5b9aef88
+# %% ../nbs/18a_pictures.ipynb #89cfa697
 PALETTE = {
     "background": "#E8E8E8",
     "glacier": "#56B4E9",
@@ -38,7 +38,7 @@ ERRORS = {
     "no data": "#B5AC9E",
 }
 
-
+# %% ../nbs/18a_pictures.ipynb #07f6c6da
 def colours(
     names: Sequence[str],  # class names, or keys of `palette`
     palette: Mapping[str, str] = PALETTE,  # name -> colour
@@ -103,7 +103,7 @@ def composite(
     rgb = np.clip((rgb - low[:, None, None]) / np.maximum(high - low, 1e-12)[:, None, None], 0, 1)
     return np.where(valid[..., None], np.moveaxis(rgb, 0, -1), colours(["no data"])).astype(np.float32)
 
-# %% ../nbs/18a_pictures.ipynb #19304e82
+# %% ../nbs/18a_pictures.ipynb #b96e1ad1
 def class_image(
     label: np.ndarray,  # (H, W) class index, 255 = ignore
     classes: Sequence[str],  # names of the class indices
@@ -121,7 +121,7 @@ def class_image(
     table = colours([*classes, "no data"], palette)
     return table[np.where(shown, label, len(classes))]
 
-
+# %% ../nbs/18a_pictures.ipynb #f3bb619e
 def overlay(
     ax: Axes,  # axes to draw into
     image: np.ndarray,  # (H, W, 3) RGB, see `composite`
@@ -151,7 +151,7 @@ def _bare(ax: Axes, title: str = "") -> Axes:
     ax.set_title(title, fontsize=10)
     return ax
 
-# %% ../nbs/18a_pictures.ipynb #1373a1b5
+# %% ../nbs/18a_pictures.ipynb #6bfba026
 def show_tile(
     tile: Tile,  # a tile; without label the third picture is left out
     limits: Mapping[str, np.ndarray] | None = None,  # kind -> `stretch_limits`; None: from this tile
@@ -169,7 +169,7 @@ def show_tile(
     fig.legend(handles=handles([*names[1:], "no data"]), loc="outside lower center", ncols=5, frameon=False)
     return fig
 
-
+# %% ../nbs/18a_pictures.ipynb #ead494d4
 def _grid(rows: int, cols: int, width: float = 9.0, extra: float = 0.5) -> tuple[Figure, np.ndarray]:
     "Figure with square axes (rows, cols), `width` inches wide, and `extra` inches for a legend."
     side = min(width / cols, 3.2)
@@ -199,7 +199,7 @@ def show_tiles(
     fig.legend(handles=handles([*names, "no data"]), loc="outside lower center", ncols=5, frameon=False)
     return fig
 
-# %% ../nbs/18a_pictures.ipynb #c37b1a62
+# %% ../nbs/18a_pictures.ipynb #18e49bf2
 def error_map(
     truth: np.ndarray,  # (H, W) class index, 255 = ignore
     pred: np.ndarray,  # (H, W) class index
@@ -213,7 +213,7 @@ def error_map(
     cases = [~valid | (truth == IGNORE), (truth == 0) & (pred == 0), truth == pred, truth == 0, pred == 0]
     return np.select(cases, [5, 0, 1, 2, 3], 4).astype(np.uint8)
 
-
+# %% ../nbs/18a_pictures.ipynb #5cedcdc3
 def panels(
     tiles: Sequence[Tile],  # labelled tiles, one row each
     preds: Mapping[str, np.ndarray],  # tile id -> (H, W) class index

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .metrics import mcc
 
-# %% ../nbs/18_plot.ipynb #c61d3109
+# %% ../nbs/18_plot.ipynb #d15b608e
 def curves(
     history: Sequence[Mapping] | pd.DataFrame,  # epoch, lr, train_loss, val_loss, mcc, mcc_valid, loss_*
     monitor: str = "mcc_valid",  # the best epoch is the one with the highest value
@@ -42,13 +42,13 @@ def curves(
         _epochs(ax, table.index, best)
     return fig
 
-
+# %% ../nbs/18_plot.ipynb #d912b73c
 def _line(ax: Axes, values: pd.Series, label: str, **style) -> None:
     "A line with dots where the run is short."
     marker = "o" if len(values) <= 30 and style.get("lw", 2) > 1 else ("." if len(values) == 1 else "")
     ax.plot(values.index, values, **{"marker": marker, "ms": 3, "label": label, "lw": 1.8} | style)
 
-# %% ../nbs/18_plot.ipynb #37cff714
+# %% ../nbs/18_plot.ipynb #53180d0a
 _TERMS = {"focal": "#E69F00", "dice": "#009E73", "mcc": "#CC79A7", "boundary": "#56B4E9"}
 
 
@@ -61,7 +61,7 @@ def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
     ax.set(ylabel="loss")
     ax.legend(fontsize=8, frameon=False, ncols=2)
 
-
+# %% ../nbs/18_plot.ipynb #f816ab8e
 def _mcc_axes(ax: Axes, table: pd.DataFrame, best) -> None:
     "MCC on all and on valid pixels of the validation tiles."
     _line(ax, table.mcc, "all pixels", color="#0072B2")
@@ -84,7 +84,7 @@ def _epochs(ax: Axes, epochs: pd.Index, best) -> None:
     if best is not None:
         ax.axvline(best, color="0.4", ls="--", lw=1)
 
-# %% ../nbs/18_plot.ipynb #8748227e
+# %% ../nbs/18_plot.ipynb #e97c453c
 def confusion(
     cm: np.ndarray,  # (C, C) counts in pixels: rows truth, columns prediction
     classes: Sequence[str],  # C names
@@ -115,12 +115,12 @@ def confusion(
     ax.tick_params(length=0, labelrotation=0)
     return ax.figure
 
-
+# %% ../nbs/18_plot.ipynb #6042e221
 def _cell(share: float, count: int, total: int) -> str:
     "The text of one cell."
     return f"{share:.1%}\n{count:,}" if total else "–\n0"
 
-# %% ../nbs/18_plot.ipynb #8b8b677f
+# %% ../nbs/18_plot.ipynb #deb85373
 def per_tile_bars(
     table: pd.DataFrame,  # of `tile_table`: a row per tile with mcc, mcc_defined, and mcc_valid if known
     pooled: float | None = None,  # MCC of all tiles together
@@ -131,7 +131,7 @@ def per_tile_bars(
         raise ValueError(f"found {len(table)} rows with columns {list(table)}, expected mcc for each tile")
     table = table.sort_values("mcc", kind="stable")
     x = np.arange(len(table))
-    fig, ax = plt.subplots(figsize=(min(9, 2.5 + 0.32 * len(x)), 3.2), layout="constrained", dpi=80)
+    fig, ax = plt.subplots(figsize=(min(9, 5.5 + 0.12 * len(x)), 3.2), layout="constrained", dpi=80)
     ax.bar(x, table.mcc, color="#56B4E9", width=0.75, label="all pixels")
     defined = table.get("mcc_defined", pd.Series(True, table.index)).to_numpy(bool)
     if "mcc_valid" in table:

@@ -56,7 +56,9 @@ def test_notebook_holds_no_machine_path(path):
 def imported(module: str) -> set[str]:
     "Modules of this package that a module imports."
     tree = ast.parse((ROOT / f"glacier_nb/{module}.py").read_text())
-    return {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
+    froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    own = [n.module for n in froms if n.level == 1 or n.module.startswith("glacier_nb.")]
+    return {name.removeprefix("glacier_nb.") for name in own}
 
 
 @pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "glacier_nb").glob("[a-z]*.py")))
