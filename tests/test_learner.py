@@ -83,7 +83,16 @@ class CtrlC(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def interruptible():
+    "Python's own answer to SIGINT, also where a background job inherits that it is ignored."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(data, whole, tmp_path, step):
     cut = run(data, tmp_path / "cut", callback=CtrlC(step))
     assert cut.interrupted
@@ -96,6 +105,7 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(data, whole
     assert not list((tmp_path / "cut").glob("*.tmp"))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_resume_refuses_another_config(data, tmp_path):
     run(data, tmp_path / "cut", callback=CtrlC(3))
     with pytest.raises(

@@ -39,8 +39,9 @@ def train(root: Path, cwd: Path, **parameters) -> Path:
 
 
 def metrics(root: Path, run: str) -> dict:
-    "The metrics of a run without its duration."
+    "The metrics of a run without its duration and its name."
     found = json.loads((root / "outputs" / run / "metrics.json").read_text())
+    assert found["parameters"].pop("run") == run
     return {k: v for k, v in found.items() if k != "seconds"}
 
 
