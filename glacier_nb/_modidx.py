@@ -57,6 +57,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'glacier_nb.callbacks.Progress': ('callbacks.html#progress', 'glacier_nb/callbacks.py'),
                                       'glacier_nb.callbacks.Progress.__init__': ( 'callbacks.html#progress.__init__',
                                                                                   'glacier_nb/callbacks.py'),
+                                      'glacier_nb.callbacks.Progress._show': ('callbacks.html#progress._show', 'glacier_nb/callbacks.py'),
                                       'glacier_nb.callbacks.Progress.after_epoch': ( 'callbacks.html#progress.after_epoch',
                                                                                      'glacier_nb/callbacks.py'),
                                       'glacier_nb.callbacks.Progress.after_fit': ( 'callbacks.html#progress.after_fit',

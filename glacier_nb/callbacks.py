@@ -190,7 +190,7 @@ def progress_bar(*args, **kwargs) -> tqdm:
     in_notebook = shell is not None and getattr(shell, "kernel", None) is not None
     return (NotebookBar if in_notebook else tqdm)(*args, **kwargs)
 
-# %% ../nbs/12a_callbacks.ipynb #1637d148
+# %% ../nbs/12a_callbacks.ipynb #db729924
 class Progress(Callback):
     "Shows loss, MCC and the time left; says what was saved when a run is stopped."
 
@@ -205,14 +205,19 @@ class Progress(Callback):
         self.bar = progress_bar(total=total, initial=learner.step, unit="step", dynamic_ncols=True)
 
     def after_step(self, learner):
+        self.bar.set_description(f"epoch {learner.epoch + 1}/{learner.cfg.epochs}", refresh=False)
+        self._show(learner)
+        self.bar.update()
+
+    def _show(self, learner):
+        "What matters, behind the bar."
         shown = {"loss": f"{learner.last['train_loss']:.3f}"}
         if learner.history:
             shown["MCC"], shown["best"] = (f"{r['mcc']:.3f}" for r in (learner.history[-1], learner.best))
-        self.bar.set_description(f"epoch {learner.epoch + 1}/{learner.cfg.epochs}", refresh=False)
         self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
 
     def after_epoch(self, learner):
+        self._show(learner)
         every = -(-learner.cfg.epochs // self.lines)
         if learner.epoch % every == 0 or learner.epoch == learner.cfg.epochs or learner.stop:
             print(epoch_line(learner.record, learner.cfg.epochs), flush=True)
