@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from .bands import Tile
 from .config import BANDS, IGNORE
+from .paths import written_whole
 
 # %% ../nbs/04_data.ipynb #c2f5e0f8
 class DataError(ValueError):
@@ -174,13 +175,8 @@ def _probe(distance_fn: Callable | None, n_classes: int) -> str:
 
 def _write(array: np.ndarray, path: Path) -> None:
     "Save an array as .npy, whole or not at all."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            np.save(f, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, array)
 
 # %% ../nbs/04_data.ipynb #06fdf117
 def cached_arrays(
