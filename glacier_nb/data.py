@@ -6,9 +6,7 @@
 __all__ = ['DataError', 'channels', 'BandStats', 'fit_stats', 'normalise', 'reflect_index', 'crop_array', 'tile_arrays',
            'cached_arrays', 'TileSet']
 
-# %% ../nbs/04_data.ipynb #35efd0ef
-import hashlib
-import json
+# %% ../nbs/04_data.ipynb #803dc544
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -20,37 +18,44 @@ from fastcore.basics import patch
 
 from .bands import Tile
 from .config import BANDS, IGNORE
-from .paths import written_whole
+from .paths import cache_folder, digest, write_array
+from .texture import GlcmConfig, glcm_channels
 
-# %% ../nbs/04_data.ipynb #c2f5e0f8
+# %% ../nbs/04_data.ipynb #2a85f61b
 class DataError(ValueError):
     "Tiles cannot be turned into training data; the message says which, why, and how to mend it."
 
 
 def channels(
     tile: Tile,  # any tile
-) -> np.ndarray:  # (C, H, W) float32, in the tile's own units; NaN where a channel is undefined
+    glcm: GlcmConfig | None = None,  # texture channels behind the bands; None: none
+) -> np.ndarray:  # (C, H, W) float32, in the channels' own units; NaN where a channel is undefined
     "The channels of a tile that the network sees."
-    return tile.bands
+    if glcm is None:
+        return tile.bands
+    return np.concatenate([tile.bands, glcm_channels(tile, glcm, cache_folder() / "glcm")])
 
-# %% ../nbs/04_data.ipynb #c2acc7e9
+# %% ../nbs/04_data.ipynb #b21b6a97
 @dataclass(frozen=True)
 class BandStats:
-    "What normalises a channel: (x - center) / scale."
+    "What makes a tile an input: its texture channels, and for each channel (x - center) / scale."
 
     names: tuple[str, ...]  # channel names, in order
-    center: tuple[float, ...]  # one per channel, DN
-    scale: tuple[float, ...]  # one per channel, DN, above 0
+    center: tuple[float, ...]  # one per channel, in its unit
+    scale: tuple[float, ...]  # one per channel, in its unit, above 0
     method: str = "standard"  # standard: mean and std; robust: median and IQR / 1.349
+    glcm: GlcmConfig | None = None  # how the channels behind the bands are computed; None: there are none
 
     def to_dict(self) -> dict:  # plain lists and strings, for JSON and checkpoints
         "The statistics as plain types."
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain = asdict(self) | {"glcm": self.glcm and self.glcm.to_dict()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod
     def from_dict(cls, d: dict) -> "BandStats":
         "The statistics from what `to_dict` gave."
-        return cls(tuple(d["names"]), tuple(d["center"]), tuple(d["scale"]), d["method"])
+        glcm = GlcmConfig.from_dict(d["glcm"]) if d.get("glcm") else None
+        return cls(tuple(d["names"]), tuple(d["center"]), tuple(d["scale"]), d["method"], glcm)
 
 # %% ../nbs/04_data.ipynb #2fec23bd
 def _mean_std(pixels: Iterable[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,23 +78,24 @@ def _median_iqr(pixels: Iterable[list[np.ndarray]]) -> tuple[np.ndarray, np.ndar
     low, median, high = np.array(quartiles, np.float64).reshape(-1, 3).T
     return median, (high - low) / 1.349
 
-# %% ../nbs/04_data.ipynb #ea58373b
-def _pixels(tiles: Iterable[Tile], stride: int) -> Iterable[list[np.ndarray]]:
+# %% ../nbs/04_data.ipynb #0553ee46
+def _pixels(tiles: Iterable[Tile], stride: int, glcm: GlcmConfig | None) -> Iterable[list[np.ndarray]]:
     "The defined pixels of each tile: one float64 array per channel."
     for tile in tiles:
-        yield [x[tile.valid & np.isfinite(x)][::stride].astype(np.float64) for x in channels(tile)]
+        yield [x[tile.valid & np.isfinite(x)][::stride].astype(np.float64) for x in channels(tile, glcm)]
 
 
 def fit_stats(
     tiles: Iterable[Tile],  # training tiles; a generator will do
     method: str = "standard",  # standard: mean and std; robust: median and IQR / 1.349
     stride: int = 1,  # use every stride-th valid pixel
-    names: tuple[str, ...] = BANDS,  # channel names, for messages and checkpoints
+    glcm: GlcmConfig | None = None,  # texture channels, see `glacier_nb.texture.fit_glcm`; None: none
 ) -> BandStats:
     "Centre and scale of each channel over all valid pixels. Raises `DataError` for a constant channel."
     if method not in ("standard", "robust"):
         raise DataError(f"normalisation {method!r} is unknown: expected standard or robust")
-    center, scale = (_mean_std if method == "standard" else _median_iqr)(_pixels(tiles, stride))
+    center, scale = (_mean_std if method == "standard" else _median_iqr)(_pixels(tiles, stride, glcm))
+    names = BANDS if glcm is None else (*BANDS, *glcm.names)
     if len(center) != len(names) or np.isnan(center).any():
         raise DataError(
             f"no valid training pixel for the channels {', '.join(names)}: check the tiles and their masks"
@@ -98,10 +104,15 @@ def fit_stats(
         if not s > 1e-9 * abs(c):
             how = "constant" if method == "standard" else "constant over half of its pixels"
             raise DataError(
-                f"channel {name} is {how} ({c:g}) in the training tiles and cannot be scaled: check its files"
+                f"channel {name} is {how} ({c:g}) in the training tiles and cannot be scaled: "
+                + (
+                    "check its files"
+                    if name in BANDS
+                    else "choose other glcm_* parameters, or include_glcm=False"
+                )
                 + (", or use normalisation standard" if method == "robust" else "")
             )
-    return BandStats(tuple(names), tuple(map(float, center)), tuple(map(float, scale)), method)
+    return BandStats(names, tuple(map(float, center)), tuple(map(float, scale)), method, glcm)
 
 # %% ../nbs/04_data.ipynb #1a34ae5f
 def normalise(
@@ -140,7 +151,7 @@ def crop_array(
         return array[..., row : row + h, col : col + w]
     return array[..., reflect_index(row, h, rows)[:, None], reflect_index(col, w, cols)]
 
-# %% ../nbs/04_data.ipynb #3477bbde
+# %% ../nbs/04_data.ipynb #3cfa8b58
 def tile_arrays(
     tile: Tile,  # any tile; without a label every pixel is to be ignored
     stats: BandStats,  # of the training tiles
@@ -148,37 +159,25 @@ def tile_arrays(
 ) -> dict[str, np.ndarray]:  # image, label, valid and perhaps distance
     "The arrays of one tile that training needs."
     label = np.full(tile.valid.shape, IGNORE, np.uint8) if tile.label is None else tile.label
-    arrays = {"image": normalise(channels(tile), tile.valid, stats), "label": label, "valid": tile.valid}
+    arrays = {
+        "image": normalise(channels(tile, stats.glcm), tile.valid, stats),
+        "label": label,
+        "valid": tile.valid,
+    }
     if distance_fn is not None:
         known = np.where(tile.valid, label, np.uint8(IGNORE))
         arrays["distance"] = np.asarray(distance_fn(known)).astype(np.float16)
     return arrays
 
-# %% ../nbs/04_data.ipynb #1080167f
-def _digest(*parts) -> str:
-    "Sixteen hex digits that change when any part changes."
-    h = hashlib.sha256()
-    for part in parts:
-        array = part if isinstance(part, np.ndarray) else np.frombuffer(json.dumps(part).encode(), np.uint8)
-        h.update(f"{array.dtype}{array.shape}".encode())
-        h.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return h.hexdigest()[:16]
-
-
+# %% ../nbs/04_data.ipynb #a2bdbc43
 @lru_cache(maxsize=8)
 def _probe(distance_fn: Callable | None, n_classes: int) -> str:
     "A digest of what a distance function does to a label of stripes with a hole."
     label = (np.add.outer(np.arange(256), np.arange(256)) // 48 % max(n_classes, 1)).astype(np.uint8)
     label[100:140, 60:90] = IGNORE
-    return "" if distance_fn is None else _digest(np.asarray(distance_fn(label)))
+    return "" if distance_fn is None else digest(np.asarray(distance_fn(label)))
 
-
-def _write(array: np.ndarray, path: Path) -> None:
-    "Save an array as .npy, whole or not at all."
-    with written_whole(path) as temporary, open(temporary, "wb") as f:
-        np.save(f, array)
-
-# %% ../nbs/04_data.ipynb #06fdf117
+# %% ../nbs/04_data.ipynb #45acc4f6
 def cached_arrays(
     tile: Tile,  # any tile
     stats: BandStats,  # of the training tiles
@@ -186,14 +185,13 @@ def cached_arrays(
     folder: str | os.PathLike,  # where the .npy files lie; made if missing
 ) -> dict[str, np.ndarray]:  # the arrays of `tile_arrays`, memory-mapped
     "The arrays of one tile from the cache folder, written there first if they are missing."
-    content = [tile.bands if x is None else x for x in (channels(tile), tile.valid, tile.label)]
-    key = _digest(stats.to_dict(), tile.label is None, _probe(distance_fn, len(tile.classes)), *content)
+    content = [tile.bands, tile.valid, *([] if tile.label is None else [tile.label])]
+    key = digest(stats.to_dict(), tile.label is None, _probe(distance_fn, len(tile.classes)), *content)
     names = ("image", "label", "valid", "distance")[: 3 if distance_fn is None else 4]
     paths = {name: Path(folder) / f"{tile.id}-{key}-{name}.npy" for name in names}
     if not all(p.is_file() for p in paths.values()):
-        Path(folder).mkdir(parents=True, exist_ok=True)
         for name, array in tile_arrays(tile, stats, distance_fn).items():
-            _write(array, paths[name])
+            write_array(paths[name], array)
     return {name: np.load(p, mmap_mode="r") for name, p in paths.items()}
 
 # %% ../nbs/04_data.ipynb #b63b41dc

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunData', 'prepare_data', 'TrainingError', 'Callback', 'Learner']
 
-# %% ../nbs/12_learner.ipynb #23be447f
+# %% ../nbs/12_learner.ipynb #c8c1c7ef
 import math
 import time
 from contextlib import nullcontext
@@ -29,9 +29,10 @@ from .metrics import mcc, tile_confusion
 from .samplers import make_sampler
 from .schedules import schedule
 from .splits import check_split, split
+from .texture import fit_glcm
 from .unet import predict_logits
 
-# %% ../nbs/12_learner.ipynb #4b092f4a
+# %% ../nbs/12_learner.ipynb #375fbd2f
 @dataclass(frozen=True)
 class RunData:
     "What a run trains and validates on."
@@ -45,13 +46,13 @@ class RunData:
 
 
 def prepare_data(
-    cfg: TrainConfig,  # fold, n_folds, normalisation and loss weights are read
+    cfg: TrainConfig,  # fold, n_folds, normalisation, glcm_* and loss weights are read
     tiles: list[Tile],  # labelled tiles, see `glacier_nb.bands.read_tiles`
 ) -> RunData:
     "Split tiles spatially, fit the statistics on the training part, normalise both."
     train_tiles, val_tiles = split(tiles, cfg.fold, cfg.n_folds)
     check_split(train_tiles, val_tiles)
-    stats = fit_stats(train_tiles, cfg.normalisation)
+    stats = fit_stats(train_tiles, cfg.normalisation, glcm=fit_glcm(train_tiles, cfg))
     classes = train_tiles[0].classes
     distance = partial(signed_distance, n_classes=len(classes)) if loss_weights(cfg)["boundary"] > 0 else None
     train, val = (TileSet.build(t, stats, distance_fn=distance) for t in (train_tiles, val_tiles))

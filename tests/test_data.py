@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from affine import Affine
 
-import glacier_nb.data as data
 from glacier_nb.bands import Tile
 from glacier_nb.config import BANDS, CLASSES, IGNORE
 from glacier_nb.data import BandStats, DataError, TileSet, crop_array, fit_stats, normalise, reflect_index
+from glacier_nb.texture import GlcmConfig, glcm_channels
 
 
 def make_tile(name="00_00", seed=0, shape=(40, 56), nodata=0.2, classes=CLASSES):
@@ -113,20 +113,36 @@ def test_wrong_number_of_channels_is_an_error(tiles):
         normalise(tiles[0].bands[:4], tiles[0].valid, fit_stats(tiles))
 
 
-def test_an_undefined_channel_is_neutral_and_in_no_statistic(tiles, monkeypatch):
-    def with_texture(tile):
-        texture = np.arange(tile.valid.size, dtype=np.float32).reshape(1, *tile.valid.shape)
-        texture[:, :10] = np.nan
-        return np.concatenate([tile.bands, texture])
-
-    monkeypatch.setattr(data, "channels", with_texture)
-    stats = fit_stats(tiles, names=(*BANDS, "contrast"))
-    texture = np.arange(tiles[0].valid.size).reshape(tiles[0].valid.shape)[10:]
-    np.testing.assert_allclose(stats.center[5], np.concatenate([texture[t.valid[10:]] for t in tiles]).mean())
+def test_texture_channels_are_neutral_where_undefined_and_in_no_statistic(tiles):
+    glcm = GlcmConfig(window=5, features=("contrast", "entropy"), vmin=10000, vmax=30000)
+    stats = fit_stats(tiles, glcm=glcm)
+    assert stats.names == (*BANDS, "B6_contrast", "B6_entropy")
+    maps = [glcm_channels(t, glcm) for t in tiles]
+    known = np.concatenate(
+        [m[:, t.valid & np.isfinite(m).all(0)] for m, t in zip(maps, tiles, strict=True)], axis=1
+    )
+    np.testing.assert_allclose(stats.center[5:], known.mean(1, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(stats.scale[5:], known.std(1, dtype=np.float64), rtol=1e-6)
     image = TileSet.build(tiles, stats).images[0]
-    assert image.shape[0] == 6
-    assert (image[5, :10] == 0).all()
-    assert image[0, :10].any()
+    assert image.shape == (7, *tiles[0].valid.shape)
+    assert (image[5:, np.isnan(maps[0]).any(0)] == 0).all()
+    np.testing.assert_array_equal(image[:5], TileSet.build(tiles, fit_stats(tiles)).images[0])
+    assert BandStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
+
+
+def test_texture_that_is_constant_is_refused_by_name(tiles):
+    glcm = GlcmConfig(window=5, features=("energy",), vmin=1e6, vmax=2e6)
+    with pytest.raises(DataError, match=r"channel B6_energy is constant .*glcm_.*include_glcm=False"):
+        fit_stats(tiles, glcm=glcm)
+
+
+def test_the_cache_of_a_set_knows_its_texture(tiles, tmp_path):
+    coarse, fine = (
+        fit_stats(tiles, glcm=GlcmConfig(window=5, levels=n, vmin=10000, vmax=30000)) for n in (8, 64)
+    )
+    sets = [TileSet.build(tiles, s, cache_dir=tmp_path) for s in (coarse, fine, coarse)]
+    assert same(sets[0], sets[2])
+    assert not same(sets[0], sets[1])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from skimage import data as pictures
 from skimage.feature import graycomatrix, graycoprops
 
-from glacier_nb.glcm import FEATURES, GlcmError, glcm, glcm_blocks, in_strips, quantise
+from glacier_nb.glcm import FEATURES, GlcmError, glcm, glcm_blocks, in_parts, quantise
 from glacier_nb.glcm_rows import pair_offsets
 
 ANGLES = (0, 45, 90, 135)
@@ -179,7 +179,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 def test_calls_from_several_threads_at_once():
     band = np.random.default_rng(0).random((200, 100))
     expected, found = glcm(band, threads=1), {}
-    in_strips(lambda first, last: found.update({first: glcm(band, threads=3)}), 400, threads=4)
+    in_parts(lambda top, *_: found.update({top: glcm(band, threads=3)}), 400, 9, threads=4)
     assert len(found) == 7
     assert all(np.array_equal(f, expected) for f in found.values())
 

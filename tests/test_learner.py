@@ -12,7 +12,7 @@ import torch
 from glacier_nb.bands import read_tiles
 from glacier_nb.callbacks import EarlyStop, init_from, make_learner, read_checkpoint
 from glacier_nb.config import ConfigError, TrainConfig
-from glacier_nb.data import BandStats
+from glacier_nb.data import BandStats, channels, normalise
 from glacier_nb.demo import make_demo
 from glacier_nb.device import pick_device, pick_precision
 from glacier_nb.learner import Callback, TrainingError, prepare_data
@@ -125,11 +125,15 @@ def test_two_runs_cannot_share_a_folder(data, whole, tmp_path):
 def test_checkpoint_is_all_that_prediction_needs(data, whole, tmp_path):
     learner = run(data, tmp_path / "one")
     state = torch.load(tmp_path / "one/last.pt", weights_only=True)
-    model = build_unet(5, len(state["classes"]), state["config"]["encoder"])
+    stats, tile = BandStats.from_dict(state["stats"]), data.val_tiles[0]
+    model = build_unet(len(stats.names), len(state["classes"]), state["config"]["encoder"])
     model.load_state_dict(state["weights"])
-    image = torch.from_numpy(data.val.images[0])[None]
+    image = normalise(channels(tile, stats.glcm), tile.valid, stats)
+    np.testing.assert_array_equal(image, data.val.images[0])
+    image = torch.from_numpy(image)[None]
     torch.testing.assert_close(predict_logits(model.eval(), image), learner.predict({"image": image}))
-    assert BandStats.from_dict(state["stats"]) == data.stats
+    assert stats == data.stats
+    assert stats.names == ("B2", "B3", "B4", "B6", "B10", "B6_contrast", "B6_energy")
     assert state["codes"] == [0, 85, 170, 255]
 
 
@@ -138,6 +142,13 @@ def test_half_precision_trains(data, tmp_path, precision):
     learner = run(data, tmp_path / precision, replace(TINY, precision=precision, epochs=2))
     assert all(np.isfinite(r["train_loss"]) and np.isfinite(r["val_loss"]) for r in learner.history)
     assert next(learner.model.parameters()).dtype == torch.float32
+
+
+def test_without_glcm_the_network_sees_five_bands(data, tmp_path):
+    cfg = replace(TINY, include_glcm=False, epochs=2)
+    bands = prepare_data(cfg, [*data.train_tiles, *data.val_tiles])
+    assert bands.stats.glcm is None
+    assert run(bands, tmp_path / "five", cfg).model.encoder.conv1.weight.shape[1] == 5
 
 
 def test_nan_loss_names_step_and_term(data, tmp_path):

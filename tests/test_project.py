@@ -18,8 +18,9 @@ from glacier_nb.config import TrainConfig, check_names
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = (
-    "paths config tilefiles bands glcm_rows glcm_torch glcm texture terrain glaciers demo data splits samplers loader augment losses "
-    "metrics baseline unet schedules device learner callbacks distributed predict diagnose runs hkh"
+    "paths params config tilefiles bands glcm_rows glcm_torch glcm texture terrain glaciers demo data splits "
+    "samplers loader augment losses metrics baseline unet schedules device learner callbacks distributed "
+    "predict diagnose runs hkh"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot"]  # imported by notebooks only
