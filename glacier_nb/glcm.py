@@ -179,7 +179,7 @@ def in_parts(
         for done in [pool.submit(work, *part) for part in parts]:
             done.result()
 
-# %% ../nbs/02_glcm.ipynb #cd3d2932
+# %% ../nbs/02_glcm.ipynb #17038650
 def _plain(band, valid) -> tuple[np.ndarray, np.ndarray]:
     "A band and its validity as plain arrays; the mask of a masked array counts as nodata."
     mask = np.ones(band.shape, bool) if valid is None else np.asarray(valid)
@@ -216,7 +216,7 @@ def _block(band, valid, rows: slice, cols: slice, request: _Request) -> np.ndarr
     wanted = np.array([FEATURES.index(name) for name in request.features])
 
     def work(*part):
-        glcm_part(levels, *part, offsets, request.window, lookup, wanted, out)
+        glcm_part(levels, part, offsets, request.window, lookup, wanted, out)
 
     in_parts(work, *out.shape[1:], request.threads)
     return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEAR_ONE', 'ENTROPY_BITS', 'ENTROPY_ONE', 'pair_offsets', 'near_table', 'pair_row', 'slide', 'box', 'Tables',
-           'tables', 'encode', 'spread', 'add_sums', 'add_spread', 'angle_means', 'spaced', 'glcm_part']
+           'tables', 'encode', 'spread', 'add_sums', 'add_spread', 'angle_means', 'workspace', 'glcm_part']
 
 # %% ../nbs/01a_glcm_rows.ipynb #d89ff2ac
 import math
@@ -221,7 +221,7 @@ def add_spread(
     for c in range(width):
         entropy[c] += log2n[int(n[c])]
 
-# %% ../nbs/01a_glcm_rows.ipynb #c7d924c1
+# %% ../nbs/01a_glcm_rows.ipynb #57bcd626
 @njit(nogil=True, cache=True, error_model="numpy")
 def angle_means(
     rows: np.ndarray,  # (11, W or more) float64, sums over the angles: FEATURES, pairs, angles with a pair
@@ -242,20 +242,22 @@ def angle_means(
 
 
 @njit(nogil=True, cache=True)
-def spaced(
-    width: int,  # numbers that a row must hold
-) -> int:
-    "A row length that keeps rows out of each other's way: 4096 bytes apart, a core takes one for the other."
-    return (width // 512 + 1) * 512 + 30
+def workspace(
+    n_angles: int,  # angles
+    width: int,  # pixels in a row of a part
+    window: int,  # pixels, odd
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    "Zeros for the sums of columns (two arrays), the ring of cells, and rows of windows and features."
+    # rows 4096 bytes apart would slow each other down: a core takes a load from one for a load from the other
+    length = (width + window) // 512 * 512 + 542
+    sums, close = np.zeros((n_angles, 5, length), np.int32), np.zeros((n_angles, 1, length), np.int64)
+    return sums, close, np.zeros((n_angles, length * window), np.uint32), np.zeros((19, length))
 
 
 @njit(nogil=True, cache=True)
 def glcm_part(
     levels: np.ndarray,  # (H + window - 1, W + window - 1) int16, with its margin, -1: no data
-    top: int,  # first row of the output to compute
-    bottom: int,  # row after the last
-    left: int,  # first column
-    right: int,  # column after the last
+    part: tuple[int, int, int, int],  # rows top ... bottom - 1 and columns left ... right - 1 of the output
     offsets: np.ndarray,  # (n, 2) int64, from `pair_offsets`
     window: int,  # pixels, odd
     lookup: Tables,  # from `tables`
@@ -263,14 +265,11 @@ def glcm_part(
     out: np.ndarray,  # (F, H, W) float32 or float64; out[:, top:bottom, left:right] is written
 ) -> None:
     "GLCM features of a part of an image."
+    top, bottom, left, right = part
     n_levels, width, half = lookup.near.size - 1, right - left, window // 2
     matrix = np.any((wanted >= 3) & (wanted <= 5))  # ASM, energy, entropy
     most = ((window - offsets[:, 0]) * (window - np.abs(offsets[:, 1]))).sum()
-    length = spaced(width + window)
-    sums = np.zeros((len(offsets), 5, length), np.int32)
-    close = np.zeros((len(offsets), 1, length), np.int64)
-    cells = np.zeros((len(offsets), length * window), np.uint32)
-    work = np.zeros((19, length))
+    sums, close, cells, work = workspace(len(offsets), width, window)
     windows, spreads, rows = work[:6], work[6:8], work[8:]
     place = lookup.start.copy()
     for row in range(top - window + 1, bottom):  # those above `top` only fill the window
@@ -293,5 +292,5 @@ def glcm_part(
                     add_spread(windows[0], spreads, lookup.log2n, width, rows)
                 slide(pair_row(levels, row, left, n, dr, dc), -1, lookup.near, sums[a], close[a])
         if row >= top:
-            centre = levels[row + half, left + half : left + half + width]
+            centre = levels[row + half, left + half : right + half]
             angle_means(rows, 0.25 * most, centre, wanted, out, row, left)
