@@ -31,7 +31,7 @@ readme: $(INSTALLED)
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
 
 clean:
-	rm -rf outputs/demo build *.egg-info .pytest_cache .ruff_cache
+	rm -rf outputs/demo outputs/.cache build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 data/demo: $(INSTALLED)
