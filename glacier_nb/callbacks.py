@@ -31,8 +31,9 @@ from glacier_nb.config import (
     save_config,
 )
 from .device import seed_everything
-from .learner import Callback, Learner, RunData
+from .learner import Callback, Learner
 from .paths import project_root, write_text, written_whole
+from .recipe import RunData
 from .unet import WeightsError, build_unet, load_matching, read_state
 
 # %% ../nbs/12a_callbacks.ipynb #aaae082f

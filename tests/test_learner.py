@@ -15,7 +15,8 @@ from glacier_nb.config import ConfigError, TrainConfig
 from glacier_nb.data import BandStats, channels, normalise
 from glacier_nb.demo import make_demo
 from glacier_nb.device import pick_device, pick_precision
-from glacier_nb.learner import Callback, TrainingError, prepare_data
+from glacier_nb.learner import Callback, TrainingError
+from glacier_nb.recipe import prepare_data
 from glacier_nb.unet import WeightsError, build_unet, predict_logits
 
 TINY = TrainConfig(
