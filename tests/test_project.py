@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = (
     "paths params config tilefiles bands glcm_rows glcm_torch glcm texture terrain glaciers demo data splits "
-    "samplers loader augment losses metrics baseline unet schedules device recipe learner callbacks distributed "
-    "predict diagnose runs hkh"
+    "samplers loader augment losses metrics baseline unet schedules device recipe learner callbacks "
+    "distributed predict diagnose runs hkh"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot"]  # imported by notebooks only
