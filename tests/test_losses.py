@@ -1,6 +1,7 @@
 """Losses against peers and exact formulas, on hostile input, under masks, in every precision."""
 
 import math
+from itertools import chain, combinations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from segmentation_models_pytorch.losses._functional import softmax_focal_loss_with_logits
-from sklearn.metrics import f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, jaccard_score, matthews_corrcoef
 from torch.testing import assert_close
 
 from glacier_nb.config import IGNORE
@@ -18,18 +19,27 @@ from glacier_nb.losses import (
     CombinedLoss,
     DiceLoss,
     FocalLoss,
+    LovaszLoss,
     MCCLoss,
+    TverskyLoss,
     boundary_loss,
-    dice_loss,
+    class_weights,
     focal_loss,
-    mcc_loss,
     signed_distance,
+)
+from glacier_nb.overlaps import (
+    _jaccard_growth,
+    dice_loss,
+    lovasz_loss,
+    mcc_loss,
     soft_confusion,
     soft_mcc,
+    tversky_loss,
 )
 
-SHARES = (0.70, 0.25, 0.049, 0.001)
-NAMES = ("focal", "dice", "mcc", "boundary")
+SHARES = (0.698, 0.251, 0.0501, 0.0009)
+NAMES = ("focal", "dice", "mcc", "boundary", "tversky", "lovasz")
+AREAS = ("dice", "mcc", "tversky", "lovasz")  # 0 for a prediction that equals a soft target
 
 
 def scene(seed, n_classes=4, size=96):
@@ -43,13 +53,26 @@ def scene(seed, n_classes=4, size=96):
 
 
 def loss_functions(distance):
-    "The four losses as functions of logits, target and valid."
+    "The losses as functions of logits, target and valid."
     return {
         "focal": focal_loss,
         "dice": dice_loss,
         "mcc": mcc_loss,
         "boundary": lambda logits, target, valid: boundary_loss(logits, target, valid, distance),
+        "tversky": tversky_loss,
+        "lovasz": lovasz_loss,
     }
+
+
+def onehot_of(target, n_classes=4):
+    "Probabilities (B, C, H, W) float32 of class indices."
+    return F.one_hot(target, n_classes).movedim(-1, 1).float()
+
+
+def mixed(target, valid, n_classes=4, share=0.7):
+    "MixUp of a batch with itself in reverse: soft target and where both parts are valid."
+    onehot = onehot_of(target, n_classes)
+    return share * onehot + (1 - share) * onehot.flip(0), valid & valid.flip(0)
 
 
 def noise(shape, seed=0, dtype=torch.float32):
@@ -86,7 +109,7 @@ def test_scalar_and_order(name, n_classes):
     assert all(v.shape == () and v.dtype == torch.float32 for v in values)
     assert values == sorted(values)
     assert len(set(map(float, values))) == 4
-    limits = {"focal": (0, math.inf), "dice": (0, 1), "mcc": (0, 2), "boundary": (-1, 1)}[name]
+    limits = {"focal": (0, math.inf), "mcc": (0, 2), "boundary": (-1, 1)}.get(name, (0, 1))
     assert all(limits[0] - 1e-6 <= v <= limits[1] + 1e-6 for v in values)
 
 
@@ -144,7 +167,7 @@ def test_dice_is_smp_when_all_classes_are_there(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_hard_predictions_give_sklearn(seed):
     rng = np.random.default_rng(seed)
-    truth = rng.choice(4, size=(1, 40, 40), p=(*SHARES[:2], 0.03, 0.02))
+    truth = rng.choice(4, size=(1, 40, 40), p=(0.7, 0.25, 0.03, 0.02))
     guess = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, 4, truth.shape))
     target, valid = torch.from_numpy(truth), torch.ones(1, 40, 40, dtype=torch.bool)
     hard = 1e4 * F.one_hot(torch.from_numpy(guess), 4).movedim(-1, 1).double()
@@ -271,7 +294,9 @@ def test_nothing_to_count_costs_nothing(name):
     target, valid, distance = scene(10)
     logits = noise((2, 4, 96, 96))
     loss = loss_functions(distance)[name]
-    for t, v in ((target, torch.zeros_like(valid)), (torch.full_like(target, IGNORE), valid)):
+    nothing = torch.zeros_like(valid)
+    cases = (target, nothing), (torch.full_like(target, IGNORE), valid), (mixed(target, valid)[0], nothing)
+    for t, v in cases:
         value, gradient = with_gradient(loss, logits, t, v)
         assert value == 0
         assert not gradient.any()
@@ -280,9 +305,12 @@ def test_nothing_to_count_costs_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_finite_at_saturation(name, dtype, sign):
+@pytest.mark.parametrize("soft", [False, True])
+def test_finite_at_saturation(name, dtype, sign, soft):
     target, valid, distance = scene(11)
     logits = sign * 1e4 * (2 * F.one_hot(target, 4).movedim(-1, 1) - 1)
+    if soft:
+        target, valid = mixed(target, valid)
     value, gradient = with_gradient(loss_functions(distance)[name], logits.to(dtype), target, valid)
     assert value.isfinite()
     assert value.dtype == torch.float32
@@ -299,9 +327,21 @@ def test_focal_gradient_is_finite_when_sure_for_small_gamma(gamma):
     assert gradient.isfinite().all()
 
 
+def test_focal_bears_a_class_that_the_network_rules_out():
+    target, valid, _ = scene(11)
+    logits = noise((2, 4, 96, 96))
+    logits[:, 3] = -torch.inf
+    value, gradient = with_gradient(focal_loss, logits, target, valid & (target != 3))
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_changes_nothing(name):
+@pytest.mark.parametrize("soft", [False, True])
+def test_autocast_changes_nothing(name, soft):
     target, valid, distance = scene(12)
+    if soft:
+        target, valid = mixed(target, valid)
     logits = noise((2, 4, 96, 96))
     loss = loss_functions(distance)[name]
     plain = with_gradient(loss, logits, target, valid)
@@ -312,26 +352,32 @@ def test_autocast_changes_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_gradcheck(name, n_classes):
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradcheck(name, n_classes, soft):
     generator = torch.Generator().manual_seed(n_classes)
     shape = (2, n_classes, 3, 4)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, n_classes, (2, 3, 4), generator=generator)
     valid = torch.rand(2, 3, 4, generator=generator) < 0.8
     distance = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if soft:
+        target = torch.rand(shape, generator=generator).softmax(1)
     loss = loss_functions(distance)[name]
     assert loss(logits, target, valid).dtype == torch.float64
     assert torch.autograd.gradcheck(lambda x: loss(x, target, valid), (logits,))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sums_hold_in_float32_over_many_pixels(name):
+@pytest.mark.parametrize("soft", [False, True])
+def test_sums_hold_in_float32_over_many_pixels(name, soft):
     "A batch of a million pixels; the reference is the same loss in float64."
     generator = torch.Generator().manual_seed(0)
     shape = (4, 4, 512, 512)
     target = torch.multinomial(torch.tensor(SHARES), 4 * 512 * 512, True, generator=generator)
     target = target.view(4, 512, 512)
     valid = torch.ones_like(target, dtype=torch.bool)
+    if soft:
+        target, valid = mixed(target, valid)
     logits, distance = noise(shape), noise(shape, 1).clamp(-1, 1)
     loss = loss_functions(distance)[name]
     expected = loss(logits.double(), target, valid)
@@ -419,24 +465,37 @@ def test_boundary_charges_far_errors_more():
 # --- modules and hostile input
 
 
-def test_modules_are_the_functions():
+@pytest.mark.parametrize("soft", [False, True])
+def test_modules_are_the_functions(soft):
     target, valid, distance = scene(14)
+    if soft:
+        target, valid = mixed(target, valid)
     logits = noise((2, 4, 96, 96))
     args = (logits, target, valid)
     assert FocalLoss(1.5)(*args) == focal_loss(*args, 1.5)
+    assert FocalLoss(1.5, (1, 2, 3, 4))(*args) == focal_loss(*args, 1.5, (1, 2, 3, 4))
     assert DiceLoss()(*args) == dice_loss(*args)
     assert MCCLoss()(*args) == mcc_loss(*args)
+    assert TverskyLoss(0.2, 0.6, 0.75)(*args) == tversky_loss(*args, 0.2, 0.6, 0.75)
+    assert LovaszLoss()(*args) == lovasz_loss(*args)
     assert BoundaryLoss()(*args, distance) == boundary_loss(*args, distance)
 
 
-def test_combined_is_the_weighted_sum():
+@pytest.mark.parametrize("soft", [False, True])
+def test_combined_is_the_weighted_sum(soft):
     target, valid, distance = scene(15)
+    if soft:
+        target, valid = mixed(target, valid)
     logits = noise((2, 4, 96, 96)).requires_grad_()
-    weights = {"focal": 0.1, "dice": 0.2, "mcc": 0.3, "boundary": 0.4}
-    total, terms = CombinedLoss(weights, 4, focal_gamma=(2, 2, 1, 0))(logits, target, valid, distance)
+    weights = {"focal": 0.1, "dice": 0.2, "mcc": 0.3, "boundary": 0.4, "tversky": 0.5, "lovasz": 0.6}
+    rarity = class_weights((700, 250, 49, 1), "inverse")
+    loss = CombinedLoss(weights, 4, (2, 2, 1, 0), rarity, (0.2, 0.6, 0.75))
+    total, terms = loss(logits, target, valid, distance)
     assert list(terms) == list(weights)
     assert not any(v.requires_grad for v in terms.values())
-    assert terms["focal"] == focal_loss(logits, target, valid, (2, 2, 1, 0))
+    assert terms["focal"] == focal_loss(logits, target, valid, (2, 2, 1, 0), rarity)
+    assert terms["dice"] == dice_loss(logits, target, valid)
+    assert terms["tversky"] == tversky_loss(logits, target, valid, 0.2, 0.6, 0.75)
     assert_close(total, sum(w * terms[n] for n, w in weights.items()))
     total.backward()
     assert logits.grad.any()
@@ -455,6 +514,7 @@ def test_combined_leaves_out_terms_without_weight(monkeypatch):
     ("weights", "match"),
     [
         ({"mmc": 1.0}, "did you mean 'mcc'"),
+        ({"lovas": 1.0}, "did you mean 'lovasz'"),
         ({"mcc": -0.1, "dice": 1.0}, "mcc = -0.1"),
         ({"mcc": math.nan}, "finite"),
         ({"mcc": math.inf}, "finite"),
@@ -498,3 +558,354 @@ def test_input_errors(name, change, match):
     target, valid, distance = scene(16)
     with pytest.raises(ValueError, match=match):
         loss_functions(distance)[name](*change(noise((2, 4, 96, 96)), target, valid))
+
+
+# --- soft targets
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_index_and_onehot_are_the_same_to_the_bit(name, n_classes):
+    target, valid, distance = scene(17, n_classes)
+    logits = 5 * noise((2, n_classes, 96, 96))
+    loss = loss_functions(distance)[name]
+    onehot = onehot_of(target, n_classes)
+    plain = with_gradient(loss, logits, target, valid)
+    assert_same(with_gradient(loss, logits, onehot, valid), *plain)
+    ignored = target.masked_fill(~valid, IGNORE)
+    assert_same(with_gradient(loss, logits, ignored, torch.ones_like(valid)), *plain)
+
+
+@pytest.mark.parametrize("name", AREAS)
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.99])
+def test_a_mix_is_cheapest_for_itself(name, share):
+    target, valid, distance = scene(18)
+    target, valid = mixed(target, valid, share=share)
+    loss = loss_functions(distance)[name]
+    perfect = target.clamp_min(1e-30).log()
+    blurred = (0.8 * target + 0.2 * target.roll(3, 3)).clamp_min(1e-30).log()
+    larger = 20 * onehot_of(target.argmax(1))
+    answers = (perfect, blurred, noise((2, 4, 96, 96)), -12 * target)
+    values = [loss(logits, target, valid).item() for logits in answers]
+    assert values[0] == pytest.approx(0, abs=1e-6)
+    assert 0.03 < values[1] < 0.5 < min(values[2:])
+    assert loss(larger, target, valid) > (1 - share) / 4
+
+
+@pytest.mark.parametrize("name", ["focal", "boundary"])
+def test_the_loss_of_a_mix_is_the_mix_of_losses(name):
+    target, valid, distance = scene(18)
+    soft, both = mixed(target, valid)
+    logits = noise((2, 4, 96, 96))
+    ends = (target, distance), (target.flip(0), distance.flip(0))
+    parts = [loss_functions(d)[name](logits, t, both) for t, d in ends]
+    found = loss_functions(0.7 * distance + 0.3 * distance.flip(0))[name](logits, soft, both)
+    assert_close(found, 0.7 * parts[0] + 0.3 * parts[1])
+
+
+def test_focal_of_soft_targets_is_cross_entropy_at_gamma_zero():
+    target, valid = mixed(*scene(19)[:2])
+    logits, weight = 3 * noise((2, 4, 96, 96)), torch.tensor([0.5, 1.0, 2.0, 4.0])
+    theirs = F.cross_entropy(logits, target, weight=weight, reduction="none")[valid].mean()
+    assert_close(focal_loss(logits, target, valid, 0, weight), theirs)
+    theirs = F.cross_entropy(logits, target, reduction="none")[valid].mean()
+    assert_close(focal_loss(logits, target, valid, 0), theirs)
+
+
+def test_focal_gammas_of_a_mix():
+    target, valid = mixed(*scene(19)[:2])
+    logits, gammas = noise((2, 4, 96, 96)), torch.tensor([2.0, 1.0, 0.5, 0.0])[:, None, None]
+    p = logits.double().softmax(1)
+    expected = -(target * (1 - p) ** gammas * p.log()).sum(1)[valid].mean()
+    assert_close(focal_loss(logits, target, valid, gammas.flatten()).double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dice_and_tversky_of_soft_targets_are_smp(seed):
+    "smp takes agreement as half of what is left of both sums without their distance, which is min(y, p)."
+    target, valid = mixed(*scene(seed)[:2])
+    logits = noise((2, 4, 96, 96), seed)
+    flat_p, flat_y = (x.movedim(1, 0)[:, valid][None] for x in (logits.softmax(1), target))
+    dice = smp.DiceLoss("multilabel", from_logits=False)(flat_p, flat_y)
+    assert_close(dice_loss(logits, target, valid), dice, rtol=1e-5, atol=1e-6)
+    tversky = smp.TverskyLoss("multilabel", from_logits=False, alpha=0.3, beta=0.7)(flat_p, flat_y)
+    assert_close(tversky_loss(logits, target, valid), tversky, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_confusion_of_a_mix():
+    target, valid = mixed(*scene(20)[:2])
+    probs = noise((2, 4, 96, 96)).double().softmax(1)
+    found = soft_confusion(probs, target, valid)
+    p, y = (x.double().movedim(1, -1)[valid] for x in (probs, target))
+    assert_close(found.sum(1), y.sum(0), rtol=1e-6, atol=1e-6)
+    assert_close(found.sum(0), p.sum(0), rtol=1e-6, atol=1e-6)
+    assert_close(found.diagonal(), torch.minimum(p, y).sum(0), rtol=1e-6, atol=1e-6)
+    assert (found >= 0).all()
+    parts = [soft_confusion(probs[i : i + 1], target[i : i + 1], valid[i : i + 1]) for i in range(2)]
+    assert_close(found, sum(parts))
+    itself = soft_confusion(target.double(), target, valid)
+    assert_close(itself, y.sum(0).diag())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked_pixels_of_a_soft_target_change_nothing(name):
+    target, valid, distance = scene(9)
+    target, valid = mixed(target, valid)
+    logits = noise((2, 4, 96, 96))
+    loss = loss_functions(distance)[name]
+    plain = with_gradient(loss, logits, target, valid)
+    hole = ~valid[:, None]
+    assert not plain[1].masked_select(hole).any()
+    for filling in (torch.nan, torch.inf, 0.0):
+        found = with_gradient(
+            loss, logits.masked_fill(hole, filling), target.masked_fill(hole, filling), valid
+        )
+        assert_same(found, *plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda y: 0.9 * y, "sums \\[0.9"),
+        (lambda y: y + torch.tensor([0.5, -0.5, 0, 0])[:, None, None], "below 0"),
+        (lambda y: y * torch.nan, "nan"),
+        (lambda y: y[:, :3], "target: found torch.float32 \\(2, 3"),
+        (lambda y: y.double(), "target: found torch.float64"),
+        (lambda y: y[:, :, 1:], "or torch.float32 \\(2, 4, 96, 96\\)"),
+    ],
+)
+def test_soft_target_errors(name, change, match):
+    target, valid, distance = scene(16)
+    soft, both = mixed(target, valid)
+    with pytest.raises(ValueError, match=match):
+        loss_functions(distance)[name](noise((2, 4, 96, 96)), change(soft), both)
+
+
+# --- Tversky and Lovász
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("alpha", "beta", "gamma"), [(0.3, 0.7, 1.0), (0.7, 0.3, 0.75), (0.5, 0.5, 2.0)])
+def test_tversky_is_smp(seed, alpha, beta, gamma):
+    "smp raises the mean to gamma, the paper each class: one class at a time they agree."
+    target, valid, _ = scene(seed)
+    logits = noise((2, 4, 96, 96), seed)
+    masked = target.masked_fill(~valid, IGNORE)
+    assert len(target[valid].unique()) == 4
+    settings = {"ignore_index": IGNORE, "alpha": alpha, "beta": beta, "gamma": gamma}
+    theirs = [smp.TverskyLoss("multiclass", classes=[k], **settings)(logits, masked) for k in range(4)]
+    found = tversky_loss(logits, target, valid, alpha, beta, gamma)
+    assert_close(found, sum(theirs) / 4, rtol=1e-5, atol=1e-6)
+    if gamma == 1:
+        assert_close(found, smp.TverskyLoss("multiclass", **settings)(logits, masked), rtol=1e-5, atol=1e-6)
+
+
+def test_tversky_of_halves_is_dice():
+    target, valid, _ = scene(21)
+    logits = noise((2, 4, 96, 96))
+    ours = with_gradient(lambda x: tversky_loss(x, target, valid, 0.5, 0.5), logits)
+    assert_close(ours, with_gradient(dice_loss, logits, target, valid))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.75, 1.0, 2.0])
+def test_tversky_of_a_perfect_map_is_zero_with_a_finite_gradient(gamma):
+    target, valid, _ = scene(21)
+    for size in (10, 20, 1e4):
+        logits = size * onehot_of(target)
+        value, gradient = with_gradient(tversky_loss, logits, target, valid, 0.3, 0.7, gamma)
+        assert value < 0.1
+        assert gradient.isfinite().all()
+    assert value == 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [({"alpha": 0}, "alpha 0"), ({"beta": -1}, "beta -1"), ({"gamma": math.nan}, "gamma nan")],
+)
+def test_tversky_errors(kwargs, match):
+    target, valid, _ = scene(21)
+    with pytest.raises(ValueError, match=match):
+        tversky_loss(noise((2, 4, 96, 96)), target, valid, **kwargs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("present", [4, 2, 1])
+def test_lovasz_is_smp(seed, present):
+    target, valid, _ = scene(seed)
+    target = target.clamp_max(present - 1)
+    logits = 2 * noise((2, 4, 96, 96), seed)
+    masked = target.masked_fill(~valid, IGNORE)
+    value, gradient = with_gradient(lovasz_loss, logits, target, valid)
+    theirs, its_gradient = with_gradient(smp.LovaszLoss("multiclass", ignore_index=IGNORE), logits, masked)
+    assert_close(value, theirs, rtol=1e-5, atol=0)
+    # smp's growth of the Jaccard loss is a difference of float32 numbers near 1
+    assert_close(gradient, its_gradient, rtol=0, atol=1e-3 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lovasz_of_hard_predictions_is_sklearn(seed):
+    target, valid, _ = scene(seed)
+    guess = target.roll((2, 1), (1, 2))
+    hard = 1e4 * onehot_of(guess)
+    for mask, present in ((valid, [0, 1, 2, 3]), (valid & (target != 3), [0, 1, 2])):
+        expected = 1 - jaccard_score(target[mask], guess[mask], average="macro", labels=present)
+        assert_close(lovasz_loss(hard, target, mask).item(), expected, rtol=1e-5, atol=0)
+
+
+def set_loss(y, chosen):
+    "Jaccard loss of a set of wrong pixels: each takes its y from the intersection, adds 1 - y to the union."
+    return 1 - (y.sum() - y[chosen].sum()) / (y.sum() + (1 - y[chosen]).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("soft", [False, True])
+def test_lovasz_extends_a_submodular_set_loss(seed, soft):
+    "All sets of five pixels: the growth is that of the set loss, and less for a larger set."
+    rng = np.random.default_rng(seed)
+    y = rng.random(5) if soft else rng.permutation([1.0, 1.0, 0.0, 0.0, rng.integers(2)])
+    growth = {}
+    for chosen in chain.from_iterable(combinations(range(5), r) for r in range(5)):
+        for i in set(range(5)) - set(chosen):
+            ranked = torch.tensor(y[[*chosen, i, *(set(range(5)) - {*chosen, i})]])[None]
+            found = _jaccard_growth(ranked, 1 - ranked)[0, len(chosen)].item()
+            np.testing.assert_allclose(
+                found, set_loss(y, [*chosen, i]) - set_loss(y, list(chosen)), rtol=0, atol=1e-12
+            )
+            growth[frozenset(chosen), i] = found
+    assert all(g >= -1e-12 for g in growth.values())
+    pairs = [(a, b) for a in growth for b in growth if a[1] == b[1] and a[0] < b[0]]
+    assert len(pairs) == 5 * (3**4 - 2**4)
+    assert all(growth[small] >= growth[large] - 1e-12 for small, large in pairs)
+
+
+def test_lovasz_is_convex_in_the_probabilities_of_a_soft_target():
+    target = torch.rand(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)).mul(4).softmax(1)
+    valid = torch.ones(1, 6, 6, dtype=torch.bool)
+    for seed in range(50):
+        ends = [noise((1, 4, 6, 6), 2 * seed + i, torch.float64).mul(2).softmax(1) for i in (0, 1)]
+        a, b, middle = (lovasz_loss(p.log(), target, valid) for p in (*ends, sum(ends) / 2))
+        assert middle <= (a + b) / 2 + 1e-12
+
+
+def test_jaccard_growth_keeps_its_digits_in_float32():
+    "Among a million pixels a step is 1e-6 of a number near 1; the reference is float64."
+    inside = torch.rand(1, 1_000_000, generator=torch.Generator().manual_seed(0)) < 0.3
+    inside = inside.float()
+    expected = _jaccard_growth(inside.double(), 1 - inside.double())
+    assert_close(_jaccard_growth(inside, 1 - inside).double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["tversky", "lovasz"])
+def test_absent_classes_cost_only_false_alarms(name):
+    target = torch.zeros(1, 8, 8, dtype=torch.int64)
+    target[:, :, 4:] = 1
+    valid = torch.ones_like(target, dtype=torch.bool)
+    loss = loss_functions(None)[name]
+    right = 1e4 * onehot_of(target)
+    assert loss(right, target, valid) == 0
+    guess = target.clone()
+    guess[:, :, 6:] = 3  # half of class 1 called class 3, which is not there
+    lost = {"tversky": 0.7 * 16 / (16 + 0.7 * 16), "lovasz": 0.5}[name]
+    assert_close(loss(1e4 * onehot_of(guess), target, valid).item(), lost / 2)
+    value, gradient = with_gradient(loss, noise((1, 4, 8, 8)), torch.zeros_like(target), valid)
+    assert 0 < value < 1
+    assert gradient.isfinite().all()
+    assert (gradient[:, 0] < 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_pixel_that_counts(name):
+    target, valid, distance = scene(22)
+    one = torch.zeros_like(valid)
+    one[0, 3, 4] = True
+    value, gradient = with_gradient(loss_functions(distance)[name], noise((2, 4, 96, 96)), target, one)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    assert gradient[0, :, 3, 4].any()
+
+
+# --- class weights
+
+COUNTS = (698_000, 251_000, 50_100, 900)
+
+
+@pytest.mark.parametrize("method", ["none", "inverse", "effective"])
+@pytest.mark.parametrize("counts", [COUNTS, (5, 0, 1, 0), (3, 7), (0, 1, 0)])
+def test_class_weights_have_mean_one_over_pixels(method, counts):
+    weights = class_weights(counts, method)
+    assert weights.dtype == torch.float32
+    assert weights.shape == (len(counts),)
+    share = np.array(counts) / sum(counts)
+    np.testing.assert_allclose((weights.numpy() * share).sum(), 1, rtol=1e-6)
+    assert all(w == 1 for w, n in zip(weights, counts, strict=True) if n == 0)
+    assert (weights > 0).all()
+
+
+def test_class_weights_by_method():
+    assert class_weights(COUNTS).tolist() == [1, 1, 1, 1]
+    inverse, effective = (class_weights(COUNTS, m).double().numpy() for m in ("inverse", "effective"))
+    np.testing.assert_allclose(inverse * COUNTS, sum(COUNTS) / 4, rtol=1e-6)
+    ratio = inverse[3] / inverse[0], effective[3] / effective[0]
+    assert ratio[0] > ratio[1] > 10
+    assert (np.diff(effective) > 0).all()
+    np.testing.assert_allclose(class_weights(np.array(COUNTS) * 7, "effective"), effective, rtol=1e-6)
+    np.testing.assert_allclose(class_weights(np.array(COUNTS) / 1e6, "effective"), effective, rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.99999, 0.9999999])
+def test_effective_weights_are_those_of_the_paper(beta):
+    counts = np.array(COUNTS)
+    expected = (1 - beta) / (1 - np.float64(beta) ** counts)
+    expected *= counts.sum() / (counts * expected).sum()
+    np.testing.assert_allclose(class_weights(counts, "effective", beta), expected, rtol=1e-6)
+
+
+def test_effective_weights_lie_between_none_and_inverse():
+    assert_close(class_weights(COUNTS, "effective", 0.9), class_weights(COUNTS))
+    assert_close(
+        class_weights(COUNTS, "effective", 1 - 1e-10), class_weights(COUNTS, "inverse"), rtol=1e-3, atol=0
+    )
+    geometric = np.exp(np.log(COUNTS).mean())
+    near = class_weights(COUNTS, "effective", 1 - 1 / geometric)
+    assert_close(near, class_weights(COUNTS, "effective"), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (((0, 0),), "not all 0"),
+        (((1, -1),), "counts: found"),
+        (((1, math.nan),), "counts: found"),
+        ((((1, 2), (3, 4)),), "counts: found"),
+        (((1, 2), "square"), "expected none, inverse, effective"),
+        (((1, 2), "effective", 1.0), "beta = 1.0"),
+        (((1, 2), "effective", 0), "beta = 0"),
+    ],
+)
+def test_class_weights_errors(args, match):
+    with pytest.raises(ValueError, match=match):
+        class_weights(*args)
+
+
+def test_focal_weights_are_those_of_cross_entropy():
+    "As PyTorch's with reduction sum, over the pixels that count: its mean divides by the weights instead."
+    target, valid, _ = scene(23)
+    logits, weight = noise((2, 4, 96, 96)), class_weights(COUNTS, "effective")
+    masked = target.masked_fill(~valid, IGNORE)
+    theirs = (
+        F.cross_entropy(logits, masked, weight=weight, ignore_index=IGNORE, reduction="sum") / valid.sum()
+    )
+    assert_close(focal_loss(logits, target, valid, 0, weight), theirs)
+    assert focal_loss(logits, target, valid, 2, torch.ones(4)) == focal_loss(logits, target, valid, 2)
+    parts = [focal_loss(logits, target, valid & (target == k)) for k in range(4)]
+    share = [(valid & (target == k)).sum() / valid.sum() for k in range(4)]
+    expected = sum(w * s * p for w, s, p in zip(weight, share, parts, strict=True))
+    assert_close(focal_loss(logits, target, valid, class_weights=weight), expected)
+
+
+@pytest.mark.parametrize("weight", [(1, 2, 3), (1, 2, 3, -1), (1, 2, 3, math.inf), ()])
+def test_focal_weight_errors(weight):
+    target, valid, _ = scene(23)
+    with pytest.raises(ValueError, match="class_weights: found"):
+        focal_loss(noise((2, 4, 96, 96)), target, valid, class_weights=weight)

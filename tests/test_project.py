@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = (
     "paths params config tilefiles bands glcm_rows glcm_torch glcm texture terrain glaciers demo data splits "
-    "samplers loader augment losses metrics baseline unet schedules device recipe learner callbacks "
-    "distributed predict diagnose runs hkh"
+    "pixelindex samplers loader exposure geometry augment mixing overlaps losses metrics baseline scratch "
+    "weights unet schedules device recipe learner callbacks lr_find distributed predict diagnose runs jobs "
+    "sweep hkh"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot"]  # imported by notebooks only

@@ -1,23 +1,27 @@
 """Samplers against brute force, on sets with holes, odd sizes and missing classes."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import WeightedRandomSampler
 
 from glacier_nb.bands import Tile
-from glacier_nb.config import BINARY_CLASSES, CLASSES, IGNORE
+from glacier_nb.config import BINARY_CLASSES, CLASSES, IGNORE, TrainConfig
 from glacier_nb.data import BandStats, TileSet
+from glacier_nb.params import ConfigError
+from glacier_nb.pixelindex import BorderIndex, PixelIndex, draw_from, draw_ranks
 from glacier_nb.samplers import (
     PixelCrops,
-    PixelIndex,
     RandomCrops,
     SamplerError,
     WeightedTiles,
     class_shares,
+    config_sampler,
     draw_fractions,
     make_sampler,
-    spread,
+    sampling_parameters,
 )
 
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
@@ -40,21 +44,6 @@ def tiles():
 @pytest.fixture
 def tileset(tiles):
     return TileSet.build(tiles, STATS)
-
-
-def test_index_lists_exactly_the_used_pixels_of_each_class(tiles, tileset):
-    index = PixelIndex(tileset)
-    for c in range(-1, 4):
-        used = [t.valid & ((t.label != IGNORE) if c == -1 else (t.label == c)) for t in tiles]
-        expected = np.concatenate([np.c_[np.full(u.sum(), i), np.argwhere(u)] for i, u in enumerate(used)])
-        assert index.ends[-1, c] == len(expected)
-        np.testing.assert_array_equal(index.locate(c, np.arange(len(expected))), expected)
-
-
-def test_spread_puts_one_point_in_each_stratum():
-    points = spread(np.random.default_rng(0), 50)
-    np.testing.assert_array_equal(np.sort((points * 50).astype(int)), np.arange(50))
-    assert spread(np.random.default_rng(0), 0).size == 0
 
 
 @pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
@@ -183,7 +172,10 @@ def test_weighting_needs_a_class_to_weight_by(tiles):
     binary = TileSet.build([make_tile("b", classes=BINARY_CLASSES)], STATS)
     with pytest.raises(SamplerError, match=r"boosts for lake, debris, .* background, glacier"):
         make_sampler("weighted", binary, 16, 4)
-    for boosts in ({"debris": -1.0}, {"debris": 0, "lake": 0, "background": 0}):
+    for boosts in ({}, {"lake": 15, "debri": 8}):
+        with pytest.raises(SamplerError, match="no class to weight tiles by"):
+            WeightedTiles(TileSet.build(tiles, STATS), 16, 4, boosts=boosts)
+    for boosts in ({"debris": -1.0}, {"background": 0}, {"background": np.inf}, {"background": np.nan}):
         with pytest.raises(SamplerError, match="leave no tile"):
             WeightedTiles(TileSet.build(tiles, STATS), 16, 4, boosts=boosts)
 
@@ -199,3 +191,142 @@ def test_class_shares_count_what_the_crops_hold(tileset):
 def test_unknown_sampler_is_named(tileset):
     with pytest.raises(SamplerError, match="'balanced' is unknown: expected random, weighted or pixel"):
         make_sampler("balanced", tileset, 16)
+
+
+def weighted_set(tiles):
+    "Eight tiles of one size: neither lake nor debris, one of them, both; and one without any label."
+    labels = [np.full((48, 64), k % 2, np.uint8) for k in range(8)]
+    for k, label in enumerate(labels):
+        label[5, 5 : 5 + k % 3], label[20, 7 : 7 + k // 4] = 2, 3
+    labels[7][:] = IGNORE
+    valid = np.ones((48, 64), bool)
+    return TileSet.build(
+        [replace(tiles[0], id=f"t{k}", label=x, valid=valid) for k, x in enumerate(labels)], STATS
+    )
+
+
+@pytest.mark.parametrize("size", [0, 16])
+def test_tiles_come_as_often_as_from_the_sampler_of_pytorch(tiles, size):
+    tileset, epochs, n = weighted_set(tiles), 600, 20
+    counts = PixelIndex(tileset).per_tile()
+    factors = np.where(counts[:, 3] > 0, 15.0, 1) * np.where(counts[:, 2] > 0, 8.0, 1) * (counts[:, -1] > 0)
+    assert set(factors) == {0, 1, 8, 15, 120}
+    generator = torch.Generator().manual_seed(0)
+    peer = list(WeightedRandomSampler(factors, epochs * n, replacement=True, generator=generator))
+    expected = epochs * n * factors / factors.sum()
+    sampler = make_sampler("weighted", tileset, size, n, boosts={"lake": 15, "debris": 8})
+    ours = np.concatenate([sampler.positions(k)[:, 0] for k in range(epochs)])
+    for drawn in (peer, ours):  # within four standard deviations of independent draws
+        scatter = 4 * np.sqrt(np.maximum(expected * (1 - factors / factors.sum()), 0))
+        assert (abs(np.bincount(drawn, minlength=8) - expected) <= scatter).all()
+
+
+def test_whole_tiles_are_drawn_with_replacement(tiles):
+    tileset = weighted_set(tiles)
+    positions = WeightedTiles(tileset, 0, 20).positions(0)
+    assert len(set(positions[:, 0])) < len(positions) == 20
+    assert not positions[:, 1:].any()
+
+
+def reference_pixel_crops(sampler, epoch):
+    "The crops of the pixel sampler as they were before it knew borders."
+    tileset, index = sampler.tileset, sampler.index
+    rng, n, size = np.random.default_rng((sampler.seed, epoch)), sampler.n, sampler.crop_size
+    drawn = draw_from(rng, n, draw_fractions(index, sampler.class_fractions))
+    pixels = np.empty((n, 3), int)
+    for c in np.unique(drawn):
+        ranks = draw_ranks(rng, (drawn == c).sum(), index.ends[-1, c])
+        pixels[drawn == c] = index.locate(c, ranks)
+    pixels[:, 1:] += ((rng.random((n, 2)) - 0.5) * sampler.jitter * size).astype(int)
+    room = np.array(tileset.shapes)[pixels[:, 0]] - size
+    corner = np.clip(pixels[:, 1:] - size // 2, 0, np.maximum(room, 0))
+    return np.column_stack([pixels[:, 0], np.where(room < 0, room // 2, corner)])
+
+
+@pytest.mark.parametrize("fractions", [None, (0.1, 0.2, 0.3, 0.4), (0, 0, 1, 0), (0.5, 0.5, 0, 0)])
+@pytest.mark.parametrize("size", [8, 33, 64])
+def test_without_an_interface_share_nothing_changes(tileset, fractions, size):
+    sampler = make_sampler("pixel", tileset, size, 150, 3, fractions, interface_fraction=0.0)
+    for epoch in range(3):
+        np.testing.assert_array_equal(sampler.positions(epoch), reference_pixel_crops(sampler, epoch))
+    assert "border" not in vars(sampler)  # nor is its index built
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
+@pytest.mark.parametrize("pair", [None, ("lake", "background")])
+def test_share_of_the_crops_lies_along_the_border(tileset, share, pair):
+    sampler = PixelCrops(
+        tileset, 16, 400, 0, (1, 0, 0, 0), 0.0, share, interface_classes=pair, interface_width=1
+    )
+    pixels = sampler.draw(np.random.default_rng(0), 400)
+    along = {tuple(p) for p in sampler.border.locate(-1, np.arange(sampler.border.ends[-1, -1]))}
+    assert sum(tuple(p) in along for p in pixels) >= 400 * share - 1
+    known = [sampler.index.known(i)[row, col] for i, row, col in pixels]
+    if pair is None:  # the rest is drawn for the background
+        assert abs(np.mean(np.isin(known, [1, 2])) - share) <= 1 / 400
+    np.testing.assert_array_equal(pixels, sampler.draw(np.random.default_rng(0), 400))
+
+
+def test_border_crops_show_both_classes_and_visit_every_tile(tileset):
+    sampler = PixelCrops(tileset, 16, 300, interface_fraction=1.0)
+    for view in (tileset.crop(*p, 16) for p in sampler.positions(0).tolist()):
+        shown = view["label"][view["valid"]]
+        assert (shown == 1).any()
+        assert (shown == 2).any()
+    pixels = BorderIndex(tileset).per_tile()[:, 0]
+    drawn = np.bincount(sampler.positions(0)[:, 0], minlength=3)
+    assert (abs(drawn - 300 * pixels / pixels.sum()) < 2).all()  # two strata are cut at its ends
+
+
+def test_border_crops_of_binary_and_whole_tiles():
+    binary = TileSet.build([make_tile(f"b{k}", k, classes=BINARY_CLASSES) for k in range(3)], STATS)
+    assert len(PixelCrops(binary, 16, 20, interface_fraction=0.5).positions(0)) == 20
+    assert not PixelCrops(binary, 0, 20, interface_fraction=0.5).positions(0)[:, 1:].any()
+    with pytest.raises(SamplerError, match="expected two different ones of background, glacier"):
+        PixelCrops(binary, 16, 20, interface_fraction=0.5, interface_classes=("glacier", "debris"))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_interface_share_out_of_range_is_refused(tileset, share):
+    with pytest.raises(SamplerError, match="interface_fraction"):
+        PixelCrops(tileset, 16, 64, interface_fraction=share)
+
+
+def test_interface_share_needs_the_border(tiles):
+    dry = TileSet.build(
+        [replace(t, label=np.where(t.label == 2, 0, t.label).astype(np.uint8)) for t in tiles], STATS
+    )
+    assert len(PixelCrops(dry, 16, 64).positions(0)) == 64
+    with pytest.raises(SamplerError, match=r"glacier and debris touch .* debris 0, .* background-glacier \("):
+        PixelCrops(dry, 16, 64, interface_fraction=0.1)
+
+
+@pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
+def test_config_makes_the_same_sampler(tileset, kind):
+    changed = {"sampler": kind, "crop_size": 32, "samples_per_epoch": 70, "seed": 4, "lake_boost": 3.0}
+    cfg = TrainConfig(**changed)
+    direct = make_sampler(kind, tileset, 32, 70, 4, boosts={"lake": 3, "debris": 8})
+    for given in (cfg, asdict(cfg), changed):
+        np.testing.assert_array_equal(config_sampler(tileset, given).positions(1), direct.positions(1))
+
+
+def test_config_reads_lists_and_the_interface(tileset):
+    given = {"class_fractions": "0.5, 0.5, 0, 0", "crop_size": 32, "samples_per_epoch": 40}
+    border = {"interface_fraction": 0.3, "interface_classes": "lake, background", "interface_width": 2}
+    direct = PixelCrops(tileset, 32, 40, 0, (0.5, 0.5, 0, 0), 0.5, 0.3, ("lake", "background"), 2)
+    sampler = config_sampler(tileset, given | border)
+    np.testing.assert_array_equal(sampler.positions(0), direct.positions(0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"interface_fractions": 0.5}, "did you mean 'interface_fraction'"),
+        ({"samplr": "pixel"}, "did you mean 'sampler'"),
+        ({"sampler": "balanced"}, "one of 'random', 'weighted', 'pixel'"),
+        ({"batch_size": 0}, "batch_size = 0 is not allowed"),
+    ],
+)
+def test_parameters_are_checked(given, message):
+    with pytest.raises(ConfigError, match=message):
+        sampling_parameters(given)
