@@ -84,7 +84,7 @@ def save_checkpoint(
         torch.save(state, temporary)
     return path
 
-# %% ../nbs/12a_callbacks.ipynb #5a37bbfd
+# %% ../nbs/12a_callbacks.ipynb #0a389455
 class RunFolder(Callback):
     "Writes config, history and checkpoints; resumes from `last.pt`."
 
@@ -121,6 +121,7 @@ class RunFolder(Callback):
             **checkpoint(learner),
             "optimizer": learner.optimizer.state_dict(),
             "scaler": learner.scaler.state_dict(),
+            "rate": learner.rate.state_dict(),
             "progress": {"epoch": learner.epoch, "step": learner.step, "history": learner.history},
             "rng": torch.get_rng_state(),
         }
@@ -139,6 +140,7 @@ class RunFolder(Callback):
         learner.model.load_state_dict(state["weights"])
         learner.optimizer.load_state_dict(state["optimizer"])
         learner.scaler.load_state_dict(state["scaler"])
+        learner.rate.load_state_dict(state["rate"])
         torch.set_rng_state(state["rng"])
         progress = state["progress"]
         learner.epoch, learner.step, learner.history = (

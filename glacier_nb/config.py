@@ -41,7 +41,7 @@ GLCM_FEATURES = (
 SR_SCALE, SR_OFFSET = 2.75e-5, -0.2  # surface reflectance = DN * scale + offset, B2 ... B6
 ST_SCALE, ST_OFFSET = 0.00341802, 149.0  # surface temperature in kelvin = DN * scale + offset, B10
 
-# %% ../nbs/00_config.ipynb #fb7f4719
+# %% ../nbs/00_config.ipynb #4b98d829
 @dataclass(frozen=True)
 class TrainConfig:
     "Every parameter of `train.ipynb`; raises ConfigError when a value is not allowed."
@@ -77,27 +77,54 @@ class TrainConfig:
     dice_weight: float | None = param(None, "0-1; None: share of what the others leave", low=0, high=100)
     mcc_weight: float | None = param(None, "0-1; None: share of what the others leave", low=0, high=100)
     boundary_weight: float | None = param(None, "0-1; None: share of what the others leave", low=0, high=100)
+    tversky_weight: float = param(0.0, "further term, as it is", low=0, high=100)
+    lovasz_weight: float = param(0.0, "further term, as it is", low=0, high=100)
+    tversky: str = param("0.3,0.7,1", "weight of false alarms, of misses, exponent")
+    class_weights: str = param(
+        "none", "of the focal loss, by the training pixels", choices=("none", "inverse", "effective")
+    )
     focal_gamma: float | str = param(2.0, "focusing exponent: one number, or one per class, comma-separated")
     # sampling
     sampler: str = param("pixel", "how crops are drawn", choices=("random", "weighted", "pixel"))
     lake_boost: float = param(15.0, "weighted sampler: times a tile with lake is drawn", low=0, high=1000)
     debris_boost: float = param(8.0, "weighted sampler: times a tile with debris is drawn", low=0, high=1000)
     class_fractions: str = param("", "pixel sampler: share of crops per class; empty: by presence")
+    interface_fraction: float = param(
+        0.0, "pixel sampler: share of crops on glacier-debris edges", low=0, high=1
+    )
     crop_size: int = param(128, "pixels, a multiple of 32; 0: whole tiles", low=0, high=4096)
     samples_per_epoch: int = param(256, "crops an epoch; 0: one a tile", low=0, high=10_000_000)
     augment: str = param(
         "photometric",
         "augmentation of training crops",
-        choices=("none", "photometric", "photometric+dihedral"),
+        choices=("none", "photometric", "photometric+dihedral", "geometric", "strong"),
     )
+    mixup: float = param(0.0, "alpha of MixUp; 0: off", low=0, high=100)
+    cutmix: float = param(0.0, "alpha of CutMix; 0: off", low=0, high=100)
     # optimisation
     epochs: int = param(16, "passes over samples_per_epoch crops", low=1, high=100_000)
     batch_size: int = param(16, "crops per optimizer step, accumulation included", low=1, high=65536)
     accumulate: int = param(1, "forward passes per optimizer step", low=1, high=65536)
     lr: float = param(1e-3, "peak learning rate of AdamW", low=0, high=100)
     weight_decay: float = param(1e-2, "decoupled weight decay of AdamW", low=0, high=10)
-    schedule: str = param("cosine", "learning rate over the run", choices=("cosine", "constant"))
+    schedule: str = param(
+        "cosine",
+        "learning rate over the run",
+        choices=(
+            "constant",
+            "linear_warmup",
+            "cosine",
+            "warm_restarts",
+            "warmup_restarts",
+            "one_cycle",
+            "plateau",
+        ),
+    )
     warmup_epochs: float = param(1.0, "epochs of linear warm-up", low=0, high=100_000)
+    restart_epochs: float = param(10.0, "T_0, epochs of the first cycle of restarts", low=0, high=100_000)
+    restart_mult: int = param(1, "T_mult, each cycle of restarts is so many times longer", low=1, high=100)
+    plateau_factor: float = param(0.5, "plateau: factor of the learning rate", low=0, high=1)
+    plateau_patience: int = param(3, "plateau: epochs without a better MCC it tolerates", low=0, high=100_000)
     lr_min: float = param(1e-6, "learning rate at the end of the schedule", low=0, high=100)
     clip: float = param(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e6)
     patience: int = param(0, "epochs without a better MCC that end the run; 0: never", low=0, high=100_000)
@@ -107,7 +134,7 @@ class TrainConfig:
             object.__setattr__(self, f.name, coerce(f, getattr(self, f.name)))
         _check_together(self)
 
-# %% ../nbs/00_config.ipynb #e83071c3
+# %% ../nbs/00_config.ipynb #723ef52e
 def _check_together(cfg: TrainConfig) -> None:
     "Raise ConfigError where two fields contradict each other."
 
@@ -146,12 +173,16 @@ def _check_together(cfg: TrainConfig) -> None:
         f"run = {cfg.run!r} is not allowed: expected a plain folder name, it will lie under outputs/",
     )
     refuse(
+        len(numbers(cfg.tversky, "tversky")) != 3,
+        f"tversky = {cfg.tversky!r} is not allowed: expected three numbers, such as '0.3,0.7,1'",
+    )
+    refuse(
         min(numbers(cfg.focal_gamma, "focal_gamma")) < 0,
         f"focal_gamma = {cfg.focal_gamma!r} is not allowed: expected numbers of at least 0",
     )
     loss_weights(cfg)
 
-# %% ../nbs/00_config.ipynb #c5cddc69
+# %% ../nbs/00_config.ipynb #751dc8a5
 DEFAULT_LOSS_WEIGHTS = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})
 
 
@@ -169,7 +200,7 @@ def loss_weights(
             f"{found}: less than nothing of 1 is left for {', '.join(f'{n}_weight' for n in open_names)}: "
             "expected a sum of at most 1, or all four given"
         )
-    if not open_names and not any(given.values()):
+    if not open_names and not any(given.values()) and not cfg.tversky_weight and not cfg.lovasz_weight:
         raise ConfigError(
             f"{', '.join(f'{n}_weight' for n in given)} are all 0: expected at least one above 0"
         )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainingError', 'Callback', 'Learner']
 
-# %% ../nbs/12_learner.ipynb #ac157536
+# %% ../nbs/12_learner.ipynb #03c75aad
 import math
 import time
 from contextlib import nullcontext
@@ -21,6 +21,7 @@ from .config import TrainConfig
 from .device import pick_device, pick_precision
 from .loader import CropLoader
 from .metrics import mcc, tile_confusion
+from .mixing import make_mixer
 from .recipe import RunData, parameter_groups, run_loss, run_sampler, run_schedule, steps_per_epoch
 from .unet import predict_logits
 
@@ -44,7 +45,7 @@ class Callback:
     def after_fit(self, learner: "Learner") -> None:
         "At the end, however it came."
 
-# %% ../nbs/12_learner.ipynb #b42d5b06
+# %% ../nbs/12_learner.ipynb #1b40a0df
 class Learner:
     "A network, its data and its optimizer; `fit` trains it."
 
@@ -62,6 +63,7 @@ class Learner:
         self.loss = run_loss(cfg, data)
         self.sampler = run_sampler(cfg, data.train)
         self.augment = make_augment(cfg.augment, cfg.seed)
+        self.mix = make_mixer(cfg.mixup, cfg.cutmix, len(data.classes), cfg.seed)
         self.steps_per_epoch = steps_per_epoch(cfg, data.train)
         self.rate = run_schedule(cfg, self.steps_per_epoch)
         self.optimizer = torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr)
@@ -80,6 +82,7 @@ class Learner:
                 record = {"epoch": self.epoch + 1, "step": self.step, **trained, **self.validate()}
                 self.record = {**record, "seconds": round(time.perf_counter() - start, 3)}
                 self.history.append(self.record)
+                self.rate.after_epoch(self.record["mcc_valid"], self.step)
                 self.epoch += 1
                 self.notify("after_epoch")
         except KeyboardInterrupt:
@@ -103,7 +106,7 @@ class Learner:
         "The record of the epoch with the highest MCC on valid pixels, the first of equals."
         return max(self.history, key=lambda r: r["mcc_valid"], default=None)
 
-# %% ../nbs/12_learner.ipynb #365fce60
+# %% ../nbs/12_learner.ipynb #a0dbc891
 @patch
 def batches(
     self: Learner,
@@ -120,7 +123,7 @@ def batches(
     )
     for number, batch in enumerate(loader):
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
-        yield self.augment(batch, epoch, number)
+        yield self.mix(self.augment(batch, epoch, number), epoch, number)
 
 # %% ../nbs/12_learner.ipynb #92a3fe96
 @patch

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['RunData', 'prepare_data', 'run_loss', 'run_sampler', 'steps_per_epoch', 'run_schedule', 'parameter_groups']
 
-# %% ../nbs/11b_recipe.ipynb #8a4833ed
+# %% ../nbs/11b_recipe.ipynb #c968805a
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,10 +15,10 @@ from torch import nn
 from .bands import Tile
 from .config import TrainConfig, loss_weights, numbers
 from .data import BandStats, TileSet, fit_stats
-from .losses import CombinedLoss, signed_distance
+from .losses import CombinedLoss, class_weights, signed_distance
 from .samplers import make_sampler
-from .schedules import schedule
-from .splits import check_split, split
+from .schedules import Schedule, schedule
+from .splits import check_split, class_pixels, split
 from .texture import fit_glcm
 
 # %% ../nbs/11b_recipe.ipynb #3c8e5a73
@@ -48,14 +47,21 @@ def prepare_data(
     train, val = (TileSet.build(t, stats, distance_fn=distance) for t in (train_tiles, val_tiles))
     return RunData(train, val, train_tiles, val_tiles, stats, classes)
 
-# %% ../nbs/11b_recipe.ipynb #f2c6df39
+# %% ../nbs/11b_recipe.ipynb #4d4a8a3e
 def run_loss(
     cfg: TrainConfig,  # the fields of the group loss
     data: RunData,  # its classes
 ) -> CombinedLoss:
     "The loss that a config asks for."
     gammas = numbers(cfg.focal_gamma, "focal_gamma")
-    return CombinedLoss(loss_weights(cfg), len(data.classes), gammas[0] if len(gammas) == 1 else gammas)
+    counts = sum(class_pixels(tile) for tile in data.train_tiles)
+    return CombinedLoss(
+        loss_weights(cfg) | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight},
+        len(data.classes),
+        gammas[0] if len(gammas) == 1 else gammas,
+        None if cfg.class_weights == "none" else class_weights(counts, cfg.class_weights),
+        numbers(cfg.tversky, "tversky"),
+    )
 
 
 def run_sampler(
@@ -71,9 +77,10 @@ def run_sampler(
         seed=cfg.seed,
         class_fractions=numbers(cfg.class_fractions, "class_fractions") if cfg.class_fractions else None,
         boosts={"lake": cfg.lake_boost, "debris": cfg.debris_boost},
+        interface_fraction=cfg.interface_fraction,
     )
 
-# %% ../nbs/11b_recipe.ipynb #98e9aa30
+# %% ../nbs/11b_recipe.ipynb #2a9b83a6
 def steps_per_epoch(
     cfg: TrainConfig,  # samples_per_epoch and batch_size
     train: TileSet,  # the training tiles
@@ -85,9 +92,19 @@ def steps_per_epoch(
 def run_schedule(
     cfg: TrainConfig,  # the fields of the group optimisation
     steps: int,  # optimizer steps in an epoch
-) -> Callable[[int], float]:  # optimizer step, from 0 -> learning rate
+) -> Schedule:  # optimizer step, from 0 -> learning rate
     "The learning rate that a config asks for."
-    return schedule(cfg.schedule, cfg.lr, cfg.lr_min, cfg.epochs * steps, round(cfg.warmup_epochs * steps))
+    return schedule(
+        cfg.schedule,
+        cfg.lr,
+        cfg.lr_min,
+        cfg.epochs * steps,
+        round(cfg.warmup_epochs * steps),
+        round(cfg.restart_epochs * steps),
+        cfg.restart_mult,
+        cfg.plateau_factor,
+        cfg.plateau_patience,
+    )
 
 # %% ../nbs/11b_recipe.ipynb #076d7525
 def parameter_groups(

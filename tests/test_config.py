@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
+from glacier_nb.augment import POLICIES
 from glacier_nb.callbacks import run_path
 from glacier_nb.config import (
     ConfigError,
@@ -15,6 +16,7 @@ from glacier_nb.config import (
     save_config,
 )
 from glacier_nb.paths import project_root, written_whole
+from glacier_nb.schedules import SCHEDULES
 
 WRONG_TYPE = {"int": 0.5, "float": "fast", "bool": 1, "str": 7, "float | None": "half", "str | None": 3}
 
@@ -126,3 +128,9 @@ def test_root_is_found_from_nbs(tmp_path):
 def test_resume_without_a_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match=r"has no last\.pt to resume from"):
         run_path(TrainConfig(run="new", resume=True), outputs=tmp_path)
+
+
+def test_choices_are_the_names_that_the_modules_know():
+    choices = {f.name: f.metadata["choices"] for f in fields(TrainConfig)}
+    assert choices["schedule"] == tuple(SCHEDULES)
+    assert choices["augment"] == tuple(POLICIES)

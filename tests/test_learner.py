@@ -227,3 +227,32 @@ def test_cuda_that_is_not_there_is_an_error(monkeypatch):
 def test_auto_precision_on_a_gpu(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     assert pick_precision("auto", torch.device("cuda")) == expected
+
+
+MORE = {
+    "everything mixed": {
+        **{"augment": "strong", "mixup": 0.4, "tversky_weight": 0.2, "lovasz_weight": 0.1},
+        **{"class_weights": "effective", "schedule": "one_cycle"},
+    },
+    "boxes along borders": {
+        **{"augment": "geometric", "cutmix": 1.0, "interface_fraction": 0.5},
+        **{"schedule": "warmup_restarts", "restart_epochs": 1.0},
+    },
+    "plateau": {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_other_recipes_train_and_resume_to_the_bit(data, tmp_path, name):
+    cfg = replace(TINY, **MORE[name])
+    whole = run(data, tmp_path / "whole", cfg)
+    assert all(np.isfinite(r["train_loss"]) for r in whole.history)
+
+    class Stop(Callback):
+        def after_epoch(self, learner):
+            learner.stop = learner.epoch == 2
+
+    run(data, tmp_path / "cut", cfg, Stop())
+    again = run(data, tmp_path / "cut", replace(cfg, run="cut", resume=True))
+    assert weights_equal(whole, again)
+    assert [r["lr"] for r in whole.history] == [r["lr"] for r in again.history]
