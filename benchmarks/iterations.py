@@ -1,4 +1,4 @@
-"""Write what the runs of configs/iterations gave into configs/iterations/record.json, for nbs/40_iterations.ipynb.
+"""Write what the runs of configs/iterations gave into their record.json, for nbs/40_iterations.ipynb.
 
 make iterations
 python -m glacier_nb.sweep configs/iterations/0*.yaml -p data_dir data/competition --prefix real- --n-jobs 2
