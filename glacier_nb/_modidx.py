@@ -414,6 +414,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'glacier_nb.plot.per_tile_bars': ('plot.html#per_tile_bars', 'glacier_nb/plot.py')},
             'glacier_nb.predict': { 'glacier_nb.predict._blend': ('predict.html#_blend', 'glacier_nb/predict.py'),
                                     'glacier_nb.predict._check_tiles': ('predict.html#_check_tiles', 'glacier_nb/predict.py'),
+                                    'glacier_nb.predict.check_evaluation': ('predict.html#check_evaluation', 'glacier_nb/predict.py'),
                                     'glacier_nb.predict.choices': ('predict.html#choices', 'glacier_nb/predict.py'),
                                     'glacier_nb.predict.evaluate': ('predict.html#evaluate', 'glacier_nb/predict.py'),
                                     'glacier_nb.predict.evaluation_record': ('predict.html#evaluation_record', 'glacier_nb/predict.py'),
@@ -552,4 +553,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'glacier_nb.views.make_views': ('views.html#make_views', 'glacier_nb/views.py'),
                                   'glacier_nb.views.mean_probs': ('views.html#mean_probs', 'glacier_nb/views.py'),
                                   'glacier_nb.views.resize': ('views.html#resize', 'glacier_nb/views.py'),
+                                  'glacier_nb.views.resize_known': ('views.html#resize_known', 'glacier_nb/views.py'),
                                   'glacier_nb.views.view_probs': ('views.html#view_probs', 'glacier_nb/views.py')}}}

@@ -91,7 +91,12 @@ NEEDED = ("weights", "config", "stats", "classes", "codes")  # parts of a checkp
 
 def _read(path: Path) -> dict:
     "The parts of a checkpoint; raises WeightsError when it cannot be read, PredictError when one is missing."
-    state = read_checkpoint(path)
+    try:
+        state = read_checkpoint(path)
+    except WeightsError:
+        raise
+    except Exception as e:  # whatever strange bytes do to the unpickler
+        raise WeightsError(f"{path}: not a checkpoint of this project ({type(e).__name__})") from e
     found = list(map(str, state)) if isinstance(state, Mapping) else []
     missing = [part for part in NEEDED if part not in found]
     if missing:
@@ -178,9 +183,7 @@ def check_members(
     first, seen = members[0], {}
     for m in members:
         if m.path in seen:
-            raise PredictError(
-                f"{m.path} is a member twice: name each checkpoint once, the run's own not at all"
-            )
+            raise PredictError(f"{m.path} is a member twice: name each checkpoint once")
         seen[m.path] = m
         if (m.classes, m.codes) != (first.classes, first.codes):
             told = (f"{x.path} has {dict(zip(x.classes, x.codes, strict=True))}" for x in (first, m))
@@ -190,15 +193,15 @@ def check_members(
 
 
 def load_ensemble(
-    own: str | os.PathLike,  # the run itself, see `checkpoint_path`
-    ensemble: str = "",  # further members, comma-separated; empty: none
+    sources: str,  # run names or paths, comma-separated, see `checkpoint_path`; empty: none
     devices: str = "auto",  # auto, cpu or cuda
     outputs: str | os.PathLike | None = None,  # folder of all runs; `outputs/` of the project if None
-) -> list[Member]:  # the run first
-    "A run and the checkpoints that vote with it; raises as `load_member` and `check_members`."
-    others = [name.strip() for name in ensemble.split(",")] if ensemble.strip() else []
-    members = [load_member(source, devices, outputs=outputs) for source in (own, *others)]
-    check_members(members)
+) -> list[Member]:  # in the order named
+    "The networks that vote together; raises as `load_member` and `check_members`."
+    names = [name.strip() for name in sources.split(",")] if sources.strip() else []
+    members = [load_member(name, devices, outputs=outputs) for name in names]
+    if members:
+        check_members(members)
     return members
 
 # %% ../nbs/14a_members.ipynb #12ec001b
