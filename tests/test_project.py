@@ -21,7 +21,7 @@ MODULES = (
     "paths params config tilefiles bands glcm_rows glcm_torch glcm texture terrain glaciers demo data splits "
     "pixelindex samplers loader exposure geometry augment mixing overlaps losses metrics baseline scratch "
     "weights unet schedules device recipe learner callbacks lr_find distributed predict diagnose runs jobs "
-    "sweep hkh"
+    "sweep hkh hkh_like"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot"]  # imported by notebooks only
