@@ -6,7 +6,7 @@
 __all__ = ['check_parameters', 'read_parameters', 'JobError', 'JobStopped', 'end_processes', 'run_notebook', 'differing',
            'beginning', 'Job', 'result', 'run_job']
 
-# %% ../nbs/16a_jobs.ipynb #2533ab37
+# %% ../nbs/16a_jobs.ipynb #e85b6b89
 import json
 import os
 import re
@@ -24,7 +24,7 @@ from .config import ConfigError, TrainConfig, check_names
 from .paths import project_root, write_text
 from .runs import RunError, read_json, read_metrics, run_lock
 
-# %% ../nbs/16a_jobs.ipynb #8edffabe
+# %% ../nbs/16a_jobs.ipynb #150d015b
 class _Loader(yaml.SafeLoader):
     "YAML whose mappings may not name a key twice."
 
@@ -56,7 +56,7 @@ def _text_number(parameters: Mapping) -> bool:
     texts = [v for v in parameters.values() if isinstance(v, str)]
     return any(re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text) for text in texts)
 
-# %% ../nbs/16a_jobs.ipynb #b3c148b5
+# %% ../nbs/16a_jobs.ipynb #f01c3b6c
 def read_parameters(
     path: str | os.PathLike,  # YAML file: one mapping of parameter names to single values
 ) -> dict:  # name -> value, as they stand in the file
@@ -75,7 +75,7 @@ def read_parameters(
     check_parameters(found, path)
     return found
 
-# %% ../nbs/16a_jobs.ipynb #fa4d8765
+# %% ../nbs/16a_jobs.ipynb #38934506
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -105,7 +105,7 @@ def end_processes(
                 continue
         family = psutil.wait_procs(family, timeout=patience)[1]
 
-# %% ../nbs/16a_jobs.ipynb #6de4b2e9
+# %% ../nbs/16a_jobs.ipynb #d29c4e5c
 def run_notebook(
     notebook: str | os.PathLike,  # what papermill runs
     output: str | os.PathLike,  # the executed notebook; its folder is made, its log lies beside it
@@ -131,12 +131,13 @@ def run_notebook(
                 if stop():
                     raise JobStopped(f"{output.name} was stopped")
         finally:
-            end_processes(process.pid)
-            process.wait()
+            if process.poll() is None:
+                end_processes(process.pid)
+                process.wait()
     if process.returncode:
         raise JobError(_last_error(output))
 
-# %% ../nbs/16a_jobs.ipynb #825b69f8
+# %% ../nbs/16a_jobs.ipynb #02ffb82f
 def _running(process: subprocess.Popen) -> bool:
     "Wait half a second; does the process still run?"
     try:
@@ -157,7 +158,7 @@ def _last_error(output: Path) -> str:
     lines = output.with_suffix(".log").read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
 
-# %% ../nbs/16a_jobs.ipynb #00d2b34e
+# %% ../nbs/16a_jobs.ipynb #943a1872
 _OWN = ("run", "resume", "workers")  # do not change what a run learns
 
 
@@ -191,7 +192,7 @@ def beginning(
         raise RunError(f"{state}: {names}. Choose another run name, or remove the folder")
     return "skipped" if finished else "resumed"
 
-# %% ../nbs/16a_jobs.ipynb #63230be6
+# %% ../nbs/16a_jobs.ipynb #e1b3b3b4
 @dataclass(frozen=True)
 class Job:
     "One run that is to be made."
@@ -218,7 +219,7 @@ def _attempt(job: Job, folder: Path, begin: str, root: Path, notebook: str, **ho
         raise
     (folder / "failed.json").unlink(missing_ok=True)
 
-# %% ../nbs/16a_jobs.ipynb #ac9adf05
+# %% ../nbs/16a_jobs.ipynb #527afdaa
 def result(
     job: Job,  # the job
     status: str,  # done, resumed, skipped or failed
