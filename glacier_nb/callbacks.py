@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_path', 'checkpoint', 'save_checkpoint', 'RunFolder', 'read_checkpoint', 'EarlyStop', 'NotebookBar',
-           'progress_bar', 'Progress', 'epoch_line', 'make_learner', 'init_from']
+           'progress_bar', 'Progress', 'epoch_line', 'make_learner']
 
 # %% ../nbs/12a_callbacks.ipynb #503c8fda
 import io
@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from IPython import get_ipython
 from IPython.display import display
-from torch import nn
 from tqdm import tqdm
 
 from glacier_nb.config import (
@@ -34,7 +33,8 @@ from .device import seed_everything
 from .learner import Callback, Learner
 from .paths import project_root, write_text, written_whole
 from .recipe import RunData
-from .unet import WeightsError, build_unet, load_matching, read_state
+from .unet import build_unet
+from .weights import WeightsError, init_from
 
 # %% ../nbs/12a_callbacks.ipynb #aaae082f
 def run_path(
@@ -256,7 +256,15 @@ def make_learner(
     "The learner of a run with its folder, early stopping and progress."
     seed_everything(cfg.seed)
     n_channels, n_classes = data.train.images[0].shape[0], len(data.classes)
-    model = build_unet(n_channels, n_classes, cfg.encoder, _weights(cfg), cfg.decoder_attention, cfg.seed)
+    model = build_unet(
+        n_channels,
+        n_classes,
+        cfg.encoder,
+        _weights(cfg),
+        cfg.decoder_attention,
+        cfg.seed,
+        cfg.architecture,
+    )
     if cfg.init_from:
         init_from(model, project_root() / cfg.init_from)
     return Learner(cfg, data, model, [EarlyStop(cfg.patience), RunFolder(folder), *[Progress()] * progress])
@@ -264,16 +272,5 @@ def make_learner(
 
 def _weights(cfg: TrainConfig) -> str | None:
     "encoder_weights with a path resolved against the project's root."
-    named = cfg.encoder_weights in (None, "imagenet")
+    named = cfg.encoder_weights in (None, "imagenet", "imagenet-if-found")
     return cfg.encoder_weights if named else str(project_root() / cfg.encoder_weights)
-
-
-def init_from(
-    model: nn.Module,  # receives the weights
-    path: str | os.PathLike,  # a checkpoint of this project
-) -> dict[str, str]:  # the report of `load_matching`
-    "Start from the weights of another run; raises WeightsError when not one tensor fits."
-    report = load_matching(model, read_state(path))
-    if "loaded" not in report.values():
-        raise WeightsError(f"{path}: not one of the network's {len(report)} tensors is in this file")
-    return report
