@@ -72,6 +72,9 @@ class Learner:
         self.epoch = self.step = 0  # finished ones
         self.history: list[dict] = []  # one record an epoch
         self.stop = self.interrupted = False
+        self.init_report = (
+            None  # of `glacier_nb.weights.init_from`, where the run starts from another's weights
+        )
 
     def fit(self) -> list[dict]:  # the history
         "Train until `cfg.epochs` epochs are finished; Ctrl-C ends it cleanly."

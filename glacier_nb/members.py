@@ -25,7 +25,8 @@ from .data import BandStats, channels, normalise
 from .device import pick_device, pick_precision
 from .paths import project_root
 from .splits import LeakageError
-from .unet import WeightsError, build_unet, load_matching, predict_logits
+from .unet import build_unet, predict_logits
+from .weights import WeightsError, load_matching
 
 # %% ../nbs/14a_members.ipynb #4bdc6dfb
 class PredictError(ValueError):
@@ -91,12 +92,7 @@ NEEDED = ("weights", "config", "stats", "classes", "codes")  # parts of a checkp
 
 def _read(path: Path) -> dict:
     "The parts of a checkpoint; raises WeightsError when it cannot be read, PredictError when one is missing."
-    try:
-        state = read_checkpoint(path)
-    except WeightsError:
-        raise
-    except Exception as e:  # whatever strange bytes do to the unpickler
-        raise WeightsError(f"{path}: not a checkpoint of this project ({type(e).__name__})") from e
+    state = read_checkpoint(path)
     found = list(map(str, state)) if isinstance(state, Mapping) else []
     missing = [part for part in NEEDED if part not in found]
     if missing:
@@ -129,7 +125,9 @@ def _network(
     cfg: TrainConfig,  # of the run
 ) -> nn.Module:
     "The network that a config describes; its weights are random, those of the checkpoint come after."
-    return build_unet(n_channels, n_classes, cfg.encoder, None, cfg.decoder_attention, cfg.seed)
+    return build_unet(
+        n_channels, n_classes, cfg.encoder, None, cfg.decoder_attention, cfg.seed, cfg.architecture
+    )
 
 
 def _fill(

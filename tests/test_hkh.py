@@ -31,7 +31,8 @@ from glacier_nb.hkh import (
 from glacier_nb.hkh_like import write_hkh_like
 from glacier_nb.learner import Learner
 from glacier_nb.recipe import prepare_data
-from glacier_nb.unet import build_unet, load_matching, read_state
+from glacier_nb.unet import build_unet
+from glacier_nb.weights import load_matching, read_state
 
 ROOT = Path(__file__).parents[1]
 SIZE = 64

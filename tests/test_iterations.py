@@ -1,4 +1,4 @@
-"""configs/iterations: the user's four runs as recorded, and ideas that change what they say and nothing else."""
+"""configs/iterations: the four runs as recorded, and ideas that change what they say and nothing else."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_the_four_iterations_are_as_recorded(name, weights, boosts, schedule, lo
     assert (cfg.schedule, cfg.lr, cfg.lr_min, cfg.restart_epochs) == (schedule, 1e-4, lowest, 10)
     assert (cfg.sampler, cfg.samples_per_epoch, cfg.batch_size, cfg.epochs) == ("weighted", 0, 32, 30)
     assert (cfg.architecture, cfg.encoder, cfg.decoder_attention) == ("Unet", "resnet34", "scse")
-    assert cfg.include_glcm and cfg.first_conv == "cycle"
+    assert (cfg.include_glcm, cfg.first_conv) == (True, "cycle")
     assert cfg.warmup_epochs == 5 or schedule == "warm_restarts"
 
 

@@ -28,8 +28,8 @@ from glacier_nb.predict import (
 )
 from glacier_nb.recipe import prepare_data
 from glacier_nb.splits import LeakageError
-from glacier_nb.unet import WeightsError
 from glacier_nb.views import PLAIN, TTA, View, make_views, mean_probs, resize, resize_known, view_probs
+from glacier_nb.weights import WeightsError
 
 TINY = {"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 4, "batch_size": 4, "epochs": 1}
 
