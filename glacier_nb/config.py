@@ -26,16 +26,8 @@ LABEL_CODES = (0, 85, 170, 255)  # on disk, in the order of CLASSES
 BINARY_CODES = (0, 255)  # on disk, in the order of BINARY_CLASSES
 IGNORE = 255  # class index inside: counts in no loss, no metric and no sampler
 GLCM_FEATURES = (
-    "contrast",
-    "dissimilarity",
-    "homogeneity",
-    "ASM",
-    "energy",
-    "entropy",
-    "correlation",
-    "mean",
-    "variance",
-)
+    "contrast", "dissimilarity", "homogeneity", "ASM", "energy", "entropy", "correlation", "mean", "variance",
+)  # fmt: skip
 
 # %% ../nbs/00_config.ipynb #b97973cc
 SR_SCALE, SR_OFFSET = 2.75e-5, -0.2  # surface reflectance = DN * scale + offset, B2 ... B6
@@ -67,9 +59,17 @@ class TrainConfig:
         "standard", "mean/std or median/IQR of the training pixels", choices=("standard", "robust")
     )
     # network
-    architecture: str = param("Unet", "smp architecture", choices=("Unet",))
-    encoder: str = param("resnet34", "smp encoder name")
-    encoder_weights: str | None = param(None, "None: random; imagenet; or path of a weights file")
+    architecture: str = param(
+        "Unet",
+        "network",
+        choices=("Unet", "UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"),
+    )
+    encoder: str = param("resnet34", "name of an smp encoder, or tu- and a timm name; scratch has none")
+    encoder_weights: str | None = param(None, "None: random; imagenet, imagenet-if-found, or path of a file")
+    weights_dir: str = param("", "folder of ImageNet weights files, looked in before the hub; empty: none")
+    first_conv: str = param(
+        "bands", "how RGB kernels become those of all channels", choices=("bands", "cycle", "mean")
+    )
     decoder_attention: str = param("scse", "attention in the decoder", choices=("scse", "none"))
     init_from: str = param("", "checkpoint whose weights start this run; empty: none")
     # loss
@@ -90,8 +90,12 @@ class TrainConfig:
     debris_boost: float = param(8.0, "weighted sampler: times a tile with debris is drawn", low=0, high=1000)
     class_fractions: str = param("", "pixel sampler: share of crops per class; empty: by presence")
     interface_fraction: float = param(
-        0.0, "pixel sampler: share of crops on glacier-debris edges", low=0, high=1
+        0.0, "pixel sampler: share of crops along a border of two classes", low=0, high=1
     )
+    interface_classes: str = param(
+        "", "these two, comma-separated; empty: glacier,debris, else the first two"
+    )
+    interface_width: int = param(3, "pixels on either side of that border", low=1, high=100)
     crop_size: int = param(128, "pixels, a multiple of 32; 0: whole tiles", low=0, high=4096)
     samples_per_epoch: int = param(256, "crops an epoch; 0: one a tile", low=0, high=10_000_000)
     augment: str = param(
@@ -128,6 +132,10 @@ class TrainConfig:
     lr_min: float = param(1e-6, "learning rate at the end of the schedule", low=0, high=100)
     clip: float = param(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e6)
     patience: int = param(0, "epochs without a better MCC that end the run; 0: never", low=0, high=100_000)
+    # evaluation
+    tta: str = param("none", "views a tile is predicted in", choices=("none", "flips", "dihedral"))
+    tta_scales: str = param("1", "comma-separated sizes of each view, 0.25 to 4")
+    ensemble: str = param("", "runs or checkpoints to average with, comma-separated; empty: none")
 
     def __post_init__(self):
         for f in fields(self):
@@ -179,6 +187,20 @@ def _check_together(cfg: TrainConfig) -> None:
     refuse(
         min(numbers(cfg.focal_gamma, "focal_gamma")) < 0,
         f"focal_gamma = {cfg.focal_gamma!r} is not allowed: expected numbers of at least 0",
+    )
+    refuse(
+        cfg.sampler != "pixel" and bool(cfg.class_fractions or cfg.interface_fraction),
+        f"class_fractions = {cfg.class_fractions!r} and interface_fraction = {cfg.interface_fraction} are "
+        f"not allowed with sampler = {cfg.sampler!r}: expected sampler = 'pixel', or neither of them",
+    )
+    refuse(
+        len(cfg.interface_classes.split(",")) != 2 and bool(cfg.interface_classes),
+        f"interface_classes = {cfg.interface_classes!r} is not allowed: expected two, such as 'debris,lake'",
+    )
+    scales = numbers(cfg.tta_scales, "tta_scales")
+    refuse(
+        not all(0.25 <= s <= 4 for s in scales) or len(set(scales)) < len(scales),
+        f"tta_scales = {cfg.tta_scales!r} is not allowed: expected different numbers from 0.25 to 4",
     )
     loss_weights(cfg)
 

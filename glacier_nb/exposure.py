@@ -15,7 +15,7 @@ import pandas as pd
 from .config import IGNORE, TrainConfig
 from .data import TileSet
 from .pixelindex import BorderIndex, PixelIndex, near_border
-from .samplers import class_shares, config_sampler, crop_shape, sampling_parameters
+from .samplers import class_shares, config_sampler, crop_shape, sampling_config
 
 # %% ../nbs/05b_exposure.ipynb #3f2e6167
 def border_share(
@@ -36,8 +36,8 @@ def border_share(
 # %% ../nbs/05b_exposure.ipynb #560b1815
 def _exposure(tileset: TileSet, given: TrainConfig | Mapping, epoch: int, pair: Sequence[int]) -> dict:
     "What one recipe shows in an epoch."
-    p, sampler = sampling_parameters(given), config_sampler(tileset, given)
-    size, batch = p["crop_size"], p["batch_size"]
+    cfg, sampler = sampling_config(given), config_sampler(tileset, given)
+    size, batch = cfg.crop_size, cfg.batch_size
     positions = sampler.positions(epoch)
     shares, held = class_shares(tileset, positions, size), sampler.index.ends[-1, -1]
     shown = math.prod(crop_shape(tileset, size)) * len(positions) * (1 - shares["no label"])

@@ -22,7 +22,8 @@ from .device import pick_device, pick_precision
 from .loader import CropLoader
 from .metrics import mcc, tile_confusion
 from .mixing import make_mixer
-from .recipe import RunData, parameter_groups, run_loss, run_sampler, run_schedule, steps_per_epoch
+from .recipe import RunData, parameter_groups, run_loss, run_schedule, steps_per_epoch
+from .samplers import config_sampler
 from .unet import predict_logits
 
 # %% ../nbs/12_learner.ipynb #36e16820
@@ -61,7 +62,7 @@ class Learner:
         self.dtype = pick_precision(cfg.precision, self.device)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.loss = run_loss(cfg, data)
-        self.sampler = run_sampler(cfg, data.train)
+        self.sampler = config_sampler(data.train, cfg)
         self.augment = make_augment(cfg.augment, cfg.seed)
         self.mix = make_mixer(cfg.mixup, cfg.cutmix, len(data.classes), cfg.seed)
         self.steps_per_epoch = steps_per_epoch(cfg, data.train)
@@ -71,6 +72,9 @@ class Learner:
         self.epoch = self.step = 0  # finished ones
         self.history: list[dict] = []  # one record an epoch
         self.stop = self.interrupted = False
+        self.init_report = (
+            None  # of `glacier_nb.weights.init_from`, where the run starts from another's weights
+        )
 
     def fit(self) -> list[dict]:  # the history
         "Train until `cfg.epochs` epochs are finished; Ctrl-C ends it cleanly."

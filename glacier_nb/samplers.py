@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['crop_shape', 'RandomCrops', 'class_shares', 'tile_weights', 'WeightedTiles', 'draw_fractions', 'PixelCrops',
-           'make_sampler', 'sampling_parameters', 'config_sampler']
+           'make_sampler', 'sampling_config', 'config_sampler']
 
 # %% ../nbs/05_samplers.ipynb #111f030e
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .config import IGNORE, TrainConfig
+from .config import CLASSES, IGNORE, TrainConfig, check_names
 from .data import TileSet
-from .params import check_known, numbers
+from .params import numbers
 from .pixelindex import BorderIndex, PixelIndex, SamplerError, check_border, draw_from, draw_ranks
 
 # %% ../nbs/05_samplers.ipynb #250825c9
@@ -100,16 +100,18 @@ def tile_weights(
     index: PixelIndex,  # of the tiles
     boosts: Mapping[str, float],  # class name -> factor for tiles that hold it
 ) -> np.ndarray:  # (tiles,) sums to 1
-    "How often each tile is drawn. Raises `SamplerError` when the boosts fit no class or leave no tile."
+    "How often each tile is drawn. Raises `SamplerError` when the boosts name no class or leave no tile."
     pixels, classes = index.per_tile(), index.tileset.classes
-    if not boosts or not set(boosts) <= set(classes):
+    known = dict.fromkeys((*classes, *CLASSES))
+    if not boosts or not set(boosts) <= set(known):
         raise SamplerError(
-            f"no class to weight tiles by: boosts for {', '.join(boosts) or 'nothing'}, but the tiles' "
-            f"classes are {', '.join(classes)}. To mend: use the random or the pixel sampler, or name these"
+            f"no class to weight tiles by: boosts for {', '.join(boosts) or 'nothing'}, expected some of "
+            f"{', '.join(known)}. To mend: name these, or use the random or the pixel sampler"
         )
     weight = (pixels[:, -1] > 0).astype(float)
     for name, boost in boosts.items():
-        weight *= np.where(pixels[:, classes.index(name)] > 0, boost, 1)
+        held = pixels[:, classes.index(name)] > 0 if name in classes else False
+        weight *= np.where(held, boost, 1)
     if not 0 < weight.sum() < np.inf or weight.min() < 0:
         raise SamplerError(f"the boosts {dict(boosts)} leave no tile to draw from: expected factors above 0")
     return weight / weight.sum()
@@ -220,19 +222,14 @@ def make_sampler(
     raise SamplerError(f"sampler {kind!r} is unknown: expected random, weighted or pixel")
 
 # %% ../nbs/05_samplers.ipynb #d7b778a3
-_INTERFACE = {"interface_fraction": 0.0, "interface_classes": "", "interface_width": 3}
-
-
-def sampling_parameters(
+def sampling_config(
     given: TrainConfig | Mapping[str, object],  # a config, or what differs from the defaults
-) -> dict[str, object]:  # all parameters of a run by name
-    "Parameters completed by the defaults; raises `ConfigError` for an unknown name or a wrong value."
+) -> TrainConfig:
+    "The whole config; raises `ConfigError` for an unknown name or a wrong value."
     if isinstance(given, TrainConfig):
-        return _INTERFACE | asdict(given)
-    names = [f.name for f in fields(TrainConfig)]
-    check_known(given, [*names, *_INTERFACE])
-    cfg = TrainConfig(**{name: value for name, value in given.items() if name in names})
-    return _INTERFACE | asdict(cfg) | {k: v for k, v in given.items() if k in _INTERFACE}
+        return given
+    check_names(given)
+    return TrainConfig(**given)
 
 
 def config_sampler(
@@ -240,17 +237,17 @@ def config_sampler(
     given: TrainConfig | Mapping[str, object],  # a config, or what differs from the defaults
 ) -> RandomCrops:  # its `positions(epoch)` are the crops
     "The sampler that the parameters of a run ask for."
-    p = sampling_parameters(given)
-    pair = [name.strip() for name in p["interface_classes"].split(",")] if p["interface_classes"] else None
+    cfg = sampling_config(given)
+    pair = [name.strip() for name in cfg.interface_classes.split(",")] if cfg.interface_classes else None
     return make_sampler(
-        p["sampler"],
+        cfg.sampler,
         tileset,
-        p["crop_size"],
-        p["samples_per_epoch"],
-        p["seed"],
-        class_fractions=numbers(p["class_fractions"], "class_fractions") if p["class_fractions"] else None,
-        boosts={"lake": p["lake_boost"], "debris": p["debris_boost"]},
-        interface_fraction=p["interface_fraction"],
+        cfg.crop_size,
+        cfg.samples_per_epoch,
+        cfg.seed,
+        class_fractions=numbers(cfg.class_fractions, "class_fractions") if cfg.class_fractions else None,
+        boosts={"lake": cfg.lake_boost, "debris": cfg.debris_boost},
+        interface_fraction=cfg.interface_fraction,
         interface_classes=pair,
-        interface_width=p["interface_width"],
+        interface_width=cfg.interface_width,
     )

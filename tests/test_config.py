@@ -134,3 +134,21 @@ def test_choices_are_the_names_that_the_modules_know():
     choices = {f.name: f.metadata["choices"] for f in fields(TrainConfig)}
     assert choices["schedule"] == tuple(SCHEDULES)
     assert choices["augment"] == tuple(POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sampler": "weighted", "class_fractions": "0.5,0.5"}, "expected sampler = 'pixel'"),
+        ({"sampler": "random", "interface_fraction": 0.2}, "expected sampler = 'pixel'"),
+        ({"interface_classes": "debris"}, "interface_classes = 'debris' is not allowed: expected two"),
+        ({"tta_scales": "1,5"}, "tta_scales = '1,5' is not allowed"),
+        ({"tta_scales": "1,1"}, "expected different numbers"),
+        ({"tta": "rotations"}, "one of 'none', 'flips', 'dihedral'"),
+        ({"architecture": "Unet++"}, "'UnetPlusPlus', 'DeepLabV3Plus', 'SegFormer', 'scratch'"),
+        ({"first_conv": "copy"}, "one of 'bands', 'cycle', 'mean'"),
+    ],
+)
+def test_choices_of_networks_crops_and_views(values, message):
+    with pytest.raises(ConfigError, match=message.replace("+", r"\+")):
+        TrainConfig(**values)

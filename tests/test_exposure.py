@@ -87,5 +87,12 @@ def test_wrong_recipes_are_refused():
         sampling_table(make_set(), {"mine": {"batchsize": 3}})
     with pytest.raises(SamplerError, match="whole tiles"):
         sampling_table(make_set(shapes=((64, 64), (90, 40))), {"mine": {"crop_size": 0}})
-    with pytest.raises(SamplerError, match="no class to weight tiles by"):
-        sampling_table(make_set(BINARY_CLASSES), {"mine": {"sampler": "weighted"} | CROPS})
+    with pytest.raises(SamplerError, match="leave no tile"):
+        sampling_table(
+            make_set(), {"mine": {"sampler": "weighted", "debris_boost": 0, "lake_boost": 0} | CROPS}
+        )
+
+
+def test_weighted_tiles_of_binary_labels_are_all_alike():
+    table = sampling_table(make_set(BINARY_CLASSES), {"mine": {"sampler": "weighted"} | CROPS})
+    assert table.loc["mine", "tiles"] == table.loc["all tiles", "tiles"]

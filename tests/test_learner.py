@@ -17,7 +17,8 @@ from glacier_nb.demo import make_demo
 from glacier_nb.device import pick_device, pick_precision
 from glacier_nb.learner import Callback, TrainingError
 from glacier_nb.recipe import prepare_data
-from glacier_nb.unet import WeightsError, build_unet, predict_logits
+from glacier_nb.unet import build_unet, predict_logits
+from glacier_nb.weights import WeightsError
 
 TINY = TrainConfig(
     **{

@@ -1,102 +1,137 @@
-"""Where the first weights come from: files, the hub, and what is said when neither works."""
+"""Networks: architectures, encoders, seeds, and what is said when a pair does not work."""
 
 import pytest
-import safetensors.torch
-import segmentation_models_pytorch as smp
 import torch
 
-from glacier_nb.unet import WeightsError, build_unet, encoder_state, load_matching, read_state, widen
+from glacier_nb.unet import ARCHITECTURES, VERSATILE_ENCODERS, WeightsError, build_unet, predict_logits
+
+SMP = ARCHITECTURES[:-1]
+# smp builds these and does not use them: attention over a skip that is not there, the head of a classifier
+NEVER_USED = ("blocks.4.attention1", "blocks.x_0_4.attention1", "encoder._conv_head", "encoder._bn1")
 
 
-@pytest.fixture(scope="module")
-def pretrained():
-    "An RGB encoder, as a hub would deliver it."
-    return smp.encoders.get_encoder("resnet18", in_channels=3, weights=None).state_dict()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("encoder", VERSATILE_ENCODERS[1:])
+def test_versatile_encoders_serve_every_architecture(architecture, encoder):
+    model = build_unet(7, 4, encoder, architecture=architecture)
+    assert model.training
+    assert predict_logits(model.eval(), torch.randn(1, 7, 70, 33)).shape == (1, 4, 70, 33)
+    model.train()(torch.randn(2, 7, 64, 64)).mean().backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None]
+    assert all(any(part in name for part in NEVER_USED) for name in idle), idle
 
 
-@pytest.fixture(params=["encoder.pth", "encoder.safetensors", "classifier.pth", "checkpoint.pt"])
-def file(request, tmp_path, pretrained):
-    "The same weights in the forms in which they are met."
-    path = tmp_path / request.param
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(pretrained, path)
-    elif path.stem == "classifier":
-        torch.save({**pretrained, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, path)
-    elif path.stem == "checkpoint":
-        torch.save({"weights": {f"encoder.{k}": v for k, v in pretrained.items()}, "epoch": 3}, path)
-    else:
-        torch.save(pretrained, path)
-    return str(path)
+@pytest.mark.parametrize("architecture", SMP)
+def test_default_encoder_serves_every_architecture(architecture):
+    assert VERSATILE_ENCODERS[0] == "resnet34"
+    assert predict_logits(build_unet(5, 2, architecture=architecture).eval(), torch.randn(1, 5, 32, 32)).shape
 
 
-@pytest.mark.parametrize("channels", [3, 5, 7])
-def test_local_file_fills_the_whole_encoder(file, pretrained, channels):
-    model = build_unet(channels, 4, "resnet18", encoder_weights=file)
-    expected = pretrained["conv1.weight"] if channels == 3 else widen(pretrained["conv1.weight"], channels)
-    torch.testing.assert_close(model.encoder.conv1.weight.data, expected)
-    torch.testing.assert_close(
-        model.encoder.state_dict()["layer4.1.bn2.weight"], pretrained["layer4.1.bn2.weight"]
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_seed_same_weights_and_the_generator_is_left_alone(architecture):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    one = build_unet(5, 2, "resnet18", architecture=architecture)
+    assert torch.equal(torch.rand(3), expected)
+    two = build_unet(5, 2, "resnet18", architecture=architecture)
+    other = build_unet(5, 2, "resnet18", architecture=architecture, seed=1)
+    pairs = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+def test_trying_a_network_leaves_its_running_statistics():
+    for name, value in build_unet(5, 2, "resnet18").named_buffers():
+        assert float(value.abs().sum()) == (len(value) if "running_var" in name else 0)
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "UnetPlusPlus"])
+@pytest.mark.parametrize(("attention", "found"), [("scse", True), ("none", False)])
+def test_decoder_attention(architecture, attention, found):
+    model = build_unet(5, 2, "resnet18", decoder_attention=attention, architecture=architecture)
+    assert ("SCSE" in " ".join(type(m).__name__ for m in model.modules())) is found
+    assert model.network.endswith(f"decoder_attention = '{attention}'")
+
+
+@pytest.mark.parametrize("architecture", ["DeepLabV3Plus", "SegFormer", "scratch"])
+def test_attention_that_does_not_apply_is_said(architecture):
+    one, two = (
+        build_unet(5, 2, "resnet18", decoder_attention=a, architecture=architecture) for a in ("scse", "none")
     )
-
-
-@pytest.mark.parametrize("channels", [4, 5, 7, 15])
-def test_widened_kernels_answer_grey_like_the_rgb_ones(pretrained, channels):
-    kernels = pretrained["conv1.weight"]
-    grey = torch.rand(1, 1, 16, 16)
-    wide = torch.nn.functional.conv2d(grey.expand(1, channels, -1, -1), widen(kernels, channels))
-    torch.testing.assert_close(wide, torch.nn.functional.conv2d(grey.expand(1, 3, -1, -1), kernels))
-
-
-def test_visible_bands_get_the_kernel_of_their_colour(pretrained):
-    red, green, blue = pretrained["conv1.weight"].unbind(1)
-    wide = widen(pretrained["conv1.weight"], 5) * 5 / 3
-    torch.testing.assert_close(torch.stack([blue, green, red], 1), wide[:, :3])
-    torch.testing.assert_close(wide[:, 3], (red + green + blue) / 3)
-
-
-def test_hub_weights_are_widened(monkeypatch, pretrained):
-    encoder = smp.encoders.get_encoder("resnet18", in_channels=3, weights=None)
-    encoder.load_state_dict(pretrained)
-    monkeypatch.setattr("glacier_nb.unet.smp.encoders.get_encoder", lambda *args, **kwargs: encoder)
-    state = encoder_state("resnet18", "imagenet")
-    assert load_matching(build_unet(5, 2, "resnet18").encoder, state)["conv1.weight"] == "widened"
+    pairs = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert one.network == two.network
+    assert "not apply" in one.network
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("encoder", "nearest"),
     [
-        (OSError("no connection"), "could not be downloaded.*encoder_weights = None"),
-        (KeyError("Wrong pretrained weights"), "resnet18 has none"),
+        ("resnet-34", "resnet34"),
+        ("convnext_atto", "tu-convnext_atto"),
+        ("tu-convnext_ato", "tu-convnext_atto"),
+        ("effcientnet-b0", "efficientnet-b0"),
+        ("tu-qqqqqqqq", "of timm: none"),
+        ("", "nearest: none"),
     ],
 )
-def test_hub_that_cannot_deliver(monkeypatch, error, words):
-    def fail(*args, **kwargs):
-        raise error
+def test_unknown_encoder(encoder, nearest):
+    with pytest.raises(WeightsError, match=f"encoder = '{encoder}' is unknown.*{nearest}"):
+        build_unet(5, 4, encoder)
 
-    monkeypatch.setattr("glacier_nb.unet.smp.encoders.get_encoder", fail)
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"architecture": "unet"}, "expected Unet, .*, scratch; did you mean 'Unet'"),
+        ({"architecture": "Segformer"}, "did you mean 'SegFormer'"),
+        ({"decoder_attention": "se"}, "decoder_attention = 'se' is unknown: expected scse, none"),
+        ({"first_conv": "cyclic"}, "first_conv = 'cyclic' is unknown: .*did you mean 'cycle'"),
+        (
+            {"architecture": "scratch", "encoder_weights": "imagenet"},
+            "encoder_weights = 'imagenet' with architecture = 'scratch': .*encoder_weights = None",
+        ),
+    ],
+)
+def test_unknown_choice(options, words):
     with pytest.raises(WeightsError, match=words):
-        encoder_state("resnet18", "imagenet")
+        build_unet(5, 4, "resnet18", **options)
 
 
-def test_weights_of_another_architecture(tmp_path):
-    torch.save(
-        smp.encoders.get_encoder("resnet34", in_channels=3, weights=None).state_dict(), tmp_path / "34.pth"
+@pytest.mark.parametrize(
+    ("architecture", "encoder"),
+    [
+        ("UnetPlusPlus", "mit_b0"),
+        ("DeepLabV3Plus", "vgg11"),
+        ("DeepLabV3Plus", "tu-pvt_v2_b0"),
+        ("Unet", "tu-vit_tiny_patch16_224"),
+        ("SegFormer", "tu-swin_tiny_patch4_window7_224"),
+    ],
+)
+def test_pair_that_does_not_work(architecture, encoder):
+    words = f"encoder = '{encoder}' does not serve architecture = '{architecture}'.*Encoders that serve every"
+    with pytest.raises(WeightsError, match=words):
+        build_unet(5, 4, encoder, architecture=architecture)
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "SegFormer"])
+def test_transformer_serves_unet_and_segformer(architecture):
+    assert build_unet(5, 4, "mit_b0", architecture=architecture)(torch.zeros(1, 5, 64, 64)).shape[1] == 4
+
+
+def test_batch_of_one_crop_with_deeplab():
+    model = build_unet(5, 4, "resnet18", architecture="DeepLabV3Plus")
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        model(torch.randn(1, 5, 128, 128))
+    assert model(torch.randn(2, 5, 32, 32)).shape == (2, 4, 32, 32)
+    assert model.eval()(torch.randn(1, 5, 32, 32)).shape == (1, 4, 32, 32)
+
+
+def test_what_is_said_of_a_network():
+    model = build_unet(7, 4, "resnet18", seed=3)
+    assert model.started_from == "random weights (seed 3)"
+    assert model.network == (
+        "architecture = 'Unet', encoder = 'resnet18', 7 channels in, 4 classes out; "
+        "decoder_attention = 'scse'"
     )
-    with pytest.raises(WeightsError, match=r"50\.pth: no such weights file"):
-        build_unet(5, 4, "resnet18", encoder_weights=str(tmp_path / "50.pth"))
-    with pytest.raises(WeightsError, match=r"34\.pth: the weights do not fit the encoder"):
-        build_unet(5, 4, "resnet50", encoder_weights=str(tmp_path / "34.pth"))
-
-
-def test_file_with_code_in_it_is_not_run(tmp_path):
-    torch.save({"weights": object()}, tmp_path / "evil.pt")
-    with pytest.raises(WeightsError, match=r"evil\.pt: not a weights file that loads safely"):
-        read_state(str(tmp_path / "evil.pt"))
-
-
-@pytest.mark.parametrize(("attention", "found"), [("scse", True), ("none", False)])
-def test_decoder_attention(attention, found):
-    names = " ".join(
-        type(m).__name__ for m in build_unet(5, 2, "resnet18", decoder_attention=attention).modules()
-    )
-    assert ("SCSE" in names) is found

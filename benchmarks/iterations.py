@@ -1,0 +1,46 @@
+"""Write what the runs of configs/iterations gave into their record.json, for nbs/40_iterations.ipynb.
+
+make iterations
+python -m glacier_nb.sweep configs/iterations/0*.yaml -p data_dir data/competition --prefix real- --n-jobs 2
+python benchmarks/iterations.py
+"""
+
+import json
+from pathlib import Path
+
+from glacier_nb.paths import project_root, write_text
+from glacier_nb.runs import read_metrics
+
+KEPT = ("mcc", "mcc_valid", "ci95", "baselines", "best_epoch", "seconds", "started_from", "evaluation")
+CURVES = ("epoch", "step", "lr", "train_loss", "val_loss", "mcc", "mcc_valid")
+
+
+def kept(folder: Path) -> dict:
+    "What the notebook needs of a finished run; tiles by number, without names."
+    metrics = read_metrics(folder)
+    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    history = [json.loads(line) for line in lines]
+    tiles = {str(k): {"all": pair["all"]} for k, pair in enumerate(metrics["tile_confusions"].values())}
+    curves = {name: [round(epoch[name], 6) for epoch in history] for name in CURVES}
+    return {k: metrics[k] for k in KEPT if k in metrics} | {"tile_confusions": tiles, "curves": curves}
+
+
+def main():
+    root = project_root()
+    names = sorted(path.stem for path in (root / "configs/iterations").glob("[0-9]*.yaml"))
+    record = {}
+    for tiles, prefix in (("demo", ""), ("competition", "real-")):
+        folders = {name: root / "outputs" / f"{prefix}{name}" for name in names}
+        record[tiles] = {n: kept(f) for n, f in folders.items() if (f / "metrics.json").is_file()}
+    groups = ",\n".join(
+        f'"{tiles}": {{\n'
+        + ",\n".join(f'"{name}": {json.dumps(run, separators=(",", ":"))}' for name, run in runs.items())
+        + "\n}"
+        for tiles, runs in record.items()
+    )
+    path = write_text(root / "configs/iterations/record.json", f"{{\n{groups}\n}}\n")
+    print(path.relative_to(root), {tiles: len(runs) for tiles, runs in record.items()})
+
+
+if __name__ == "__main__":
+    main()
