@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'MATCH', 'SIZE', 'OVERLAP', 'WATER', 'MEND', 'FAR', 'HkhError', 'Patch', 'hkh_patches', 'hkh_bands',
            'hkh_label', 'ratio', 'ndwi', 'read_patch', 'neighbours', 'hkh_split', 'PatchTiles', 'hkh_data', 'leave_out']
 
-# %% ../nbs/17_hkh.ipynb #1b313452
+# %% ../nbs/17_hkh.ipynb #4317c85d
 import json
 import os
 import re
@@ -27,7 +27,7 @@ from .recipe import RunData
 from .texture import fit_glcm
 from .tilefiles import TileError, listing
 
-# %% ../nbs/17_hkh.ipynb #3f4c62ac
+# %% ../nbs/17_hkh.ipynb #f288015a
 CHANNELS = (
     *("B1", "B2", "B3", "B4", "B5", "B6_VCID_1", "B6_VCID_2", "B7", "B8"),  # Landsat 7 ETM+, 8-bit DN
     *("BQA", "NDVI", "-NDSI", "NDMI", "elevation", "slope"),  # quality bits, indices, SRTM in m and degrees
@@ -45,7 +45,7 @@ MEND = (
 class HkhError(TileError):
     "HKH patches cannot be used: `HkhError(where, found, expected, mend)`."
 
-# %% ../nbs/17_hkh.ipynb #afc53b82
+# %% ../nbs/17_hkh.ipynb #5c265e5f
 _FILE = re.compile(r"^slice_(\d+)_(img|mask)_(\d+)\.npy$")
 _SCENE = re.compile(r"LE07_(\d{3})(\d{3})_\d{8}")
 
@@ -63,8 +63,7 @@ class Patch:
     @property
     def path_row(self) -> tuple[int, int]:
         "Path and row of the scene in the Worldwide Reference System 2."
-        found = _SCENE.match(self.scene)
-        return int(found[1]), int(found[2])
+        return tuple(map(int, _SCENE.match(self.scene).groups()))
 
 
 def _folder(folder):
@@ -76,7 +75,7 @@ def _folder(folder):
     found = "no slices.geojson in it or its slices/" if folder.is_dir() else "no such folder"
     raise HkhError(folder, found, "the HKH patches with their metadata", MEND)
 
-# %% ../nbs/17_hkh.ipynb #f465dd79
+# %% ../nbs/17_hkh.ipynb #8595529d
 def _metadata(path):
     "Scene and share of ice by the name of the image file, from slices.geojson."
     try:
@@ -113,7 +112,7 @@ def hkh_patches(
         raise HkhError(inside, found, "patches", "lower min_glacier" if all_ else MEND)
     return kept
 
-# %% ../nbs/17_hkh.ipynb #35673065
+# %% ../nbs/17_hkh.ipynb #a7721cd6
 def _load(path, shapes, dtype):
     "The array of a file. Raises `HkhError` when it is truncated or has another shape or type."
     try:
@@ -147,16 +146,14 @@ def hkh_bands(
         raise HkhError(name, found, expected, "take the images of slices/, as published")
     return np.where(valid, bands, np.float32(0)), valid
 
-# %% ../nbs/17_hkh.ipynb #9131794b
+# %% ../nbs/17_hkh.ipynb #8dba40e4
 def _clean_debris(mask, name):
     "Clean and debris-covered ice (H, W) bool of a mask in any of the three layouts."
     odd = np.setdiff1d(mask, [0, 1])
     if odd.size:
         raise HkhError(name, f"values {listing(odd.tolist())}", "0 and 1", "take the masks as published")
     planes = mask.astype(bool)
-    if mask.shape[-1] == 2:
-        return planes[..., 0], planes[..., 1]
-    if (mask.sum(-1) == 1).all():  # splits/: clean, debris, rest
+    if mask.shape[-1] == 2 or (mask.sum(-1) == 1).all():  # splits/: clean, debris, rest
         return planes[..., 0], planes[..., 1]
     if (planes[..., 0] == planes[..., 1:].any(-1)).all():  # slices/: all ice, clean, debris
         return planes[..., 1], planes[..., 2]
@@ -177,7 +174,7 @@ def hkh_label(
         raise HkhError(name, found, expected, "draw the mask again, or raise `both`")
     return np.select([clean & debris, clean, debris], [IGNORE, 1, 2], 0).astype(np.uint8)
 
-# %% ../nbs/17_hkh.ipynb #912e4333
+# %% ../nbs/17_hkh.ipynb #1dac91e8
 def ratio(
     a: np.ndarray,  # any numbers
     b: np.ndarray,  # of the same shape
@@ -208,7 +205,7 @@ def read_patch(
         label[(label == 0) & (ndwi(image) > water)] = IGNORE
     return Tile(patch.id, bands, valid, label, None, Affine.identity(), CLASSES)
 
-# %% ../nbs/17_hkh.ipynb #e337df52
+# %% ../nbs/17_hkh.ipynb #1ddef680
 def neighbours(
     a: tuple[int, int],  # WRS-2 path and row
     b: tuple[int, int],
@@ -237,7 +234,7 @@ def hkh_split(
         raise HkhError(where, found, "some to train on", "use more scenes, or more folds")
     return train, val
 
-# %% ../nbs/17_hkh.ipynb #d01d3d3e
+# %% ../nbs/17_hkh.ipynb #2b402c1f
 class PatchTiles(Sequence):
     "Patches as a list of tiles, each read when it is asked for."
 
@@ -252,9 +249,20 @@ class PatchTiles(Sequence):
         return len(self.patches)
 
     def __getitem__(self, i):
-        if isinstance(i, slice):
-            return PatchTiles(self.patches[i], **self.reading)
         return read_patch(self.patches[i], **self.reading)
+
+
+def _allow_files(n):
+    "Let this process keep `n` files open. Raises `HkhError` when the system does not allow so many."
+    if os.name != "posix":
+        return
+    import resource  # not there on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < n:  # no limit is -1 or huge
+        raise HkhError("open files", f"a limit of {hard}", f"{n}, four a patch", "raise min_glacier")
+    if 0 <= soft < n:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))
 
 
 def hkh_data(
@@ -267,10 +275,12 @@ def hkh_data(
     train, val = (PatchTiles(p, **reading) for p in hkh_split(patches, cfg.fold, cfg.n_folds))
     stats = fit_stats(train, cfg.normalisation, glcm=fit_glcm(train, cfg))
     distance = partial(signed_distance, n_classes=len(CLASSES)) if loss_weights(cfg)["boundary"] > 0 else None
+    if cache_dir is not None:
+        _allow_files(4 * len(patches) + 256)
     sets = (TileSet.build(t, stats, distance_fn=distance, cache_dir=cache_dir) for t in (train, val))
     return RunData(*sets, train, val, stats, CLASSES)
 
-# %% ../nbs/17_hkh.ipynb #28cb5c93
+# %% ../nbs/17_hkh.ipynb #c98cf5c4
 FAR = -1e4  # a logit whose probability is 0, finite in float16
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAIN', 'AIR', 'WET', 'scene_like', 'write_hkh_like']
 
-# %% ../nbs/17a_hkh_like.ipynb #c365f185
+# %% ../nbs/17a_hkh_like.ipynb #0d9a7f94
 import json
 import os
 from itertools import product
@@ -19,7 +19,7 @@ from .hkh import OVERLAP, SIZE, HkhError, ratio
 from .paths import write_array, write_text
 from .terrain import PIXEL
 
-# %% ../nbs/17a_hkh_like.ipynb #f98c9acd
+# %% ../nbs/17a_hkh_like.ipynb #26769037
 GAIN = np.array([320, 290, 315, 205, 225, 235, 265])[
     :, None, None
 ]  # DN per reflectance, low gain, sun at 37 degrees
@@ -59,7 +59,7 @@ def scene_like(
     mask = np.stack([(label == 1) | (label == 2), label == 1, label == 2], axis=-1) & ~void[..., None]
     return image, mask.astype(np.uint8)
 
-# %% ../nbs/17a_hkh_like.ipynb #952640d2
+# %% ../nbs/17a_hkh_like.ipynb #3d3a9f52
 def _feature(folder, number, k, scene, mask, place):
     "The entry of one patch in slices.geojson."
     names = {f"{kind}_slice": str(folder / f"slice_{number}_{kind}_{k:03}.npy") for kind in ("img", "mask")}

@@ -1,6 +1,7 @@
 """HKH patches: their format, hostile files, splits, the untaught lake, a run that starts from it."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from papermill.exceptions import PapermillExecutionError
 
 from glacier_nb.bands import read_tiles
-from glacier_nb.callbacks import make_learner, read_checkpoint
+from glacier_nb.callbacks import init_from, make_learner, read_checkpoint
 from glacier_nb.config import BANDS, CLASSES, IGNORE, TrainConfig
 from glacier_nb.demo import make_demo
 from glacier_nb.hkh import (
@@ -32,7 +33,6 @@ from glacier_nb.hkh_like import write_hkh_like
 from glacier_nb.learner import Learner
 from glacier_nb.recipe import prepare_data
 from glacier_nb.unet import build_unet
-from glacier_nb.weights import load_matching, read_state
 
 ROOT = Path(__file__).parents[1]
 SIZE = 64
@@ -310,6 +310,19 @@ def test_cached_arrays_are_the_same(data, patches, tmp_path):
     assert isinstance(cached.train.images[0], np.memmap)
 
 
+def test_limit_of_open_files_is_raised_or_reported(patches, tmp_path, monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        hkh_data(TrainConfig(**TINY), patches, tmp_path, size=SIZE)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * len(patches) + 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 200))
+    with pytest.raises(HkhError, match=r"a limit of 200.*304, four a patch.*min_glacier"):
+        hkh_data(TrainConfig(**TINY), patches, tmp_path, size=SIZE)
+
+
 def test_lake_is_not_taught_but_for_weight_decay(data):
     cfg = TrainConfig(**TINY | {"epochs": 2})
     model = build_unet(7, 4, "resnet18", None, "scse", seed=0)
@@ -398,9 +411,13 @@ def test_every_tensor_of_pretraining_arrives(project, tmp_path, monkeypatch):
 )
 def test_report_names_the_layers_that_do_not_fit(project, channels, classes, lacking):
     model = build_unet(channels, classes, "resnet18", None, "scse", seed=0)
-    report = load_matching(model, read_state(project / "outputs/hkh/best.pt"))
-    assert {name for name, what in report.items() if what != "loaded"} == lacking
-    assert all(report[name].startswith("shape (") for name in lacking)
+    path = project / "outputs/hkh/best.pt"
+    report, stored = init_from(model, path), read_checkpoint(path)["weights"]
+    fits = {name: v.shape == stored[name].shape for name, v in model.state_dict().items()}
+    assert {name for name, same in fits.items() if not same} == lacking
+    assert all(torch.equal(v, stored[name]) for name, v in model.state_dict().items() if fits[name])
+    why = dict(getattr(report, "why", report))  # a table, or words by name
+    assert {name for name, words in why.items() if words.startswith("shape (")} == lacking
 
 
 def test_unknown_parameter_stops_before_anything_is_written(project):
