@@ -21,10 +21,10 @@ MODULES = (
     "paths params config tilefiles bands glcm_rows glcm_torch glcm texture terrain glaciers demo data splits "
     "pixelindex samplers loader exposure geometry augment mixing overlaps losses metrics baseline scratch "
     "weights unet schedules device recipe learner callbacks lr_find distributed predict diagnose runs jobs "
-    "sweep hkh"
+    "sweep compare hkh"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
-PLOTS = ["pictures", "plot"]  # imported by notebooks only
+PLOTS = ["pictures", "plot", "plot_runs"]  # imported by notebooks only
 
 
 def test_export_and_clean_change_nothing(tmp_path):
