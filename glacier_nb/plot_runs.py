@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['critical_difference', 'curves_of_runs']
 
-# %% ../nbs/18b_plot_runs.ipynb #6a95ec00
+# %% ../nbs/18b_plot_runs.ipynb #67daa37a
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .compare import Comparison
 
-# %% ../nbs/18b_plot_runs.ipynb #736da245
+# %% ../nbs/18b_plot_runs.ipynb #a0fdbf5f
 def critical_difference(
     found: Comparison,  # from `glacier_nb.compare.compare_runs`
 ) -> Figure:
@@ -41,7 +41,7 @@ def critical_difference(
     ax.grid(axis="x", alpha=0.25)
     return fig
 
-# %% ../nbs/18b_plot_runs.ipynb #5c93df51
+# %% ../nbs/18b_plot_runs.ipynb #688fdd48
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
 _STYLES = ("-", "--", ":", "-.")
 
