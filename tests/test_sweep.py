@@ -20,7 +20,7 @@ from glacier_nb.demo import make_demo
 from glacier_nb.jobs import Job, differing, end_processes, read_parameters, run_job
 from glacier_nb.paths import write_text
 from glacier_nb.runs import run_lock, run_state
-from glacier_nb.sweep import _refer, plan, sweep
+from glacier_nb.sweep import _refer, _share, cores, plan, sweep
 
 ROOT = Path(__file__).parents[1]
 # what the stand-in does is said by the learning rate
@@ -166,7 +166,7 @@ def test_the_command_says_how_it_ended(project):
     assert not (project / "outputs/good").exists()
 
 
-def test_the_same_on_a_dask_cluster(project):
+def test_the_same_on_a_dask_cluster(project, monkeypatch):
     distributed = pytest.importorskip("distributed")
     cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**cluster) as local, distributed.Client(local) as client:
@@ -174,6 +174,11 @@ def test_the_same_on_a_dask_cluster(project):
         files = [{"run": "bad", "lr": 1.0}, {"run": "good", "lr": 0.5}, after]
         table = sweep(files, client=client, progress=False)
         assert table["status"].to_dict() == {"bad": "failed", "good": "done", "after": "failed"}
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert _share(9, client) is None
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert _share(9, client) == max(1, cores() // 2)
+        assert _share(cores(), None) == 1
         family = []
 
         def interrupt():
