@@ -83,6 +83,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'glacier_nb/callbacks.py'),
                                       'glacier_nb.callbacks.RunFolder.before_fit': ( 'callbacks.html#runfolder.before_fit',
                                                                                      'glacier_nb/callbacks.py'),
+                                      'glacier_nb.callbacks._check_batches': ('callbacks.html#_check_batches', 'glacier_nb/callbacks.py'),
                                       'glacier_nb.callbacks._weights': ('callbacks.html#_weights', 'glacier_nb/callbacks.py'),
                                       'glacier_nb.callbacks.checkpoint': ('callbacks.html#checkpoint', 'glacier_nb/callbacks.py'),
                                       'glacier_nb.callbacks.epoch_line': ('callbacks.html#epoch_line', 'glacier_nb/callbacks.py'),

@@ -254,6 +254,7 @@ def make_learner(
 ) -> Learner:
     "The learner of a run with its folder, early stopping and progress."
     seed_everything(cfg.seed)
+    _check_batches(cfg, len(data.train))
     n_channels, n_classes = data.train.images[0].shape[0], len(data.classes)
     model = build_unet(
         n_channels,
@@ -271,6 +272,17 @@ def make_learner(
     learner = Learner(cfg, data, model, callbacks)
     learner.init_report = report
     return learner
+
+
+def _check_batches(cfg: TrainConfig, tiles: int) -> None:
+    "Raise ConfigError for a batch of one crop where the network has batch norm over one pixel."
+    crops, epoch = cfg.batch_size // cfg.accumulate, cfg.samples_per_epoch or tiles
+    if cfg.architecture == "DeepLabV3Plus" and (crops == 1 or epoch % crops == 1):
+        raise ConfigError(
+            f"architecture = 'DeepLabV3Plus' cannot train on a batch of one crop: {epoch} crops an epoch "
+            f"in batches of {crops} (batch_size / accumulate) leave one alone. Expected at least 2 in each: "
+            "change samples_per_epoch, batch_size or accumulate"
+        )
 
 
 def _weights(cfg: TrainConfig) -> str | None:
