@@ -257,3 +257,28 @@ def test_other_recipes_train_and_resume_to_the_bit(data, tmp_path, name):
     again = run(data, tmp_path / "cut", replace(cfg, run="cut", resume=True))
     assert weights_equal(whole, again)
     assert [r["lr"] for r in whole.history] == [r["lr"] for r in again.history]
+
+
+@pytest.mark.parametrize("values", [{"batch_size": 1}, {"samples_per_epoch": 9}, {"accumulate": 4}])
+def test_batch_of_one_crop_is_refused_where_it_cannot_train(data, tmp_path, values):
+    cfg = replace(TINY, architecture="DeepLabV3Plus", **values)
+    with pytest.raises(ConfigError, match="cannot train on a batch of one crop"):
+        make_learner(cfg, data, tmp_path / "run", progress=False)
+    make_learner(replace(cfg, architecture="Unet"), data, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("architecture", ["UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"])
+def test_every_architecture_trains_from_a_config(data, tmp_path, architecture):
+    cfg = replace(TINY, architecture=architecture, crop_size=64, epochs=2)
+    learner = run(data, tmp_path / "run", cfg)
+    assert learner.step == 4
+    assert architecture in learner.model.network
+    assert learner.model.started_from == "random weights (seed 0)"
+
+
+def test_init_from_leaves_its_report(data, whole, tmp_path):
+    source = next(c.folder for c in whole.callbacks if hasattr(c, "folder")) / "best.pt"
+    cfg = replace(TINY, init_from=str(source), decoder_attention="none")
+    report = make_learner(cfg, data, tmp_path / "run", progress=False).init_report
+    assert set(report["result"]) == {"loaded", "unused"}  # the attention has no place
+    assert whole.init_report is None
