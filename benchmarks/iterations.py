@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from glacier_nb.paths import project_root, write_text
-from glacier_nb.runs import read_metrics
+from glacier_nb.runs import read_history, read_metrics
 
 KEPT = ("mcc", "mcc_valid", "ci95", "baselines", "best_epoch", "seconds", "started_from", "evaluation")
 CURVES = ("epoch", "step", "lr", "train_loss", "val_loss", "mcc", "mcc_valid")
@@ -18,8 +18,7 @@ CURVES = ("epoch", "step", "lr", "train_loss", "val_loss", "mcc", "mcc_valid")
 def kept(folder: Path) -> dict:
     "What the notebook needs of a finished run; tiles by number, without names."
     metrics = read_metrics(folder)
-    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    history = [json.loads(line) for line in lines]
+    history = read_history(folder)
     tiles = {str(k): {"all": pair["all"]} for k, pair in enumerate(metrics["tile_confusions"].values())}
     curves = {name: [round(epoch[name], 6) for epoch in history] for name in CURVES}
     return {k: metrics[k] for k in KEPT if k in metrics} | {"tile_confusions": tiles, "curves": curves}

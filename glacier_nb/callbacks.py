@@ -31,9 +31,8 @@ from glacier_nb.config import (
 from .device import seed_everything
 from .learner import Callback, Learner
 from .paths import project_root, write_text, written_whole
-from .recipe import RunData
-from .unet import build_unet
-from .weights import WeightsError, init_from
+from .recipe import RunData, check_batches, differing, run_network
+from .weights import WeightsError
 
 # %% ../nbs/12a_callbacks.ipynb #aaae082f
 def run_path(
@@ -70,6 +69,7 @@ def checkpoint(
         "classes": list(learner.data.classes),
         "codes": list(BINARY_CODES if binary else LABEL_CODES),
         "versions": {name: version(name) for name in names},
+        "started_from": getattr(learner.model, "started_from", "weights that nobody named"),
         "metrics": learner.history[-1] if learner.history else {},
     }
 
@@ -89,7 +89,7 @@ class RunFolder(Callback):
 
     def __init__(
         self,
-        folder: str | os.PathLike,  # from `glacier_nb.config.run_path`; made if missing
+        folder: str | os.PathLike,  # from `run_path`; made if missing
     ):
         self.folder = Path(folder)
 
@@ -129,14 +129,12 @@ class RunFolder(Callback):
     def _resume(self, learner):
         path = self.folder / "last.pt"
         state = read_checkpoint(path)
-        own, found = asdict(learner.cfg), state["config"]
-        keys = [k for k in own if k not in ("run", "resume", "workers") and own[k] != found.get(k)]
-        if keys:
-            changed = ", ".join(f"{k} (was {found.get(k)!r}, now {own[k]!r})" for k in keys)
+        if changed := differing(learner.cfg, state["config"]):
             raise ConfigError(
                 f"{path} belongs to another config: {changed}. Resume with the values of its config.json"
             )
         learner.model.load_state_dict(state["weights"])
+        learner.model.started_from = state.get("started_from", "weights that its checkpoint does not name")
         learner.optimizer.load_state_dict(state["optimizer"])
         learner.scaler.load_state_dict(state["scaler"])
         learner.rate.load_state_dict(state["rate"])
@@ -168,9 +166,12 @@ class EarlyStop(Callback):
     ):
         self.patience = patience
 
-    def after_epoch(self, learner):
-        since_best = learner.record["epoch"] - learner.best["epoch"]
-        learner.stop = 0 < self.patience <= since_best
+    def before_fit(self, learner):  # a run that had ended early and is resumed has ended
+        if learner.history:
+            since_best = learner.history[-1]["epoch"] - learner.best["epoch"]
+            learner.stop = 0 < self.patience <= since_best
+
+    after_epoch = before_fit
 
 # %% ../nbs/12a_callbacks.ipynb #7c0643bf
 class NotebookBar(tqdm):
@@ -248,44 +249,15 @@ def epoch_line(
 # %% ../nbs/12a_callbacks.ipynb #02b1bea3
 def make_learner(
     cfg: TrainConfig,  # every parameter of the run
-    data: RunData,  # from `glacier_nb.learner.prepare_data`
-    folder: str | os.PathLike,  # run folder, from `glacier_nb.config.run_path`
+    data: RunData,  # from `glacier_nb.recipe.prepare_data`
+    folder: str | os.PathLike,  # run folder, from `run_path`
     progress: bool = True,  # show a bar and a line per epoch
 ) -> Learner:
     "The learner of a run with its folder, early stopping and progress."
     seed_everything(cfg.seed)
-    _check_batches(cfg, len(data.train))
-    n_channels, n_classes = data.train.images[0].shape[0], len(data.classes)
-    model = build_unet(
-        n_channels,
-        n_classes,
-        cfg.encoder,
-        _weights(cfg),
-        cfg.decoder_attention,
-        cfg.seed,
-        cfg.architecture,
-        str(project_root() / cfg.weights_dir) if cfg.weights_dir else "",
-        cfg.first_conv,
-    )
-    report = init_from(model, project_root() / cfg.init_from, cfg.first_conv) if cfg.init_from else None
-    callbacks = [EarlyStop(cfg.patience), RunFolder(folder), *[Progress()] * progress]
+    model, report = run_network(cfg, data)
+    check_batches(cfg, model, data.train)
+    callbacks = [RunFolder(folder), EarlyStop(cfg.patience), *[Progress()] * progress]
     learner = Learner(cfg, data, model, callbacks)
     learner.init_report = report
     return learner
-
-
-def _check_batches(cfg: TrainConfig, tiles: int) -> None:
-    "Raise ConfigError for a batch of one crop where the network has batch norm over one pixel."
-    crops, epoch = cfg.batch_size // cfg.accumulate, cfg.samples_per_epoch or tiles
-    if cfg.architecture == "DeepLabV3Plus" and (crops == 1 or epoch % crops == 1):
-        raise ConfigError(
-            f"architecture = 'DeepLabV3Plus' cannot train on a batch of one crop: {epoch} crops an epoch "
-            f"in batches of {crops} (batch_size / accumulate) leave one alone. Expected at least 2 in each: "
-            "change samples_per_epoch, batch_size or accumulate"
-        )
-
-
-def _weights(cfg: TrainConfig) -> str | None:
-    "encoder_weights with a path resolved against the project's root."
-    named = cfg.encoder_weights in (None, "imagenet", "imagenet-if-found")
-    return cfg.encoder_weights if named else str(project_root() / cfg.encoder_weights)

@@ -12,7 +12,7 @@ import torch
 from papermill.exceptions import PapermillExecutionError
 
 from glacier_nb.bands import read_tiles
-from glacier_nb.callbacks import init_from, make_learner, read_checkpoint
+from glacier_nb.callbacks import make_learner, read_checkpoint
 from glacier_nb.config import BANDS, CLASSES, IGNORE, TrainConfig
 from glacier_nb.demo import make_demo
 from glacier_nb.hkh import (

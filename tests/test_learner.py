@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glacier_nb.bands import read_tiles
-from glacier_nb.callbacks import EarlyStop, init_from, make_learner, read_checkpoint
+from glacier_nb.callbacks import EarlyStop, make_learner, read_checkpoint
 from glacier_nb.config import ConfigError, TrainConfig
 from glacier_nb.data import BandStats, channels, normalise
 from glacier_nb.demo import make_demo
@@ -18,7 +18,7 @@ from glacier_nb.device import pick_device, pick_precision
 from glacier_nb.learner import Callback, TrainingError
 from glacier_nb.recipe import prepare_data
 from glacier_nb.unet import build_unet, predict_logits
-from glacier_nb.weights import WeightsError
+from glacier_nb.weights import WeightsError, init_from
 
 TINY = TrainConfig(
     **{
@@ -111,7 +111,7 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(data, whole
 def test_resume_refuses_another_config(data, tmp_path):
     run(data, tmp_path / "cut", callback=CtrlC(3))
     with pytest.raises(
-        ConfigError, match=r"last\.pt belongs to another config: lr \(was 0\.001, now 0\.01\)"
+        ConfigError, match=r"last\.pt belongs to another config: lr \(there 0\.001, asked 0\.01\)"
     ):
         run(data, tmp_path / "cut", replace(TINY, run="cut", resume=True, lr=0.01))
 
@@ -260,11 +260,42 @@ def test_other_recipes_train_and_resume_to_the_bit(data, tmp_path, name):
 
 
 @pytest.mark.parametrize("values", [{"batch_size": 1}, {"samples_per_epoch": 9}, {"accumulate": 4}])
-def test_batch_of_one_crop_is_refused_where_it_cannot_train(data, tmp_path, values):
-    cfg = replace(TINY, architecture="DeepLabV3Plus", **values)
-    with pytest.raises(ConfigError, match="cannot train on a batch of one crop"):
-        make_learner(cfg, data, tmp_path / "run", progress=False)
-    make_learner(replace(cfg, architecture="Unet"), data, tmp_path / "run", progress=False)
+@pytest.mark.parametrize(
+    ("architecture", "size", "trains"),
+    [("Unet", 32, False), ("Unet", 64, True), ("DeepLabV3Plus", 64, False), ("scratch", 64, True)],
+)
+def test_a_crop_alone_in_its_batch(data, tmp_path, values, architecture, size, trains):
+    cfg = replace(TINY, architecture=architecture, crop_size=size, epochs=2, **values)
+    if trains:
+        assert len(run(data, tmp_path / "run", cfg).history) == 2
+    else:
+        with pytest.raises(ConfigError, match="cannot train on one crop"):
+            make_learner(cfg, data, tmp_path / "run", progress=False)
+
+
+def test_a_run_that_had_ended_early_has_ended(data, tmp_path):
+    cfg = replace(TINY, run="early", patience=1, epochs=9, lr=0.0, lr_min=0.0)
+    first = run(data, tmp_path / "early", cfg)
+    again = run(data, tmp_path / "early", replace(cfg, resume=True))
+    assert len(first.history) < 9
+    assert again.history == first.history
+    assert weights_equal(first, again)
+
+
+def test_resuming_needs_no_first_weights(data, tmp_path, monkeypatch):
+    asked = []
+
+    def nothing_there(encoder):
+        asked.append(encoder)
+        raise WeightsError("no connection")
+
+    monkeypatch.setattr("glacier_nb.weights._hub_state", nothing_there)
+    cfg = replace(TINY, run="run", epochs=2, encoder_weights="imagenet-if-found")
+    first = run(data, tmp_path / "run", cfg, CtrlC(step=3))
+    again = run(data, tmp_path / "run", replace(cfg, resume=True))
+    assert asked == ["resnet18"]
+    assert "no connection" in again.model.started_from
+    assert again.model.started_from == first.model.started_from
 
 
 @pytest.mark.parametrize("architecture", ["UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"])
