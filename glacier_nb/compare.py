@@ -25,6 +25,8 @@ def tile_confusions(
     pixels: str = "all",  # all: as the competition scores; valid: where no band lacks data
 ) -> dict[str, np.ndarray]:  # tile id -> (C, C) counts
     "The confusion matrices of a run's held-out tiles; raises RunError when they are missing or damaged."
+    if pixels not in ("all", "valid"):
+        raise ValueError(f"pixels = {pixels!r} is not allowed: expected all or valid")
     found = metrics.get("tile_confusions")
     if not found:
         raise RunError(f"{name}: metrics.json has no tile_confusions (an older version): do this run again")
@@ -114,6 +116,24 @@ class Comparison:
     pairs: pd.DataFrame  # better, worse, difference, low, high, p, p_holm, differs
     groups: list[tuple[str, ...]]  # neighbours in `scores` among which no pair differs, two or more
     tiles: int  # number of held-out tiles
+    can_tell: bool  # False: the tiles are too few for any pair to differ, whatever the runs are
+
+
+def _can_tell(pairs: int, tiles: int, n: int, level: float) -> bool:
+    "Can the smallest p-value be significant? Raises ValueError when more swaps drawn would help."
+    if 2**tiles <= n:
+        return pairs * 2 / 2**tiles < level
+    if pairs / (n + 1) >= level:
+        raise ValueError(
+            f"n = {n} swaps drawn (`draws` in compare.ipynb) cannot tell {pairs} pairs apart: expected more "
+            f"than {pairs / level:.0f}"
+        )
+    return True
+
+
+def _ends(draws: np.ndarray, tiles: int) -> np.ndarray:
+    "Ends of a 95 % interval; NaN with fewer than two tiles, as in `glacier_nb.metrics.bootstrap_ci`."
+    return np.quantile(draws, [0.025, 0.975]) if tiles > 1 else np.full(2, np.nan)
 
 
 def compare_runs(
@@ -128,15 +148,13 @@ def compare_runs(
         raise RunError(f"found {len(runs)} finished runs, expected at least two to compare")
     cms = {name: tile_confusions(metrics, name, pixels) for name, metrics in runs.items()}
     _check_same_tiles(cms)
-    pairs = len(cms) * (len(cms) - 1) // 2
-    if pairs / (n + 1) >= level:
-        raise ValueError(f"n = {n} cannot tell {pairs} pairs apart: expected more than {pairs / level:.0f}")
     tiles = sorted(next(iter(cms.values())))
+    can_tell = _can_tell(len(cms) * (len(cms) - 1) // 2, len(tiles), n, level)
     scores = pd.Series({name: mcc(sum(m.values())) for name, m in cms.items()}, name="mcc")
     scores = scores.sort_values(ascending=False, kind="stable")
     stacks = {name: np.stack([cms[name][t] for t in tiles]) for name in scores.index}
     draws = {name: bootstrap_mcc(stack, n, seed) for name, stack in stacks.items()}
-    ends = {name: np.quantile(d, [0.025, 0.975]) for name, d in draws.items()}
+    ends = {name: _ends(d, len(tiles)) for name, d in draws.items()}
     table = _pairs(scores, draws, stacks, n, seed)
     table["differs"] = table["p_holm"] < level
     different = {frozenset(pair) for pair in table.loc[table["differs"], ["better", "worse"]].values}
@@ -147,6 +165,7 @@ def compare_runs(
         table,
         _groups(list(scores.index), different),
         len(tiles),
+        can_tell,
     )
 
 # %% ../nbs/16c_compare.ipynb #6f59fd13
@@ -155,7 +174,7 @@ def _pairs(scores: pd.Series, draws: Mapping, stacks: Mapping, n: int, seed: int
     rows = []
     for a, b in combinations(scores.index, 2):
         change = draws[a] - draws[b]
-        low, high = np.quantile(change, [0.025, 0.975])
+        low, high = _ends(change, len(stacks[a]))
         ends = {"low": low, "high": high, "p": swap_p(stacks[a], stacks[b], n, seed)}
         rows.append({"better": a, "worse": b, "difference": scores[a] - scores[b], **ends})
     table = pd.DataFrame(rows)

@@ -24,18 +24,25 @@ def critical_difference(
     fig, ax = plt.subplots(figsize=(8, 1.3 + 0.34 * len(y)), layout="constrained", dpi=80)
     ax.hlines(y, found.intervals["low"], found.intervals["high"], color="0.75", lw=3)
     ax.plot(found.scores, y, "o", color="#0072B2", ms=7)
-    low, high = found.intervals["low"].min(), found.intervals["high"].max()
+    low = np.nanmin([found.intervals["low"].min(), found.scores.min()])  # one tile has no interval
+    high = np.nanmax([found.intervals["high"].max(), found.scores.max()])
     span = max(high - low, 1e-3)
-    for k, group in enumerate(found.groups):
+    groups = found.groups if found.can_tell else []
+    for k, group in enumerate(groups):
         ends = [names.index(group[0]) - 0.2, names.index(group[-1]) + 0.2]
         ax.plot([high + span * (0.06 + 0.035 * k)] * 2, ends, color="k", lw=4, solid_capstyle="butt")
     labels = [f"{name}   {score:.3f}" for name, score in found.scores.items()]
     ax.set_yticks(y, labels)
-    right = high + span * (0.10 + 0.035 * len(found.groups))
-    ax.set(xlabel="MCC with 95 % interval over tiles", ylim=(len(y) - 0.5, -0.5))
+    right = high + span * (0.10 + 0.035 * len(groups))
+    label = "MCC with 95 % interval over tiles" if found.tiles > 1 else "MCC"
+    ax.set(xlabel=label, ylim=(len(y) - 0.5, -0.5))
     ax.set_xlim(low - 0.03 * span, right)
-    what = "bars join runs that do not differ" if found.groups else "every pair of runs differs"
-    ax.set_title(f"{found.tiles} held-out tiles: {what}", fontsize=10, loc="left")
+    what = ": bars join runs that do not differ" if groups else ": every pair of runs differs"
+    what = what if found.can_tell else f" are too few to tell {len(y)} runs apart"
+    held_out = "1 held-out tile" if found.tiles == 1 else f"{found.tiles} held-out tiles"
+    ax.set_title(
+        held_out + what.replace(" are ", " is " if found.tiles == 1 else " are "), fontsize=10, loc="left"
+    )
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", alpha=0.25)

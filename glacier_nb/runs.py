@@ -10,6 +10,7 @@ __all__ = ['RunError', 'read_json', 'read_metrics', 'run_lock', 'run_state', 'ru
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -56,13 +57,18 @@ def read_metrics(
 def run_lock(
     folder: str | os.PathLike,  # run folder; made if missing
 ) -> Iterator[int]:  # the open file that holds the lock
-    "Keep a run folder for oneself; raises RunError when another process works on it."
+    "Keep a run folder for oneself; raises RunError when another process works on it for a second or more."
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder} is in use: another process works on it; wait for its end") from None
+        for rest in range(20, -1, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not rest:
+                    text = f"{folder} is in use: another process works on it; wait for its end"
+                    raise RunError(text) from None
+                time.sleep(0.05)  # someone may only be looking
         yield file.fileno()
 
 
@@ -70,11 +76,12 @@ def _locked(folder: Path) -> bool:
     "Does a process work on this run?"
     if not (folder / ".lock").is_file():
         return False
-    try:
-        with run_lock(folder):
+    with open(folder / ".lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: many may look at once
             return False
-    except RunError:
-        return True
+        except BlockingIOError:
+            return True
 
 
 def run_state(
@@ -107,11 +114,13 @@ def run_table(
 def verdict(
     metrics: dict,  # from `read_metrics`
 ) -> str:  # one sentence
-    "Whether the network beats its per-pixel baseline, in plain words."
-    gain = metrics["mcc"] - metrics["baseline_mcc"]
+    "Whether the network beats its per-pixel baseline, in plain words; or that it has none."
     low, high = metrics["ci95"]
     spread = "" if low is None else f" (95 % interval over tiles: {low:.3f} to {high:.3f})"
     found = f"The network's MCC of {metrics['mcc']:.3f}{spread}"
+    if metrics.get("baseline_mcc") is None:
+        return f"{found} has no per-pixel baseline to be measured against."
+    gain = metrics["mcc"] - metrics["baseline_mcc"]
     other = f"the per-pixel baseline's {metrics['baseline_mcc']:.3f}"
     if gain > 0:
         return f"{found} beats {other} by {gain:.3f}."
@@ -123,8 +132,9 @@ def show_run(
 ) -> None:
     "Print the table of a finished run and where its files lie."
     metrics, shown = read_metrics(folder), Path(folder)
+    trained = (project_root() / folder / "train.ipynb").exists()
     lies = {
-        "notebook": "train.ipynb",
+        "notebook": "train.ipynb" if trained else "pretrain.ipynb",
         "figures": "figures/",
         "checkpoint": "best.pt",
         "metrics": "metrics.json",
@@ -205,10 +215,11 @@ def _run_row(folder: Path) -> dict:
         row["error"] = error.splitlines()[-1] if error else "?"
     if state == "finished":
         metrics = read_metrics(folder)
-        keys = ("mcc", "mcc_valid", "baseline_mcc", "best_epoch", "ci95")
+        keys = ("mcc", "mcc_valid", "best_epoch", "ci95")
         if lacking := [key for key in keys if key not in metrics]:
             raise RunError(f"{folder / 'metrics.json'} has no {', '.join(lacking)}: do this run again")
         row |= {key: metrics[key] for key in keys[:-1]}
+        row["baseline_mcc"] = metrics.get("baseline_mcc")  # a pre-training run has none
         row |= dict(zip(("low", "high"), metrics["ci95"], strict=True))
         row["seconds"] = max(row["seconds"], metrics.get("seconds", 0.0))  # of all epochs, if resumed
     return row

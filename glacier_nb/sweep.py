@@ -25,22 +25,24 @@ from .jobs import Job, check_parameters, read_parameters, result, run_job
 from .paths import project_root
 
 # %% ../nbs/16b_sweep.ipynb #ce9a8f2e
-_REFERENCES = ("init_from", "ensemble")  # parameters that may name other runs
+_REFERENCES = {"init_from": ("",), "ensemble": ("outputs", "")}  # where their paths start, below the root
 
 
 def _refer(
-    text: str,  # comma-separated names of runs or paths of checkpoints
+    text: str,  # `ensemble`: runs, their folders or checkpoints, comma-separated; `init_from`: one path
     names: Mapping[str, str],  # the sweep's own runs: name in the files -> name of the folder
     root: Path,  # the project's root
+    bases: Sequence[str] = ("outputs", ""),  # folders that a path may start in; for `init_from` the root
 ) -> tuple[str, list[str]]:  # the text with the new names, the runs of the sweep in it
     "What a reference means in a sweep."
-    parts, needs = [], []
-    for part in (p.strip() for p in text.split(",")):
-        path = root / part
-        of_run = path.parent.name if path.parent.parent == root / "outputs" else part
-        if of_run in names:
-            needs.append(names[of_run])
-            part = names[of_run] if part == of_run else f"outputs/{names[of_run]}/{path.name}"
+    outputs, parts, needs = root / "outputs", [], []
+    for part in [p.strip() for p in text.split(",")] if len(bases) > 1 else [text]:
+        own = Path(os.path.normpath(part)).parts
+        paths = [root.joinpath(base, *own) for base in bases]
+        inside = [p.relative_to(outputs).parts for p in paths if p.is_relative_to(outputs)]
+        if found := next((i for i in inside if len(i) in (1, 2) and i[0] in names), None):
+            needs.append(names[found[0]])
+            part = str(Path(*own[: -len(found)], needs[-1], *found[1:]))
         parts.append(part)
     return ",".join(parts), needs
 
@@ -88,7 +90,7 @@ def plan(
     for source, run, parameters in entries:
         values, needs = parameters | extra, []
         for key in set(_REFERENCES) & set(values):
-            values[key], named = _refer(str(values[key]), names, root)
+            values[key], named = _refer(str(values[key]), names, root, _REFERENCES[key])
             needs += named
         check_parameters(values | {"run": names[run]}, source)
         jobs.append(Job(names[run], values, source, tuple(dict.fromkeys(needs))))
@@ -121,6 +123,8 @@ def _share(n_jobs: int, client) -> int | None:  # threads a job; None: the envir
     for address, n in client.nthreads().items():
         host = address.split("://")[-1].split("/")[0].rsplit(":", 1)[0]
         tasks[host] = tasks.get(host, 0) + n
+    if not tasks:
+        raise ConfigError("no worker is connected to the dask scheduler: start one, or set `threads`")
     return max(1, min(client.run(cores).values()) // max(tasks.values()))
 
 
@@ -177,8 +181,7 @@ def _rows(jobs: Sequence[Job], submit: Callable) -> Iterator[dict | None]:
 
 def _outcome(future, job: Job) -> dict:
     "The row of a job that has ended, also when its worker was lost."
-    error = future.exception()
-    if error is None:
+    if (error := future.exception()) is None:
         return future.result()
     return result(job, "failed", error=f"the job's worker failed: {type(error).__name__}: {error}")
 
@@ -251,7 +254,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefix", default="", help="of every run's name")
     add("--suffix", default="", help="of every run's name")
     add("--threads", type=int, help="of each run; default: its share of the cores")
-    add("--notebook", default="nbs/train.ipynb", help="what is run")
     add("--scheduler", help="address of a dask scheduler whose workers shall do the runs")
     return parser
 

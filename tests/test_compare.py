@@ -132,8 +132,32 @@ def test_what_cannot_be_compared_is_named(other, said):
 def test_one_run_or_too_few_draws_are_refused():
     with pytest.raises(RunError, match="at least two"):
         compare_runs({"one": metrics(stack(4))})
-    with pytest.raises(ValueError, match="expected more than 60"):
-        compare_runs({str(k): metrics(stack(4)) for k in range(3)}, n=50)
+    with pytest.raises(ValueError, match=r"draws.*expected more than 60"):
+        compare_runs({str(k): metrics(stack(6)) for k in range(3)}, n=50)
+
+
+def test_too_few_tiles_for_many_runs_are_no_error():
+    found = compare_runs({str(k): metrics(stack(5)) for k in range(33)}, n=500)
+    assert not found.can_tell
+    assert not found.pairs["differs"].any()
+    ax = critical_difference(found).axes[0]
+    assert ax.get_title("left") == "5 held-out tiles are too few to tell 33 runs apart"
+    assert not [line for line in ax.lines if line.get_linewidth() == 4]
+    for tiles, runs, able in ((5, 2, False), (6, 2, True), (6, 3, False), (7, 3, True)):
+        assert compare_runs({str(k): metrics(stack(tiles)) for k in range(runs)}, n=500).can_tell == able
+
+
+def test_one_tile_has_no_interval():
+    found = compare_runs({"a": metrics(stack(1)), "b": metrics(stack(1))}, n=100)
+    assert found.intervals.isna().all(axis=None)
+    assert found.pairs[["low", "high"]].isna().all(axis=None)
+    title = critical_difference(found).axes[0].get_title("left")
+    assert title == "1 held-out tile is too few to tell 2 runs apart"
+
+
+def test_a_wrong_kind_of_pixels_is_named():
+    with pytest.raises(ValueError, match="pixels = 'vaild' is not allowed: expected all or valid"):
+        tile_confusions(metrics(stack(4)), pixels="vaild")
 
 
 def test_comparable_sets_keep_folds_apart():
@@ -159,7 +183,7 @@ def test_restarts_are_those_of_the_schedule(name):
 def test_figures_say_what_is_missing():
     with pytest.raises(ValueError, match="found no epoch of b"):
         curves_of_runs({"a": [{"epoch": 1}], "b": []})
-    found = compare_runs({"only": metrics(stack(4)), "twin": metrics(stack(4))})
+    found = compare_runs({"only": metrics(stack(6)), "twin": metrics(stack(6))})
     ax = critical_difference(found).axes[0]
     assert [t.get_text().split()[0] for t in ax.get_yticklabels()] == ["only", "twin"]
     assert len([line for line in ax.lines if line.get_linewidth() == 4]) == 1
@@ -212,16 +236,24 @@ def test_compare_notebook(project):
     assert "3 finished runs. Left out below: cut_off (unfinished), failed (failed)." in shown
     assert "Boom: it broke" in shown
     assert "Not compared: fold1" in shown
+    assert "3 held-out tiles are too few to tell 2 runs apart" in shown
     files = {p.name for p in (project / "outputs/compare").iterdir()}
     assert files == {"runs.csv", "pairs.csv", "curves.png", "critical_difference.png", "maps.png"}
 
 
-def test_compare_notebook_checks_its_parameters(project):
-    with pytest.raises(PapermillExecutionError, match="did you mean 'pixels'"):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"pixel": "all"}, "did you mean 'pixels'"),
+        ({"pixels": "vaild"}, "pixels .expected all or valid. 'vaild'"),
+    ],
+)
+def test_compare_notebook_checks_its_parameters(project, given, said):
+    with pytest.raises(PapermillExecutionError, match=said):
         papermill.execute_notebook(
             project / "nbs/compare.ipynb",
             project / "bad.ipynb",
-            {"pixel": "all"},
+            given,
             cwd=project,
             progress_bar=False,
         )

@@ -1,6 +1,9 @@
 """The table of runs, from folders of every kind."""
 
+import fcntl
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from glacier_nb.runs import (
     run_state,
     runs_table,
     show_run,
+    verdict,
 )
 
 
@@ -128,7 +132,7 @@ def test_a_run_in_its_first_seconds_does_not_spoil_the_table(outputs):
     [
         ("metrics.json", '{"mcc": ', "is not JSON"),
         ("metrics.json", "[1]", "holds list, expected an object"),
-        ("metrics.json", '{"mcc": 0.5}', "has no mcc_valid, baseline_mcc, best_epoch, ci95"),
+        ("metrics.json", '{"mcc": 0.5}', "has no mcc_valid, best_epoch, ci95"),
         ("config.json", "", "is not JSON"),
         ("history.jsonl", '{"epoch": 1, "step": 5}\n{"epoch": 2', "line 2"),
         ("history.jsonl", '{"loss": 1}\n', "line 1"),
@@ -164,3 +168,56 @@ def test_show_run_prints_what_is_there(outputs, capsys):
     assert "beats" in shown
     assert "metrics.json" in shown
     assert "best.pt" not in shown
+
+
+def test_a_pre_training_run_has_its_row_without_a_baseline(outputs, capsys):
+    from glacier_nb.compare import comparable
+
+    reading = {"patch_size": 128, "min_glacier": 0.1, "thermal": True, "water": "none"}
+    folder = run(outputs, "hkh-demo", lr=0.002)
+    content = {k: v for k, v in metrics(70).items() if k not in ("baseline_mcc", "tile_confusions")}
+    write_text(folder / "metrics.json", json.dumps(content | {"parameters": {"lr": 0.002, **reading}}))
+    table = runs_table(outputs)
+    assert list(table.index[:3]) == ["01_high", "hkh-demo", "02_low"]
+    assert np.isnan(table.loc["hkh-demo", "baseline_mcc"])
+    assert table.loc["02_low", "baseline_mcc"] == 0.5
+    assert table.loc["hkh-demo", "mcc"] == content["mcc"]
+    assert len(runs_table(outputs, "hkh-demo")) == 1
+    assert "has no per-pixel baseline" in verdict(read_metrics(folder))
+    assert comparable({"hkh-demo": read_metrics(folder)}) == []
+    write_text(folder / "pretrain.ipynb", "{}")
+    show_run(folder)
+    shown = capsys.readouterr().out
+    assert "has no per-pixel baseline" in shown
+    assert "pretrain.ipynb" in shown
+    write_text(folder / "config.json", json.dumps({"lr": 0.002, **reading}))  # extra names are columns
+    assert runs_table(outputs).loc["hkh-demo", "patch_size"] == 128
+
+
+def test_a_look_does_not_keep_a_job_from_starting(tmp_path):
+    with run_lock(tmp_path):
+        pass
+    with open(tmp_path / ".lock") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        assert run_state(tmp_path) is None  # another look
+        threading.Timer(0.3, fcntl.flock, (look, fcntl.LOCK_UN)).start()
+        begun = time.monotonic()
+        with run_lock(tmp_path):
+            assert time.monotonic() - begun > 0.2
+            assert run_state(tmp_path) == "running"
+
+
+def test_a_look_writes_nothing(tmp_path, monkeypatch):
+    with run_lock(tmp_path):
+        pass
+    opened = []
+
+    def read_only(file, mode="r", *args, **kwargs):
+        opened.append(mode)
+        if mode != "r":
+            raise PermissionError(file)
+        return open(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr("glacier_nb.runs.open", read_only, raising=False)
+    assert run_state(tmp_path) is None
+    assert opened == ["r"]

@@ -31,7 +31,7 @@ if lr == 1.0:
     raise FloatingPointError("the loss is\\nnot finite")
 if lr == 2.0:
     os.kill(os.getpid(), signal.SIGKILL)
-if lr == 3.0:
+if lr == 3.0 and not resume:
     (folder / "config.json").write_text(json.dumps({"lr": lr}))
     (folder / "last.pt").write_text("")
     (folder / "pid").write_text(f"{os.getpid()} {os.getppid()}")
@@ -133,9 +133,10 @@ def command(project: Path, *arguments: str, **environment) -> subprocess.Popen:
 
 
 def test_a_stopped_command_leaves_no_process_and_goes_on_later(project):
-    for run in ("one", "two", "three"):
-        write_text(project / f"{run}.yaml", "lr: 3.0\n")
-    process = command(project, "one.yaml", "two.yaml", "three.yaml", "--n-jobs", "2", "--prefix", "x-")
+    for run, lr in (("one", "3.0"), ("two", "3.0"), ("three", "0.5")):
+        write_text(project / f"{run}.yaml", f"lr: {lr}\n")
+    line = ("one.yaml", "two.yaml", "three.yaml", "--n-jobs", "2", "--prefix", "x-")
+    process = command(project, *line)
     folders = [project / "outputs/x-one", project / "outputs/x-two"]
     family = pids(*folders)
     assert [run_state(f) for f in folders] == ["running", "running"]
@@ -148,6 +149,11 @@ def test_a_stopped_command_leaves_no_process_and_goes_on_later(project):
     assert gone(family)
     assert [run_state(f) for f in folders] == ["unfinished", "unfinished"]
     assert not (project / "outputs/x-three").exists()
+    process = command(project, *line)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 0
+    status = {words[0]: words[1] for words in map(str.split, out.splitlines()) if words[0].startswith("x-")}
+    assert status == {"x-one": "resumed", "x-two": "resumed", "x-three": "done"}
 
 
 def test_the_command_says_how_it_ended(project):
@@ -274,11 +280,53 @@ def test_references_get_the_new_names(project):
     c, b, a = plan(files, prefix="p-", suffix="-s")
     assert (c.needs, b.needs, a.needs) == (("p-b-s",), ("p-a-s",), ())
     assert c.parameters["init_from"] == "outputs/p-b-s/best.pt"
-    assert b.parameters["init_from"] == "outputs/p-a-s/last.pt"
+    assert b.parameters["init_from"] == str(project / "outputs/p-a-s/last.pt")
     assert a.parameters["init_from"] == "elsewhere/b/best.pt"
     names = {"a": "x-a", "b": "x-b"}
     found = _refer("a, outputs/b/best.pt ,old,", names, project)
     assert found == ("x-a,outputs/x-b/best.pt,old,", ["x-a", "x-b"])
+
+
+@pytest.mark.parametrize("prefix", ["", "x-"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{b}",
+        "outputs/{b}",
+        "{b}/best.pt",
+        "{b}/last.pt",
+        "outputs/{b}/best.pt",
+        "{root}/outputs/{b}",
+        "{root}/outputs/{b}/best.pt",
+    ],
+)
+def test_every_way_to_name_a_run_is_a_reference(project, form, prefix):
+    text, new = (form.format(b=b, root=project) for b in ("b", f"{prefix}b"))
+    job = plan([{"run": "a", "ensemble": f"old, {text}"}, {"run": "b"}], prefix=prefix)[0]
+    assert (job.parameters["ensemble"], job.needs) == (f"old,{new}", (f"{prefix}b",))
+    job = plan([{"run": "a", "init_from": text}, {"run": "b"}], prefix=prefix)[0]
+    path = "outputs/" in form  # training looks for other text below the root
+    assert job.parameters["init_from"] == (new if path else text)
+    assert job.needs == ((f"{prefix}b",) if path else ())
+
+
+@pytest.mark.parametrize(
+    "text", ["b2", "b/c/best.pt", "outputs/b/c/best.pt", "/elsewhere/outputs/b/best.pt", ""]
+)
+def test_other_text_is_left_alone(project, text):
+    for key in ("ensemble", "init_from"):
+        job = plan([{"run": "a", key: text}, {"run": "b"}], prefix="x-")[0]
+        assert (job.parameters[key], job.needs) == (text, ())
+
+
+def test_a_scheduler_without_workers_is_named(monkeypatch):
+    class Client:
+        def nthreads(self):
+            return {}
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(ConfigError, match="no worker is connected"):
+        _share(1, Client())
 
 
 def test_a_parameter_that_is_no_longer_known_is_a_difference():
