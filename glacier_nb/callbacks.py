@@ -30,8 +30,9 @@ from glacier_nb.config import (
 )
 from .device import seed_everything
 from .learner import Callback, Learner
+from .params import differing
 from .paths import project_root, write_text, written_whole
-from .recipe import RunData, check_batches, differing, run_network
+from .recipe import RunData, check_batches, run_network
 from .weights import WeightsError
 
 # %% ../nbs/12a_callbacks.ipynb #aaae082f

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['RunData', 'prepare_data', 'run_network', 'check_batches', 'run_loss', 'steps_per_epoch', 'run_schedule',
-           'parameter_groups', 'differing']
+           'parameter_groups']
 
 # %% ../nbs/11b_recipe.ipynb #c968805a
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -150,14 +149,3 @@ def parameter_groups(
         {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-# %% ../nbs/11b_recipe.ipynb #43bf937a
-def differing(
-    asked: TrainConfig,  # the config of a run
-    found: Mapping,  # parameters in the files of a run
-) -> str:  # empty when there is no difference that counts
-    "The parameters in which a run differs from what is asked for, with both values."
-    free, own = ("run", "resume", "workers"), asdict(asked)
-    found = asdict(TrainConfig()) | dict(found)
-    names = [name for name in found if name not in free and (name not in own or own[name] != found[name])]
-    return ", ".join(f"{name} (there {found[name]!r}, asked {own.get(name)!r})" for name in names)

@@ -33,6 +33,7 @@ from glacier_nb.hkh_like import write_hkh_like
 from glacier_nb.learner import Learner
 from glacier_nb.recipe import prepare_data
 from glacier_nb.unet import build_unet
+from glacier_nb.weights import init_from
 
 ROOT = Path(__file__).parents[1]
 SIZE = 64

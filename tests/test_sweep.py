@@ -17,7 +17,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from glacier_nb.config import ConfigError
 from glacier_nb.demo import make_demo
-from glacier_nb.jobs import Job, differing, end_processes, read_parameters, run_job
+from glacier_nb.jobs import Job, end_processes, read_parameters, run_job
+from glacier_nb.params import differing
 from glacier_nb.paths import write_text
 from glacier_nb.runs import run_lock, run_state
 from glacier_nb.sweep import _refer, _share, cores, plan, sweep
