@@ -85,14 +85,6 @@ class CtrlC(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.fixture
-def interruptible():
-    "Python's own answer to SIGINT, also where a background job inherits that it is ignored."
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("step", [1, 3, 5])
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(data, whole, tmp_path, step):
@@ -282,6 +274,7 @@ def test_a_run_that_had_ended_early_has_ended(data, tmp_path):
     assert weights_equal(first, again)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_resuming_needs_no_first_weights(data, tmp_path, monkeypatch):
     asked = []
 

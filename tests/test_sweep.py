@@ -173,6 +173,7 @@ def test_the_command_says_how_it_ended(project):
     assert not (project / "outputs/good").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_same_on_a_dask_cluster(project, monkeypatch):
     distributed = pytest.importorskip("distributed")
     cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
