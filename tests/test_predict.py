@@ -289,7 +289,7 @@ def test_an_rgb_network_is_not_widened_in_silence(outputs, tmp_path):
     state = read_checkpoint(outputs / "b/best.pt")
     state["weights"]["encoder.conv1.weight"] = state["weights"]["encoder.conv1.weight"][:, :3].clone()
     torch.save(state, tmp_path / "rgb.pt")
-    with pytest.raises(WeightsError, match=r"encoder\.conv1\.weight: widened"):
+    with pytest.raises(WeightsError, match=r"encoder\.conv1\.weight: adapted"):
         load_member(tmp_path / "rgb.pt")
 
 
