@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = (
     "paths params config tilefiles bands glcm_rows glcm_torch glcm texture terrain glaciers demo data splits "
-    "pixelindex samplers loader exposure geometry augment mixing overlaps losses metrics baseline scratch "
+    "pixelindex samplers ranks loader exposure geometry augment mixing overlaps losses metrics baseline scratch "
     "weights unet schedules device recipe learner callbacks lr_find distributed members views predict "
     "diagnose runs jobs sweep compare hkh hkh_like"
 )
