@@ -537,7 +537,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'glacier_nb.ranks.ranks_here': ('ranks.html#ranks_here', 'glacier_nb/ranks.py'),
                                   'glacier_nb.ranks.run_ranks': ('ranks.html#run_ranks', 'glacier_nb/ranks.py'),
                                   'glacier_nb.ranks.share_of': ('ranks.html#share_of', 'glacier_nb/ranks.py'),
-                                  'glacier_nb.ranks.value_and_gradient': ('ranks.html#value_and_gradient', 'glacier_nb/ranks.py'),
+                                  'glacier_nb.ranks.shared_gradient': ('ranks.html#shared_gradient', 'glacier_nb/ranks.py'),
                                   'glacier_nb.ranks.variation': ('ranks.html#variation', 'glacier_nb/ranks.py')},
             'glacier_nb.recipe': { 'glacier_nb.recipe.RunData': ('recipe.html#rundata', 'glacier_nb/recipe.py'),
                                    'glacier_nb.recipe.batch_shape': ('recipe.html#batch_shape', 'glacier_nb/recipe.py'),
