@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from .bands import Tile
-from .config import ConfigError, TrainConfig, loss_weights, numbers
+from .config import ConfigError, TrainConfig, loss_weights
 from .data import BandStats, TileSet, fit_stats
 from .losses import CombinedLoss, class_weights, signed_distance
+from .params import numbers
 from .paths import project_root
 from .schedules import Schedule, schedule
 from .splits import check_split, class_pixels, split
