@@ -75,11 +75,13 @@ def two_steps(ranks, norm, dtype):
 def unet_step(ranks, model, image):
     "Loss and gradients of a network under DDP, with all the ranks' layers in step."
     model = synchronise_norms(model.double(), ranks)
-    trained = DistributedDataParallel(model) if ranks.size > 1 else model
+    # smp's last decoder block builds an attention for a skip connection that it has not: parameters without use
+    trained = DistributedDataParallel(model, find_unused_parameters=True) if ranks.size > 1 else model
     out = trained(ranks.share(len(image)).take(image).double())
     loss = ranks.gather(out.softmax(1)[:, 1]).square().mean()
     loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}, model.state_dict()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), gradients, model.state_dict()
 
 
 def networks():
@@ -143,8 +145,7 @@ def test_networks_under_ddp_are_one_network(two, name):
     for result in two:
         found, found_gradients, found_state = result["networks"][name]
         assert abs(found - loss) < 1e-12
-        for key, gradient in gradients.items():
-            assert_close(found_gradients[key], gradient, atol=1e-10, rtol=1e-6, msg=key)
+        assert_close(found_gradients, gradients, atol=1e-10, rtol=1e-8)
         assert list(found_state) == list(state)
         assert_close(found_state, state, atol=1e-10, rtol=1e-8)
 
