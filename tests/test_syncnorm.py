@@ -75,7 +75,7 @@ def two_steps(ranks, norm, dtype):
 def unet_step(ranks, model, image):
     "Loss and gradients of a network under DDP, with all the ranks' layers in step."
     model = synchronise_norms(model.double(), ranks)
-    # smp's last decoder block builds an attention for a skip connection that it has not: parameters without use
+    # the attention of smp's last decoder block is not used, as there is no skip connection
     trained = DistributedDataParallel(model, find_unused_parameters=True) if ranks.size > 1 else model
     out = trained(ranks.share(len(image)).take(image).double())
     loss = ranks.gather(out.softmax(1)[:, 1]).square().mean()
