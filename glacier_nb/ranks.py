@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 # %% ../nbs/05c_ranks.ipynb #4fe012ff
 class RankError(ValueError):
@@ -224,7 +225,7 @@ def run_ranks(
     with tempfile.TemporaryDirectory() as folder:
         try:
             torch.multiprocessing.spawn(_member, (size, folder, call, threads), nprocs=size)
-        except torch.multiprocessing.ProcessException as error:
+        except (ProcessExitedException, ProcessRaisedException) as error:
             failed = sorted(Path(folder).glob("*.failed"), key=lambda path: path.stat().st_mtime_ns)
             raise RuntimeError(failed[0].read_text() if failed else str(error)) from error
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(size)]
