@@ -23,7 +23,7 @@ TINY = {
 }
 PER_EPOCH = TINY["samples_per_epoch"] // TINY["batch_size"]  # steps
 
-# A server that has imported everything forks each process in milliseconds; one that starts anew needs seconds.
+# A server that has imported everything forks a process in milliseconds; a new one needs seconds.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["glacier_nb.train", "cut_runs"])
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, out of disk, or given damaged files: what is left, and how it goes on."""
+"""Runs that are killed, asked to stop, out of disk, or given damaged files: what is left, how it goes on."""
 
 import errno
 import json
