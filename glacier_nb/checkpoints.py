@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SaveError', 'state_bytes', 'free_bytes', 'saving', 'save_checkpoint', 'check_folder', 'read_checkpoint']
 
-# %% ../nbs/11e_checkpoints.ipynb #be7a08c2
+# %% ../nbs/11e_checkpoints.ipynb #4cf8a6ee
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from torch import Tensor
 from .paths import written_whole
 from .weights import WeightsError
 
-# %% ../nbs/11e_checkpoints.ipynb #226bb320
+# %% ../nbs/11e_checkpoints.ipynb #d22f41cc
 class SaveError(RuntimeError):
     "A file of a run cannot be written; the message says which, why, and how to mend it."
 
@@ -40,7 +40,7 @@ def free_bytes(
     folder = Path(folder).resolve()
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
-# %% ../nbs/11e_checkpoints.ipynb #b32557ac
+# %% ../nbs/11e_checkpoints.ipynb #36f3a6eb
 @contextmanager
 def saving(
     path: str | os.PathLike,  # the file that is being written
@@ -71,17 +71,15 @@ def save_checkpoint(
         os.fsync(file.fileno())
     return Path(path)
 
-# %% ../nbs/11e_checkpoints.ipynb #93dc719f
+# %% ../nbs/11e_checkpoints.ipynb #b079ae7e
 def check_folder(
     folder: str | os.PathLike,  # of a run; made if missing
     needed: int,  # bytes that the run will write
 ) -> None:
-    "Raise SaveError when a run cannot be kept there; sweep up what killed processes left half written."
+    "Raise SaveError when a run cannot be kept there."
     folder = Path(folder)
     with saving(folder, needed):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.tmp"):
-            left.unlink()
         with written_whole(folder / ".writable") as temporary:
             temporary.touch()
         (folder / ".writable").unlink()
@@ -91,7 +89,7 @@ def check_folder(
             "free: make room, or choose a disk with more"
         )
 
-# %% ../nbs/11e_checkpoints.ipynb #df2d7a59
+# %% ../nbs/11e_checkpoints.ipynb #0b886bd2
 def read_checkpoint(
     path: str | os.PathLike,  # best.pt or last.pt
 ) -> dict:
