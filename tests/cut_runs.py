@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -19,7 +21,13 @@ ROOT = Path(__file__).parents[1]
 TINY = {
     **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False},
     **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 4, "epochs": 4, "n_folds": 3},
-    **{"devices": "cpu", "precision": "fp32", "memory_format": "contiguous", "save_minutes": 1e-4},
+    **{
+        "devices": "cpu",
+        "precision": "fp32",
+        "memory_format": "contiguous",
+        "save_minutes": 1e-4,
+        "warmup_epochs": 0.0,
+    },
 }
 PER_EPOCH = TINY["samples_per_epoch"] // TINY["batch_size"]  # steps
 
@@ -32,6 +40,7 @@ def make_project(root: Path) -> Path:
     "A project's root with six small tiles."
     (root / "nbs").mkdir(parents=True)
     shutil.copy(ROOT / "settings.ini", root)
+    forkserver.ensure_running()  # its imports take their time: let them begin
     make_demo(root / "data/demo", n_tiles=6, size=64, seed=3)
     return root
 
@@ -90,13 +99,44 @@ def _train(project: Path, arguments: tuple[str, ...], log: Path, before, after) 
     sys.exit(status)
 
 
+class Started:
+    "A command in a project, started anew; otherwise like `Process`."
+
+    def __init__(self, project: Path, command: list[str]):
+        self.log = project / f"log-{time.monotonic_ns()}"
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
+        with open(self.log, "wb") as log:
+            how = {"cwd": project, "stdout": log, "stderr": log, "start_new_session": True}
+            self.process = subprocess.Popen(command, env=environment, **how)
+        self.pid = self.process.pid
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self, seconds: float = 60) -> int:
+        "Wait for its end; the exit status, negative after a signal."
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise TimeoutError(f"it has not ended in {seconds} s and said: {self.said}") from None
+
+    def send(self, number: int) -> None:
+        "Send a signal to the process alone."
+        os.kill(self.pid, number)
+
+
 def last_step(folder: Path) -> int:
     "The optimizer steps in a run's last checkpoint, which must be whole; 0 without one."
     path = folder / "last.pt"
     return torch.load(path, weights_only=True)["progress"]["step"] if path.exists() else 0
 
 
-def wait_for_saves(process: Process, folder: Path, saves: int, seconds: float = 60) -> None:
+def wait_for_saves(process: Process | Started, folder: Path, saves: int, seconds: float = 60) -> None:
     "Wait until the process has written so many new checkpoints."
     path, seen, end = folder / "last.pt", set(), time.monotonic() + seconds
     begun = path.stat().st_mtime_ns if path.exists() else None
