@@ -375,6 +375,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'glacier_nb.locks._sign': ('locks.html#_sign', 'glacier_nb/locks.py'),
                                   'glacier_nb.locks._taken': ('locks.html#_taken', 'glacier_nb/locks.py'),
                                   'glacier_nb.locks._tidy': ('locks.html#_tidy', 'glacier_nb/locks.py'),
+                                  'glacier_nb.locks._told': ('locks.html#_told', 'glacier_nb/locks.py'),
                                   'glacier_nb.locks.is_locked': ('locks.html#is_locked', 'glacier_nb/locks.py'),
                                   'glacier_nb.locks.run_lock': ('locks.html#run_lock', 'glacier_nb/locks.py')},
             'glacier_nb.losses': { 'glacier_nb.losses.BoundaryLoss': ('losses.html#boundaryloss', 'glacier_nb/losses.py'),

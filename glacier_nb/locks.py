@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,8 +120,21 @@ def _begin(folder: Path, named: bool):  # the open file, whether it is locked no
 
 # %% ../nbs/00d_locks.ipynb #1c91117d
 @contextmanager
+def _told(lock: Lock) -> Iterator[None]:
+    "Name the lock in this process's own environment."
+    before = os.environ.get(LOCK_VARIABLE)
+    os.environ.update(lock.environment)
+    try:
+        yield
+    finally:
+        del os.environ[LOCK_VARIABLE]
+        os.environ.update({LOCK_VARIABLE: before} if before else {})
+
+
+@contextmanager
 def run_lock(
     folder: str | os.PathLike,  # run folder; made if missing
+    inside: bool = False,  # let through what this process calls and starts while it has the lock
 ) -> Iterator[Lock]:
     "Keep a run folder for oneself; raises LockError when another process works on it or it cannot be locked."
     folder = Path(folder).resolve()
@@ -133,4 +146,6 @@ def run_lock(
             raise LockError(
                 f"{folder} is in use: {who}. Wait for its end, end it, or choose another run name"
             )
-        yield Lock(folder, file.fileno() if taken else None)
+        lock = Lock(folder, file.fileno() if taken else None)
+        with _told(lock) if inside else nullcontext():
+            yield lock
