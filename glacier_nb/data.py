@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from .bands import Tile
 from .config import BANDS, IGNORE
 from .diskarray import CacheError, DiskArray, store_array
-from .lazytiles import LazyTile
+from .lazytiles import LazyTile, labelled
 from .paths import cache_folder, digest
 from .quantiles import stream_quantiles
 from .texture import GlcmConfig, glcm_channels
@@ -195,11 +195,10 @@ def cached_arrays(
 ) -> dict[str, DiskArray]:  # the arrays of `tile_arrays`, on disk
     "The arrays of one tile from the cache folder, written there first if they are missing or damaged."
     if isinstance(tile, LazyTile):
-        unlabelled, content = not tile.classes, [tile.key]
+        content = [tile.key]
     else:
-        unlabelled = tile.label is None
-        content = [tile.bands, tile.valid, *([] if unlabelled else [tile.label])]
-    key = digest(stats.to_dict(), unlabelled, _probe(distance_fn, len(tile.classes)), *content)
+        content = [tile.bands, tile.valid, *([tile.label] if labelled(tile) else [])]
+    key = digest(stats.to_dict(), not labelled(tile), _probe(distance_fn, len(tile.classes)), *content)
     names = ("image", "label", "valid", "distance")[: 3 if distance_fn is None else 4]
     paths = {name: Path(folder) / f"{tile.id}-{key}-{name}.npy" for name in names}
     found = _stored(paths, tile.shape)
