@@ -47,7 +47,7 @@ def read_header(
         raise CacheError(path, f"{size} bytes", expected, MEND)
     return tuple(shape), dtype, offset
 
-# %% ../nbs/03a_diskarray.ipynb #28717adc
+# %% ../nbs/03a_diskarray.ipynb #af0d57ed
 @dataclass(frozen=True, slots=True, eq=False)
 class DiskArray:
     "An array in a .npy file that is open only while it is read; indexing copies."
@@ -80,6 +80,12 @@ class DiskArray:
 
     def __array__(self, dtype=None, copy=None):
         return self[...].astype(dtype or self.dtype, copy=False)
+
+    def __eq__(self, other):  # number by number, as NumPy does it
+        return self[...] == other
+
+    def __ne__(self, other):
+        return self[...] != other
 
     def _mapped(self):
         "The file in memory; it is closed when nothing refers to it any more."
