@@ -195,13 +195,14 @@ def barrier(self: Ranks) -> None:
     self.any([False])
 
 # %% ../nbs/05c_ranks.ipynb #40cd9c92
-def _member(rank: int, size: int, folder: str, function: Callable, args: tuple, threads: int) -> None:
+def _member(rank: int, size: int, folder: str, call: bytes, threads: int) -> None:
     "One process of `run_ranks`: joins the group, calls the function, leaves its result in the folder."
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     torch.set_num_threads(threads)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:
+        function, args = pickle.loads(call)
         result = function(ranks_here(), *args)
         Path(folder, str(rank)).write_bytes(pickle.dumps(result))
         ranks_here().barrier()
@@ -216,8 +217,9 @@ def run_ranks(
 ) -> list:  # what the function returned on each rank
     "Run a function on several ranks of this machine, which share the threads of this process."
     threads = max(1, torch.get_num_threads() // size)
+    call = pickle.dumps((function, args))  # as bytes, since tensors that torch sends are shared, not copied
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_member, (size, folder, function, args, threads), nprocs=size)
+        torch.multiprocessing.spawn(_member, (size, folder, call, threads), nprocs=size)
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(size)]
 
 # %% ../nbs/05c_ranks.ipynb #24460a06
