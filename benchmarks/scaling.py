@@ -3,8 +3,9 @@
     python benchmarks/scaling.py --quick     # a smoke run: 9 and 36 small tiles
     python benchmarks/scaling.py             # the measurement; makes outputs/scaling (8 GB) in some minutes
 
-Every measurement is a start of its own: the tiles are opened, split, normalised or found in the cache, and some
-steps are taken. The first start of a set fills the cache and is shown apart. Sets and numbers of processes take turns.
+Every measurement is a start of its own: the tiles are opened and split, their arrays are found in the cache,
+and some steps are taken. The first start of a set fills the cache and is shown apart. Sets and numbers of
+processes take turns.
 """
 
 import argparse
@@ -182,9 +183,8 @@ def run_all(options: argparse.Namespace) -> None:
     table = pd.DataFrame(rows)
     same = table.groupby("tiles")["loss"].agg(np.ptp)
     print(f"\nFirst starts, which fill the cache\n{pd.DataFrame(firsts).T.drop(columns='loss').round(1)}")
-    print(
-        f"\nStarts from the cache; memory of one process, MiB\n{compare(table.drop(columns='loss'), options.tiles).round(2)}"
-    )
+    compared = compare(table.drop(columns="loss"), options.tiles)
+    print(f"\nStarts from the cache; memory of one process, MiB\n{compared.round(2)}")
     print(f"\nLargest difference of the last loss between starts: {same.max():.1e}")
 
 

@@ -310,7 +310,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'glacier_nb.hkh.PatchTiles.__getitem__': ('hkh.html#patchtiles.__getitem__', 'glacier_nb/hkh.py'),
                                 'glacier_nb.hkh.PatchTiles.__init__': ('hkh.html#patchtiles.__init__', 'glacier_nb/hkh.py'),
                                 'glacier_nb.hkh.PatchTiles.__len__': ('hkh.html#patchtiles.__len__', 'glacier_nb/hkh.py'),
-                                'glacier_nb.hkh._allow_files': ('hkh.html#_allow_files', 'glacier_nb/hkh.py'),
                                 'glacier_nb.hkh._clean_debris': ('hkh.html#_clean_debris', 'glacier_nb/hkh.py'),
                                 'glacier_nb.hkh._folder': ('hkh.html#_folder', 'glacier_nb/hkh.py'),
                                 'glacier_nb.hkh._load': ('hkh.html#_load', 'glacier_nb/hkh.py'),

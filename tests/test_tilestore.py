@@ -1,4 +1,4 @@
-"""Tiles on disk: the same numbers as in memory, files that change or break, many processes, few open files."""
+"""Tiles on disk: numbers of memory, files that change or break, many processes, few open files."""
 
 import multiprocessing
 import os
@@ -81,7 +81,8 @@ def same_tiles(a, b):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name))
             assert getattr(x, name) is None or getattr(x, name).dtype == getattr(y, name).dtype
         np.testing.assert_array_equal(class_counts(x), class_counts(y))
-        assert bands_digest(x) == bands_digest(y) and labelled(x) == labelled(y)
+        assert bands_digest(x) == bands_digest(y)
+        assert labelled(x) == labelled(y)
     return True
 
 
@@ -124,7 +125,8 @@ def test_chosen_ids_and_folders_without_labels(tmp_path):
     (folder / "label").rename(tmp_path / "label")
     bare = open_tiles(folder)
     assert same_tiles(bare, read_tiles(folder))
-    assert not bare[0].classes and not labelled(bare[0])
+    assert not bare[0].classes
+    assert not labelled(bare[0])
 
 
 def test_errors_are_those_of_reading(tmp_path):
@@ -161,7 +163,8 @@ def test_a_changed_file_is_noticed_whatever_its_date(tmp_path):
         _ = old[0].bands
     new = open_tiles(folder)
     assert same_tiles(new, read_tiles(folder))
-    assert new[0].key != old[0].key and new[1].key == old[1].key
+    assert new[0].key != old[0].key
+    assert new[1].key == old[1].key
 
 
 def test_damaged_facts_are_found_anew(folder, own_cache):
@@ -181,7 +184,8 @@ def test_boxes_add_up_and_do_not_touch_what_they_came_from(folder):
     np.testing.assert_array_equal(cut.label, expected.label)
     np.testing.assert_array_equal(class_counts(cut), label_counts(expected))
     np.testing.assert_array_equal(lazy.label, held.label)
-    assert (expected.label[:10] == IGNORE).all() and (held.label[:10] != IGNORE).any()
+    assert (expected.label[:10] == IGNORE).all()
+    assert (held.label[:10] != IGNORE).any()
 
 
 @pytest.mark.parametrize("buffer", [1, 8, 32])
@@ -195,7 +199,8 @@ def test_folds_split_and_audit_are_those_of_memory(folder, buffer):
             assert same_tiles(a, b)
         for least in (buffer, buffer + 5):
             a, b = (leakage_audit(*part, least) for part in parts)
-            assert a.equals(b) and a.empty == (least == buffer)
+            assert a.equals(b)
+            assert a.empty == (least == buffer)
     same = [replace(lazy[0], files=replace(lazy[0].files, id="copy"))]
     assert leakage_audit(lazy[:1], same).kind.tolist() == ["same pixels"]
 
@@ -230,8 +235,10 @@ def test_a_run_on_disk_sees_the_same_numbers(folder, normalisation, boundary):
     again = prepare_data(disk(cfg), open_tiles(folder))
     for other in (b, again):
         assert (a.stats, a.classes) == (other.stats, other.classes)
-        assert same_sets(a.train, other.train) and same_sets(a.val, other.val)
-        assert same_tiles(a.train_tiles, other.train_tiles) and same_tiles(a.val_tiles, other.val_tiles)
+        assert same_sets(a.train, other.train)
+        assert same_sets(a.val, other.val)
+        assert same_tiles(a.train_tiles, other.train_tiles)
+        assert same_tiles(a.val_tiles, other.val_tiles)
     for kind in ("random", "weighted", "pixel"):
         given = replace(cfg, sampler=kind, interface_fraction=0.3 if kind == "pixel" else 0.0)
         drawn = [config_sampler(d.train, given).positions(3) for d in (a, b)]
@@ -321,7 +328,8 @@ from glacier_nb.samplers import config_sampler
 from glacier_nb.tilestore import run_tiles
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-cfg = TrainConfig(data_dir=sys.argv[1], tile_store="disk", crop_size=32, samples_per_epoch=300, include_glcm=False)
+asked = dict(tile_store="disk", crop_size=32, samples_per_epoch=300, include_glcm=False)
+cfg = TrainConfig(data_dir=sys.argv[1], **asked)
 count = lambda: len(list(Path("/proc/self/fd").iterdir()))
 before = count()
 data = prepare_data(cfg, run_tiles(cfg))
@@ -344,7 +352,9 @@ def test_many_tiles_need_few_open_files(tmp_path):
     assert ran.returncode == 0, ran.stderr
     tiles, prepared, most, after = map(int, ran.stdout.split())
     assert 60 < tiles <= 80  # and four files with arrays for each
-    assert prepared <= 0 and most <= 6 and after <= 0
+    assert prepared <= 0
+    assert most <= 6
+    assert after <= 0
 
 
 def test_run_data_goes_to_other_processes(folder):
