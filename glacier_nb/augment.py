@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .data import DataError
 from .geometry import Warp, dihedral
+from .ranks import Share, share_of
 
 # %% ../nbs/06_augment.ipynb #3e63c5fd
 def batch_generator(
@@ -46,10 +47,12 @@ class Photometric:
         self,
         batch: dict[str, Tensor],  # image (B, C, h, w), valid (B, h, w), ...
         generator: torch.Generator,  # on the CPU
+        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch in another light; all but the image is untouched."
-        x = batch["image"]
-        draw = torch.rand((2, *x.shape[:2], 1, 1), generator=generator).mul(2).sub(1).to(x.device, x.dtype)
+        x, share = batch["image"], share_of(len(batch["image"]), share)
+        draw = torch.rand((2, share.total, x.shape[1], 1, 1), generator=generator).mul(2).sub(1)
+        draw = share.take(draw, 1).to(x.device, x.dtype)
         lit = x * (1 + self.gain * draw[0]) + self.offset * draw[1]
         return batch | {"image": torch.where(batch["valid"][:, None], lit, x)}
 
@@ -68,11 +71,13 @@ class Noise:
         self,
         batch: dict[str, Tensor],  # image (B, C, h, w), valid (B, h, w), ...
         generator: torch.Generator,  # on the CPU
+        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with noise; all but the image is untouched."
-        x = batch["image"]
-        strength = self.std * torch.rand((len(x), 1, 1, 1), generator=generator)
-        noise = (strength * torch.randn(x.shape, generator=generator)).to(x.device, x.dtype)
+        x, share = batch["image"], share_of(len(batch["image"]), share)
+        strength = share.take(self.std * torch.rand((share.total, 1, 1, 1), generator=generator))
+        noise = share.take(torch.randn((share.total, *x.shape[1:]), generator=generator))
+        noise = (strength * noise).to(x.device, x.dtype)
         return batch | {"image": torch.where(batch["valid"][:, None], x + noise, x)}
 
 # %% ../nbs/06_augment.ipynb #8a014840
@@ -90,11 +95,13 @@ class BandDropout:
         self,
         batch: dict[str, Tensor],  # image (B, C, h, w), ...
         generator: torch.Generator,  # on the CPU
+        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with the channels dropped; all but the image is untouched."
-        x = batch["image"]
-        lost = torch.randint(x.shape[1], (len(x), 1), generator=generator)
-        lost = (lost == torch.arange(x.shape[1])) & (torch.rand((len(x), 1), generator=generator) < self.p)
+        x, share = batch["image"], share_of(len(batch["image"]), share)
+        channel = torch.randint(x.shape[1], (share.total, 1), generator=generator)
+        lose = torch.rand((share.total, 1), generator=generator) < self.p
+        lost = share.take((channel == torch.arange(x.shape[1])) & lose)
         return batch | {"image": x.masked_fill(lost[:, :, None, None].to(x.device), 0)}
 
 # %% ../nbs/06_augment.ipynb #7dfcb04f
@@ -113,16 +120,16 @@ def make_augment(
     name: str,  # a key of `POLICIES`
     seed: int = 0,  # of the run
 ) -> Callable[
-    [dict[str, Tensor], int, int], dict[str, Tensor]
-]:  # (batch, epoch, number of the batch) -> batch
+    [dict[str, Tensor], int, int, Share | None], dict[str, Tensor]
+]:  # (batch, epoch, number of the batch, share=None) -> batch
     "The augmentation of this name."
     if name not in POLICIES:
         raise DataError(f"augment {name!r} is unknown: expected {', '.join(POLICIES)}")
 
-    def augment(batch, epoch, number):
+    def augment(batch, epoch, number, share=None):
         generator = batch_generator(seed, epoch, number)
         for step in POLICIES[name]:
-            batch = step(batch, generator)
+            batch = step(batch, generator, share)
         return batch
 
     return augment

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
-from .params import ConfigError, allowed, check_known, coerce, numbers, param
+from .params import ConfigError, allowed, check_known, coerce, param
 from .paths import project_root, write_text
+from .rules import check_together
 
 # %% ../nbs/00_config.ipynb #076b46a9
 BANDS = ("B2", "B3", "B4", "B6", "B10")  # Landsat-8 blue, green, red, SWIR, thermal: the channels
@@ -43,9 +44,29 @@ class TrainConfig:
     data_dir: str = param("data/demo", "tile folder, relative to the project root")
     seed: int = param(0, "seed of weights, crops and augmentation", low=0, high=2**31 - 1)
     resume: bool = param(False, "continue the run named in `run` from its last checkpoint")
-    devices: str = param("auto", "device", choices=("auto", "cpu", "cuda"))
+    devices: int | str = param(
+        "auto",
+        "auto: every GPU, else the CPU; cpu; cuda: every GPU; or a number of processes",
+        low=1,
+        high=1024,
+    )
     precision: str = param("auto", "arithmetic of the network", choices=("auto", "bf16", "fp16", "fp32"))
+    memory_format: str = param(
+        "auto",
+        "order of channels and pixels in memory",
+        choices=("auto", "channels_last", "contiguous"),
+    )
+    compile: bool = param(False, "torch.compile the network's training step; needs a C++ compiler on the CPU")
+    sync_batchnorm: bool = param(True, "batch norm over the whole batch, not over one process's share of it")
     workers: int = param(0, "threads that cut crops ahead of the network; 0: none", low=0, high=64)
+    tile_store: str = param(
+        "auto",
+        "where normalised tiles are kept; auto: by their size",
+        choices=("auto", "memory", "disk"),
+    )
+    save_minutes: float = param(
+        10.0, "minutes between checkpoints within an epoch; 0: after epochs only", low=0, high=1e6
+    )
     # data
     classes: str = param("auto", "label scheme", choices=("auto", "four", "binary"))
     fold: int = param(0, "spatial fold held out for validation", low=0, high=99)
@@ -131,6 +152,7 @@ class TrainConfig:
     plateau_patience: int = param(3, "plateau: epochs without a better MCC it tolerates", low=0, high=100_000)
     lr_min: float = param(1e-6, "learning rate at the end of the schedule", low=0, high=100)
     clip: float = param(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e6)
+    ema: float = param(0.0, "decay per step of averaged weights, such as 0.99; 0: off", low=0, high=0.999999)
     patience: int = param(0, "epochs without a better MCC that end the run; 0: never", low=0, high=100_000)
     # evaluation
     tta: str = param("none", "views a tile is predicted in", choices=("none", "flips", "dihedral"))
@@ -140,69 +162,8 @@ class TrainConfig:
     def __post_init__(self):
         for f in fields(self):
             object.__setattr__(self, f.name, coerce(f, getattr(self, f.name)))
-        _check_together(self)
-
-# %% ../nbs/00_config.ipynb #723ef52e
-def _check_together(cfg: TrainConfig) -> None:
-    "Raise ConfigError where two fields contradict each other."
-
-    def refuse(bad, message):
-        if bad:
-            raise ConfigError(message)
-
-    refuse(
-        cfg.fold >= cfg.n_folds,
-        f"fold = {cfg.fold} is not allowed: expected 0 to {cfg.n_folds - 1}, because n_folds = {cfg.n_folds}",
-    )
-    refuse(
-        cfg.batch_size % cfg.accumulate,
-        f"batch_size = {cfg.batch_size} is not allowed with accumulate = "
-        f"{cfg.accumulate}: expected a multiple of accumulate",
-    )
-    refuse(
-        cfg.crop_size % 32,
-        f"crop_size = {cfg.crop_size} is not allowed: expected a multiple of 32 (or 0 for "
-        "whole tiles), because the encoder halves the size five times",
-    )
-    refuse(cfg.lr_min > cfg.lr, f"lr_min = {cfg.lr_min} is not allowed: expected at most lr = {cfg.lr}")
-    refuse(
-        cfg.warmup_epochs >= cfg.epochs and cfg.warmup_epochs > 0,
-        f"warmup_epochs = {cfg.warmup_epochs} is not allowed: expected less than epochs = {cfg.epochs}",
-    )
-    refuse(
-        cfg.glcm_window % 2 == 0, f"glcm_window = {cfg.glcm_window} is not allowed: expected an odd number"
-    )
-    features = [name.strip() for name in cfg.glcm_features.split(",")]
-    check_known(features, GLCM_FEATURES, "texture feature")
-    refuse(len(set(features)) < len(features), f"glcm_features = {cfg.glcm_features!r} names one twice")
-    refuse(cfg.resume and not cfg.run, "resume = True needs run: name the folder under outputs/ to continue")
-    refuse(
-        any(s in cfg.run for s in ("/", "\\")) or cfg.run.startswith("."),
-        f"run = {cfg.run!r} is not allowed: expected a plain folder name, it will lie under outputs/",
-    )
-    refuse(
-        len(numbers(cfg.tversky, "tversky")) != 3,
-        f"tversky = {cfg.tversky!r} is not allowed: expected three numbers, such as '0.3,0.7,1'",
-    )
-    refuse(
-        min(numbers(cfg.focal_gamma, "focal_gamma")) < 0,
-        f"focal_gamma = {cfg.focal_gamma!r} is not allowed: expected numbers of at least 0",
-    )
-    refuse(
-        cfg.sampler != "pixel" and bool(cfg.class_fractions or cfg.interface_fraction),
-        f"class_fractions = {cfg.class_fractions!r} and interface_fraction = {cfg.interface_fraction} are "
-        f"not allowed with sampler = {cfg.sampler!r}: expected sampler = 'pixel', or neither of them",
-    )
-    refuse(
-        len(cfg.interface_classes.split(",")) != 2 and bool(cfg.interface_classes),
-        f"interface_classes = {cfg.interface_classes!r} is not allowed: expected two, such as 'debris,lake'",
-    )
-    scales = numbers(cfg.tta_scales, "tta_scales")
-    refuse(
-        not all(0.25 <= s <= 4 for s in scales) or len(set(scales)) < len(scales),
-        f"tta_scales = {cfg.tta_scales!r} is not allowed: expected different numbers from 0.25 to 4",
-    )
-    loss_weights(cfg)
+        check_together(self, GLCM_FEATURES)
+        loss_weights(self)
 
 # %% ../nbs/00_config.ipynb #751dc8a5
 DEFAULT_LOSS_WEIGHTS = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})

@@ -21,9 +21,10 @@ import psutil
 import yaml
 
 from .config import ConfigError, TrainConfig, check_names
+from .locks import Lock, LockError, run_lock
 from .params import differing
 from .paths import project_root, write_text
-from .runs import RunError, read_json, read_metrics, run_lock
+from .runs import RunError, read_json, read_metrics
 
 # %% ../nbs/16a_jobs.ipynb #150d015b
 class _Loader(yaml.SafeLoader):
@@ -114,7 +115,7 @@ def run_notebook(
     cwd: str | os.PathLike,  # working directory of the kernel
     threads: int | None = None,  # of each library; None: as the environment says
     stop: Callable[[], bool] = lambda: False,  # asked twice a second; True ends the job
-    keep: tuple[int, ...] = (),  # open files that the job shall hold, see `run_lock`
+    lock: Lock | None = None,  # of the run's folder; the job holds it too and is let through
 ) -> None:
     "Run a notebook in processes of its own. Raises JobError with its last error, JobStopped when stopped."
     output = Path(output).resolve()
@@ -123,10 +124,12 @@ def run_notebook(
     values = yaml.safe_dump(dict(parameters))
     options = ["--no-progress-bar", "--log-output", "--parameters_yaml", values]
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), *options]
-    limits = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
-    how = {"stdin": subprocess.DEVNULL, "start_new_session": True, "pass_fds": keep}
+    told = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
+    how = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    if lock:
+        told, how["pass_fds"] = told | lock.environment, lock.files
     with open(output.with_suffix(".log"), "wb") as log:
-        process = subprocess.Popen(command, cwd=cwd, env=os.environ | limits, stdout=log, stderr=log, **how)
+        process = subprocess.Popen(command, cwd=cwd, env=os.environ | told, stdout=log, stderr=log, **how)
         try:
             while _running(process):
                 if stop():
@@ -235,8 +238,8 @@ def run_job(
         with run_lock(folder) as lock:
             begin = beginning(folder, asked)
             if begin != "skipped":
-                _attempt(job, folder, begin, root, notebook, threads=threads, stop=stop, keep=(lock,))
+                _attempt(job, folder, begin, root, notebook, threads=threads, stop=stop, lock=lock)
         score = read_metrics(folder).get("mcc")
-    except (RunError, ConfigError, JobError, OSError) as e:
+    except (RunError, LockError, ConfigError, JobError, OSError) as e:
         return result(job, "failed", time.perf_counter() - start, str(e))
     return result(job, begin, time.perf_counter() - start, mcc=float("nan") if score is None else score)

@@ -7,6 +7,7 @@ __all__ = ['TrainingError', 'Callback', 'Learner']
 
 # %% ../nbs/12_learner.ipynb #03c75aad
 import math
+import os
 import time
 from contextlib import nullcontext
 from itertools import islice
@@ -15,15 +16,29 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from .arithmetic import Arithmetic, pick_arithmetic
 from .augment import make_augment
 from .config import TrainConfig
-from .device import pick_device, pick_precision
+from .device import pick_device
+from .ema import WeightAverage
 from .loader import CropLoader
 from .metrics import mcc, tile_confusion
 from .mixing import make_mixer
-from .recipe import RunData, parameter_groups, run_loss, run_schedule, steps_per_epoch
+from .ranks import ranks_here
+from glacier_nb.recipe import (
+    RunData,
+    batch_shape,
+    freeze_unused,
+    parameter_groups,
+    run_loss,
+    run_schedule,
+    steps_per_epoch,
+)
 from .samplers import config_sampler
+from .stopping import StopRequest
+from .syncnorm import synchronise_norms
 from .unet import predict_logits
 
 # %% ../nbs/12_learner.ipynb #36e16820
@@ -38,7 +53,10 @@ class Callback:
         "Before the first epoch of this call."
 
     def after_step(self, learner: "Learner") -> None:
-        "After an optimizer step."
+        "After an optimizer step; may set `learner.save_asked`."
+
+    def save(self, learner: "Learner") -> None:
+        "Between two steps of an epoch, on all ranks: the state is to be kept."
 
     def after_epoch(self, learner: "Learner") -> None:
         "After training and validation of an epoch; `learner.record` is complete."
@@ -57,43 +75,28 @@ class Learner:
         model: nn.Module,  # (B, C, H, W) normalised channels -> (B, n_classes, H, W) logits
         callbacks: list[Callback] = (),  # called in this order
     ):
-        self.cfg, self.data, self.callbacks = cfg, data, list(callbacks)
-        self.device = pick_device(cfg.devices)
-        self.dtype = pick_precision(cfg.precision, self.device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.cfg, self.data, self.callbacks, self.ranks = cfg, data, list(callbacks), ranks_here()
+        self.device = pick_device(cfg.devices, int(os.environ.get("LOCAL_RANK", 0)))
+        self.model = synchronise_norms(model, self.ranks) if cfg.sync_batchnorm else model
         self.loss = run_loss(cfg, data)
         self.sampler = config_sampler(data.train, cfg)
         self.augment = make_augment(cfg.augment, cfg.seed)
         self.mix = make_mixer(cfg.mixup, cfg.cutmix, len(data.classes), cfg.seed)
         self.steps_per_epoch = steps_per_epoch(cfg, data.train)
         self.rate = run_schedule(cfg, self.steps_per_epoch)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.epoch = self.step = 0  # finished ones
-        self.history: list[dict] = []  # one record an epoch
-        self.stop = self.interrupted = False
-        self.init_report = (
-            None  # of `glacier_nb.weights.init_from`, where the run starts from another's weights
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, cfg.weight_decay), lr=cfg.lr)
+        picked = pick_arithmetic(
+            cfg.precision, cfg.memory_format, model, batch_shape(cfg, data.train), self.device
         )
-
-    def fit(self) -> list[dict]:  # the history
-        "Train until `cfg.epochs` epochs are finished; Ctrl-C ends it cleanly."
-        self.notify("before_fit")
-        try:
-            while self.epoch < self.cfg.epochs and not self.stop:
-                start = time.perf_counter()
-                trained = self.train_epoch()
-                record = {"epoch": self.epoch + 1, "step": self.step, **trained, **self.validate()}
-                self.record = {**record, "seconds": round(time.perf_counter() - start, 3)}
-                self.history.append(self.record)
-                self.rate.after_epoch(self.record["mcc_valid"], self.step)
-                self.epoch += 1
-                self.notify("after_epoch")
-        except KeyboardInterrupt:
-            self.interrupted = True
-        finally:
-            self.notify("after_fit")
-        return self.history
+        self.use(self.ranks.first(picked))
+        self.average = WeightAverage(self.model, cfg.ema) if cfg.ema else None
+        self.epoch = self.step = 0  # finished ones
+        self.records: list[dict] = []  # one a step of the epoch that is going on
+        self.spent = 0.0  # seconds in that epoch before the run was resumed
+        self.history: list[dict] = []  # one record an epoch
+        self.stop = self.interrupted = self.save_asked = False
+        self.stopped_by = ""  # SIGINT or SIGTERM
+        self.init_report = None  # of `glacier_nb.weights.init_from`, where the run starts from another's
 
     def notify(self, moment: str) -> None:
         "Call all callbacks."
@@ -102,43 +105,121 @@ class Learner:
 
     def autocast(self):
         "The context in which the network runs."
-        off = self.dtype == torch.float32
-        return nullcontext() if off else torch.autocast(self.device.type, dtype=self.dtype)
+        dtype = self.arithmetic.dtype
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype=dtype)
 
     @property
     def best(self) -> dict | None:
         "The record of the epoch with the highest MCC on valid pixels, the first of equals."
         return max(self.history, key=lambda r: r["mcc_valid"], default=None)
 
+    @property
+    def judged(self) -> nn.Module:
+        "The network that is validated and kept: the average over steps where there is one."
+        return self.average.model if self.average else self.model
+
+# %% ../nbs/12_learner.ipynb #0cbb9f2b
+@patch
+def use(
+    self: Learner,
+    arithmetic: Arithmetic,  # precision and order in memory
+) -> None:
+    "Move the network to its device, in this arithmetic."
+    self.arithmetic = arithmetic
+    layout = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
+    self.layout = {"memory_format": layout}
+    self.model.to(self.device, **self.layout)
+    self.scaler = torch.amp.GradScaler(self.device.type, enabled=arithmetic.dtype == torch.float16)
+
+
+@patch
+def make_ready(self: Learner) -> None:
+    "Build what the steps call: the network, perhaps compiled, perhaps on several ranks."
+    self.network = torch.compile(self.model) if self.cfg.compile else self.model
+    if self.ranks.size > 1:
+        freeze_unused(self.model, batch_shape(self.cfg, self.data.train)[1])
+        places = [self.device] if self.device.type == "cuda" else None
+        share = not self.cfg.sync_batchnorm  # else all ranks have the same statistics anyway
+        self.network = DistributedDataParallel(
+            self.network, places, broadcast_buffers=share, gradient_as_bucket_view=True
+        )
+
+# %% ../nbs/12_learner.ipynb #7db4f7e1
+@patch
+def fit(self: Learner) -> list[dict]:  # the history
+    "Train until `cfg.epochs` epochs are finished. SIGINT or SIGTERM ends it after the step, all saved."
+    self.notify("before_fit")
+    self.make_ready()
+    try:
+        with StopRequest(say=self.ranks.rank == 0) as self.request:
+            while self.epoch < self.cfg.epochs and not self.stop and not self.interrupted:
+                self.run_epoch()
+    except KeyboardInterrupt:
+        self.interrupted, self.stopped_by = True, "SIGINT"
+    finally:
+        self.notify("after_fit")
+    return self.history
+
+
+@patch
+def run_epoch(self: Learner) -> None:
+    "Train and validate one epoch, or what is left of it; unfinished when the run is interrupted."
+    start = time.perf_counter() - self.spent
+    trained = self.train_epoch()
+    self.spent = time.perf_counter() - start
+    if self.interrupted:
+        return
+    record = {"epoch": self.epoch + 1, "step": self.step, **trained, **self.validate()}
+    self.record = {**record, "seconds": round(time.perf_counter() - start, 3)}
+    self.history.append(self.record)
+    self.rate.after_epoch(self.record["mcc_valid"], self.step)
+    self.epoch, self.records, self.spent = self.epoch + 1, [], 0.0
+    self.notify("after_epoch")
+    self._agree()
+
 # %% ../nbs/12_learner.ipynb #a0dbc891
 @patch
 def batches(
     self: Learner,
     epoch: int,  # from 0
+    start: int = 0,  # batches that are left out at its beginning
 ):  # iterator of dicts: image, label, valid and perhaps distance, with a leading batch dimension
-    "The batches of one epoch, on the device and augmented."
-    loader = CropLoader(
-        self.data.train,
-        self.sampler.positions(epoch),
-        self.cfg.crop_size,
-        self.cfg.batch_size // self.cfg.accumulate,
-        workers=self.cfg.workers,
-        pin=self.device.type == "cuda",
-    )
-    for number, batch in enumerate(loader):
+    "This rank's share of the batches of one epoch, on the device and augmented."
+    cfg, positions = self.cfg, self.sampler.positions(epoch)
+    size = cfg.batch_size // cfg.accumulate
+    parts = [positions[k : k + size] for k in range(start * size, len(positions), size)]
+    shares = [self.ranks.share(len(part)) for part in parts]
+    mine = [share.take(part) for share, part in zip(shares, parts, strict=True)]
+    loader = CropLoader(self.data.train, mine, cfg.crop_size, cfg.workers, self.device.type == "cuda")
+    for number, (share, batch) in enumerate(zip(shares, loader, strict=True), start):
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
-        yield self.mix(self.augment(batch, epoch, number), epoch, number)
+        yield self.mix(self.augment(batch, epoch, number, share), epoch, number, self.ranks.rank)
 
 # %% ../nbs/12_learner.ipynb #92a3fe96
 @patch
 def train_epoch(self: Learner) -> dict[str, float]:  # lr, train_loss, a mean per loss term, grad_norm
-    "All optimizer steps of one epoch."
+    "The optimizer steps of one epoch that are not done yet."
     self.model.train()
-    batches, records = self.batches(self.epoch), []
+    batches = self.batches(self.epoch, len(self.records) * self.cfg.accumulate)
     while group := list(islice(batches, self.cfg.accumulate)):
-        records.append(self.train_step(group))
+        self.records.append(self.train_step(group))
         self.notify("after_step")
-    return {key: float(np.mean([r[key] for r in records])) for key in records[0]} | {"lr": records[-1]["lr"]}
+        if self._agree():
+            break
+    means = {key: float(np.mean([r[key] for r in self.records])) for key in self.records[0]}
+    return means | {"lr": self.records[-1]["lr"]}
+
+
+@patch
+def _agree(self: Learner) -> bool:  # does the run end here?
+    "Whether any rank was asked to stop, or the first one wants to save: all do it at the same step."
+    self.interrupted, saving = self.ranks.any([bool(self.request), self.save_asked])
+    self.save_asked = False
+    if self.interrupted:
+        self.stopped_by = next(filter(None, self.ranks.objects(self.request.name)))
+    if (self.interrupted or saving) and self.records:
+        self.notify("save")
+    return self.interrupted
 
 
 @patch
@@ -147,16 +228,16 @@ def train_step(
     group: list[dict],  # the parts of one optimizer step
 ) -> dict[str, float]:
     "One optimizer step; raises TrainingError when the loss or the gradient is not finite."
-    lr = self.rate(self.step)
+    lr, sums = self.rate(self.step), {}
     for params in self.optimizer.param_groups:
         params["lr"] = lr
-    sums: dict[str, float] = {}
-    for batch in group:
-        total, terms = self.batch_loss(batch)
-        self._check_finite(total, terms, lr)
-        self.scaler.scale(total / len(group)).backward()
-        for name, value in {"train_loss": total, **{f"loss_{k}": v for k, v in terms.items()}}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(group)
+    for k, batch in enumerate(group, 1):
+        last = k == len(group) or self.ranks.size == 1
+        with nullcontext() if last else self.network.no_sync():  # gradients meet once a step
+            total, terms = self.batch_loss(batch)
+            found = self._finite({"train_loss": total, **{f"loss_{n}": v for n, v in terms.items()}}, lr)
+            self.scaler.scale(total / len(group)).backward()
+        sums = {name: sums.get(name, 0.0) + value / len(group) for name, value in found.items()}
     norm = self._update(lr)
     self.step += 1
     self.last = {"lr": lr, **sums, "grad_norm": norm}
@@ -168,28 +249,31 @@ def batch_loss(
     self: Learner,
     batch: dict[str, Tensor],  # image, label, valid and perhaps distance
 ) -> tuple[Tensor, dict[str, Tensor]]:  # the weighted sum, the terms
-    "The loss of one batch: the network in the run's precision, the loss in float32."
+    "The loss of one batch: the network in the run's arithmetic, the loss in float32 and over all ranks."
     with self.autocast():
-        logits = self.model(batch["image"].to(memory_format=torch.channels_last))
-    return self.loss(logits, batch["label"], batch["valid"], batch.get("distance"))
+        logits = self.network(batch["image"].to(**self.layout))
+    return self.loss(logits, batch["label"], batch["valid"], batch.get("distance"), self.ranks)
 
 # %% ../nbs/12_learner.ipynb #0cde9355
 @patch
-def _check_finite(self: Learner, total: Tensor, terms: dict[str, Tensor], lr: float) -> None:
-    "Raise TrainingError for a loss that is not finite."
-    if torch.isfinite(total):
-        return
-    bad = ", ".join(f"{k} = {float(v)}" for k, v in terms.items() if not math.isfinite(float(v)))
+def _finite(self: Learner, values: dict[str, Tensor], lr: float) -> dict[str, float]:
+    "The loss and its terms as numbers; raises TrainingError when the loss is not finite."
+    numbers = torch.stack([v.detach().float() for v in values.values()]).tolist()  # one wait for the device
+    found = dict(zip(values, numbers, strict=True))
+    if math.isfinite(found["train_loss"]):
+        return found
+    terms = {name.removeprefix("loss_"): v for name, v in found.items() if not math.isfinite(v)}
+    bad = ", ".join(f"{name} = {v}" for name, v in terms.items() if name != "train_loss")
     raise TrainingError(
-        f"step {self.step} (epoch {self.epoch + 1}): the loss is not finite: {bad or float(total)}. "
-        f"The learning rate was {lr:.2g} of {self.cfg.lr:g}, arithmetic {self.dtype}: try a lower lr, clip "
-        "> 0 or precision = 'fp32', and look for extreme inputs. The last whole epoch is in last.pt"
+        f"step {self.step} (epoch {self.epoch + 1}): the loss is not finite: {bad or found['train_loss']}. "
+        f"The learning rate was {lr:.2g} of {self.cfg.lr:g}, arithmetic {self.arithmetic}: try a lower lr, "
+        "clip > 0 or precision = 'fp32', and look for extreme inputs. What was saved last is in last.pt"
     )
 
 
 @patch
 def _update(self: Learner, lr: float) -> float:
-    "Clip, step, reset; the norm of the gradient before clipping."
+    "Clip, step, average, reset; the norm of the gradient before clipping."
     self.scaler.unscale_(self.optimizer)
     params = [p for group in self.optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(params, self.cfg.clip or math.inf))
@@ -201,6 +285,8 @@ def _update(self: Learner, lr: float) -> float:
     self.scaler.step(self.optimizer)
     self.scaler.update()
     self.optimizer.zero_grad(set_to_none=True)
+    if self.average:
+        self.average.update(self.step)
     return norm
 
 # %% ../nbs/12_learner.ipynb #8977a132
@@ -220,21 +306,27 @@ def predict(
     self: Learner,
     batch: dict[str, Tensor],  # with `image` (B, C, H, W)
 ) -> Tensor:  # (B, n_classes, H, W) float32 logits
-    "Logits of whole tiles, in the run's precision."
-    self.model.eval()
+    "Logits of whole tiles, in the run's arithmetic."
+    self.judged.eval()
     with self.autocast():
-        return predict_logits(self.model, batch["image"])
+        return predict_logits(self.judged, batch["image"])
 
 
 @patch
 def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid
     "Loss and pooled MCC on the validation tiles."
-    val, losses, self.matrices = self.data.val, [], {}
-    for i, tile_id in enumerate(val.ids):
+    val, mine = self.data.val, {}
+    if self.ranks.size > 1 and not self.cfg.sync_batchnorm:  # statistics of the first rank, for all
+        held = self.ranks.first({name: b.cpu() for name, b in self.judged.named_buffers()})
+        self.judged.load_state_dict(held, strict=False)
+    for i in range(self.ranks.rank, len(val), self.ranks.size):
         batch = self.whole_tile(i)
         logits = self.predict(batch)
-        losses.append(float(self.loss(logits, batch["label"], batch["valid"], batch.get("distance"))[0]))
+        loss = float(self.loss(logits, batch["label"], batch["valid"], batch.get("distance"))[0])
         pred = logits[0].argmax(0).cpu().numpy()
-        self.matrices[tile_id] = tile_confusion(pred, val.labels[i], val.valids[i], len(self.data.classes))
+        mine[val.ids[i]] = loss, tile_confusion(pred, val.labels[i], val.valids[i], len(self.data.classes))
+    found = {i: pair for part in self.ranks.objects(mine) for i, pair in part.items()}
+    self.matrices = {i: found[i][1] for i in val.ids}
     pooled, pooled_valid = (sum(m[k] for m in self.matrices.values()) for k in (0, 1))
+    losses = [found[i][0] for i in val.ids]
     return {"val_loss": float(np.mean(losses)), "mcc": mcc(pooled), "mcc_valid": mcc(pooled_valid)}

@@ -7,7 +7,7 @@ __all__ = ['cut', 'CropLoader']
 
 # %% ../nbs/05a_loader.ipynb #3bb386b0
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -39,20 +39,18 @@ def cut(
 
 # %% ../nbs/05a_loader.ipynb #f5b0a9d4
 class CropLoader:
-    "The batches of one epoch, in the order of the positions, whatever the number of workers."
+    "The batches of one epoch, in the order of their positions, whatever the number of workers."
 
     def __init__(
         self,
         tileset: TileSet,  # tiles to cut from
-        positions: np.ndarray,  # (n, 3) of a sampler
+        parts: Sequence[np.ndarray],  # the positions of each batch, (B, 3) of a sampler
         crop_size: int,  # pixels; 0: whole tiles
-        batch_size: int,  # crops a batch; the last one may be smaller
         workers: int = 0,  # threads that cut ahead; 0: cut when asked
         pin: bool = False,  # page-locked memory, for faster copies to a GPU
     ):
         self.cut = lambda part: cut(tileset, part, crop_size, pin)
-        self.parts = [positions[k : k + batch_size] for k in range(0, len(positions), batch_size)]
-        self.workers = workers
+        self.parts, self.workers = list(parts), workers
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .config import IGNORE
 from .overlaps import dice_loss, loss_contract, lovasz_loss, masked_mean, mcc_loss, tversky_loss
+from .ranks import ALONE, Ranks
 
 # %% ../nbs/07_losses.ipynb #0b75da4f
 def _per_class(values: float | Sequence[float] | Tensor, name: str, n_classes: int) -> list[float]:
@@ -40,6 +41,7 @@ def focal_loss(
     valid: Tensor,  # (B, H, W) bool
     gamma: float | Sequence[float] = 2.0,  # focusing exponent >= 0: one number, or one per true class
     class_weights: Sequence[float] | Tensor | None = None,  # (C,) >= 0, by true class; None: all 1
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> Tensor:  # scalar >= 0; 0 without a pixel that counts
     "Mean focal loss over the pixels that count (Lin et al., 2017)."
     exponent = _per_class(gamma, "gamma", logits.shape[1])
@@ -51,7 +53,7 @@ def focal_loss(
             target
             * logits.new_tensor(_per_class(class_weights, "class_weights", logits.shape[1]))[:, None, None]
         )
-    return masked_mean((target * -(missing**power) * log_p).sum(1), valid)
+    return masked_mean((target * -(missing**power) * log_p).sum(1), valid, ranks)
 
 # %% ../nbs/07_losses.ipynb #ed325528
 def _effective(n: np.ndarray, beta: float | None) -> np.ndarray:
@@ -116,6 +118,7 @@ def boundary_loss(
     target: Tensor,  # index or probabilities as in all losses; says here only which pixels count
     valid: Tensor,  # (B, H, W) bool
     distance: Tensor,  # (B, C, H, W) from `signed_distance`, cropped and mixed like the image
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> Tensor:  # scalar in [-1, 1], negative for good maps; 0 without a pixel that counts
     "Mean signed distance of the pixels that count, weighted by probability (Kervadec et al., 2019)."
     if distance.shape != logits.shape:
@@ -124,7 +127,7 @@ def boundary_loss(
             "take signed_distance of the whole tile for all classes and crop it with the tile"
         )
     distance = distance.to(logits.dtype).masked_fill(~valid[:, None], 0)
-    return masked_mean((logits.softmax(1) * distance).sum(1), valid)
+    return masked_mean((logits.softmax(1) * distance).sum(1), valid, ranks)
 
 # %% ../nbs/07_losses.ipynb #78a95f83
 class FocalLoss(nn.Module):
@@ -138,8 +141,8 @@ class FocalLoss(nn.Module):
         super().__init__()
         self.gamma, self.class_weights = gamma, class_weights
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        return focal_loss(logits, target, valid, self.gamma, self.class_weights)
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        return focal_loss(logits, target, valid, self.gamma, self.class_weights, ranks)
 
 
 class TverskyLoss(nn.Module):
@@ -154,36 +157,38 @@ class TverskyLoss(nn.Module):
         super().__init__()
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        return tversky_loss(logits, target, valid, self.alpha, self.beta, self.gamma)
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        return tversky_loss(logits, target, valid, self.alpha, self.beta, self.gamma, ranks)
 
 # %% ../nbs/07_losses.ipynb #16520efb
 class DiceLoss(nn.Module):
     "Module of `dice_loss`."
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        return dice_loss(logits, target, valid)
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        return dice_loss(logits, target, valid, ranks)
 
 
 class MCCLoss(nn.Module):
     "Module of `mcc_loss`."
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        return mcc_loss(logits, target, valid)
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        return mcc_loss(logits, target, valid, ranks)
 
 
 class LovaszLoss(nn.Module):
     "Module of `lovasz_loss`."
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        return lovasz_loss(logits, target, valid)
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        return lovasz_loss(logits, target, valid, ranks)
 
 
 class BoundaryLoss(nn.Module):
     "Module of `boundary_loss`."
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, distance: Tensor) -> Tensor:
-        return boundary_loss(logits, target, valid, distance)
+    def forward(
+        self, logits: Tensor, target: Tensor, valid: Tensor, distance: Tensor, ranks: Ranks = ALONE
+    ) -> Tensor:
+        return boundary_loss(logits, target, valid, distance, ranks)
 
 # %% ../nbs/07_losses.ipynb #432cc35e
 def _check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
@@ -232,6 +237,7 @@ def forward(
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
     distance: Tensor | None = None,  # (B, C, H, W) signed distances; needed when boundary has a weight
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted sum to minimise; each term's value, unweighted and detached
     "Loss and its terms; raises ValueError without a needed `distance`, or for a wrong number of classes."
     if logits.shape[1] != self.n_classes:
@@ -242,6 +248,7 @@ def forward(
             "give the tiles' signed_distance, or set the weight to 0"
         )
     extra = {"boundary": (distance,)}
-    values = {name: term(logits, target, valid, *extra.get(name, ())) for name, term in self.terms.items()}
+    batch = (logits, target, valid)
+    values = {name: term(*batch, *extra.get(name, ()), ranks) for name, term in self.terms.items()}
     total = sum(self.weights[name] * value for name, value in values.items())
     return total, {name: value.detach() for name, value in values.items()}

@@ -131,16 +131,17 @@ def make_mixer(
     n_classes: int,  # K
     seed: int = 0,  # of the run
 ) -> Callable[
-    [dict[str, Tensor], int, int], dict[str, Tensor]
-]:  # (batch, epoch, number of the batch) -> batch
+    [dict[str, Tensor], int, int, int], dict[str, Tensor]
+]:  # (batch, epoch, number of the batch, rank=0) -> batch
     "The mixing that these parameters ask for; label is soft, (B, K, h, w) float32, after MixUp."
     steps = [MixUp(mixup, n_classes)] if mixup else []
     steps += [CutMix(cutmix)] if cutmix else []
 
-    def mix(batch, epoch, number):
+    def mix(batch, epoch, number, rank=0):
         if not steps:
             return batch
         generator = batch_generator(seed, epoch, number, 1)
-        return steps[int(torch.randint(len(steps), (), generator=generator))](batch, generator)
+        step = steps[int(torch.randint(len(steps), (), generator=generator))]  # the same on all ranks
+        return step(batch, batch_generator(seed, epoch, number, 1, rank) if rank else generator)
 
     return mix

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import IGNORE
+from .ranks import ALONE, Ranks
 
 # %% ../nbs/07a_overlaps.ipynb #12a05855
 def _check(logits: Tensor, target: Tensor, valid: Tensor) -> None:
@@ -85,15 +86,17 @@ def loss_contract(loss):
 def masked_mean(
     values: Tensor,  # any shape
     mask: Tensor,  # bool, the same shape
+    ranks: Ranks = ALONE,  # whose values and masks together are averaged
 ) -> Tensor:  # scalar
     "Mean of `values` over the mask; 0, still attached to the graph, when the mask is empty."
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    return ranks.sum((values * mask).sum()) / ranks.sum(mask.sum()).clamp_min(1)
 
 # %% ../nbs/07a_overlaps.ipynb #2ade92ec
 def soft_confusion(
     probs: Tensor,  # (B, C, H, W) probabilities
     target: Tensor,  # (B, H, W) int64 class index, 255 is in no row; or (B, C, H, W) probabilities
     valid: Tensor,  # (B, H, W) bool
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> Tensor:  # (C, C) sums of probability, in pixels: rows truth, columns prediction
     "Confusion matrix of probabilities over a batch, additive; agreement min(y, p) as in Wang et al. (2023)."
     truth = soft_target(target, valid, probs.shape[1], probs.dtype)
@@ -102,7 +105,7 @@ def soft_confusion(
     total = missed.sum(1, keepdim=True).clamp_min(torch.finfo(probs.dtype).eps)
     share = torch.where(truth == 1, truth, missed / total)  # exact, with an exact gradient, for an index
     rows = [(share[:, k, None] * extra).sum((0, 2, 3)) for k in range(probs.shape[1])]
-    return torch.stack(rows) + agreed.sum((0, 2, 3)).diag()
+    return ranks.sum(torch.stack(rows) + agreed.sum((0, 2, 3)).diag())
 
 # %% ../nbs/07a_overlaps.ipynb #88f39a8d
 @loss_contract
@@ -110,9 +113,10 @@ def dice_loss(
     logits: Tensor,  # (B, C, H, W) any floating type
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "1 - mean soft Dice of the classes in the batch's target (Milletari et al., 2016; Sudre et al., 2017)."
-    confusion = soft_confusion(logits.softmax(1), target, valid)
+    confusion = soft_confusion(logits.softmax(1), target, valid, ranks)
     truth, predicted = confusion.sum(1), confusion.sum(0)
     dice = 2 * confusion.diagonal() / (truth + predicted).clamp_min(torch.finfo(confusion.dtype).tiny)
     return masked_mean(1 - dice, truth > 0)
@@ -126,13 +130,14 @@ def tversky_loss(
     alpha: float = 0.3,  # price of a false alarm, > 0
     beta: float = 0.7,  # price of a miss, > 0
     gamma: float = 1.0,  # exponent of each class's 1 - index, > 0; above 1 stresses bad ones
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "Mean (1 - Tversky index)^gamma of the classes present (Salehi et al., 2017; Abraham & Khan, 2019)."
     if not all(math.isfinite(x) and x > 0 for x in (alpha, beta, gamma)):
         raise ValueError(
             f"tversky: found alpha {alpha}, beta {beta}, gamma {gamma}, expected three finite numbers above 0"
         )
-    confusion = soft_confusion(logits.softmax(1), target, valid)
+    confusion = soft_confusion(logits.softmax(1), target, valid, ranks)
     tp, limits = confusion.diagonal(), torch.finfo(confusion.dtype)
     wrong = confusion - tp.diag()
     wrong = alpha * wrong.sum(0) + beta * wrong.sum(1)
@@ -166,9 +171,11 @@ def mcc_loss(
     logits: Tensor,  # (B, C, H, W) any floating type
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> Tensor:  # scalar in [0, 2]; 0 without a pixel that counts
     "1 - R_K of the soft confusion matrix of the whole batch (Gorodkin, 2004)."
-    return (1 - soft_mcc(soft_confusion(logits.softmax(1), target, valid))) * valid.any()
+    confusion = soft_confusion(logits.softmax(1), target, valid, ranks)
+    return (1 - soft_mcc(confusion)) * (confusion.sum() > 0)
 
 # %% ../nbs/07a_overlaps.ipynb #b82ee0cd
 def _jaccard_growth(inside: Tensor, outside: Tensor) -> Tensor:
@@ -185,11 +192,13 @@ def lovasz_loss(
     logits: Tensor,  # (B, C, H, W) any floating type
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
+    ranks: Ranks = ALONE,  # who shares the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "Lovász extension of 1 - mean Jaccard index of the classes in the batch's target (Berman et al., 2018)."
     probs, truth = (x.movedim(1, 0).flatten(1) for x in (logits.softmax(1), target))  # (C, pixels)
-    counts = valid.flatten().to(truth.dtype).expand_as(truth)
-    errors, order = ((truth - probs).abs() * counts).sort(dim=1, descending=True, stable=True)
+    counts = valid.flatten()[None].to(truth.dtype)
+    errors, truth, counts = (ranks.gather(x, 1) for x in ((truth - probs).abs() * counts, truth, counts))
+    errors, order = errors.sort(dim=1, descending=True, stable=True)
     truth = truth.gather(1, order)
-    growth = _jaccard_growth(truth, counts.gather(1, order) - truth)
+    growth = _jaccard_growth(truth, counts.expand_as(truth).gather(1, order) - truth)
     return masked_mean((errors * growth).sum(1), truth.sum(1) > 0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from glacier_nb.config import CLASSES
+from glacier_nb.locks import LockError, run_lock
 from glacier_nb.metrics import summary
 from glacier_nb.paths import write_text
 from glacier_nb.runs import (
@@ -18,7 +19,6 @@ from glacier_nb.runs import (
     find_runs,
     read_history,
     read_metrics,
-    run_lock,
     run_parameters,
     run_state,
     runs_table,
@@ -121,7 +121,7 @@ def test_a_run_in_its_first_seconds_does_not_spoil_the_table(outputs):
         table = runs_table(outputs)
         assert table.loc["06_new", "state"] == "running"
         assert run_parameters(outputs / "06_new") == {}
-        with pytest.raises(RunError, match="in use"), run_lock(outputs / "06_new"):
+        with pytest.raises(LockError, match="in use"), run_lock(outputs / "06_new"):
             pass
     assert run_state(outputs / "06_new") is None
     assert "06_new" not in runs_table(outputs).index
@@ -218,6 +218,6 @@ def test_a_look_writes_nothing(tmp_path, monkeypatch):
             raise PermissionError(file)
         return open(file, mode, *args, **kwargs)
 
-    monkeypatch.setattr("glacier_nb.runs.open", read_only, raising=False)
+    monkeypatch.setattr("glacier_nb.locks.open", read_only, raising=False)
     assert run_state(tmp_path) is None
     assert opened == ["r"]

@@ -18,9 +18,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 from glacier_nb.config import ConfigError
 from glacier_nb.demo import make_demo
 from glacier_nb.jobs import Job, end_processes, read_parameters, run_job
+from glacier_nb.locks import run_lock
 from glacier_nb.params import differing
 from glacier_nb.paths import write_text
-from glacier_nb.runs import run_lock, run_state
+from glacier_nb.runs import run_state
 from glacier_nb.sweep import _refer, _share, cores, plan, sweep
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +214,7 @@ def test_end_processes_kills_what_does_not_listen():
 
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
-    taken = f"from glacier_nb.runs import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
+    taken = f"from glacier_nb.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
     code = f"import os; {taken}; os._exit(1)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     with run_lock(tmp_path):
