@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['process_group', 'under_torchrun', 'tell', 'launch', 'RankDied', 'introduce']
 
-# %% ../nbs/13_distributed.ipynb #572154e7
+# %% ../nbs/13_distributed.ipynb #ce0002ca
 import os
 import pickle
 import signal
@@ -28,7 +28,7 @@ from .device import pick_device, processes
 from .ranks import Ranks, ranks_here
 from .stopping import StopRequest
 
-# %% ../nbs/13_distributed.ipynb #818bd605
+# %% ../nbs/13_distributed.ipynb #3b5daadf
 @contextmanager
 def process_group(
     devices: int | str,  # of the config
@@ -51,7 +51,7 @@ def under_torchrun() -> bool:
     "Was this process started by torchrun, or by something that sets the same variables?"
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
 
-# %% ../nbs/13_distributed.ipynb #473e461c
+# %% ../nbs/13_distributed.ipynb #0d005b4e
 _line: dict[str, Connection] = {}  # to the launching process
 
 
@@ -89,7 +89,7 @@ def _member(rank: int, size: int, port: int, threads: int, worker: Callable, cfg
         _line["out"].send(("error", (time.time(), traceback.format_exc(), _picklable(e))))
         sys.exit(1)
 
-# %% ../nbs/13_distributed.ipynb #dbdf47a8
+# %% ../nbs/13_distributed.ipynb #45e1559b
 def launch(
     worker: Callable,  # of a module; called as worker(cfg, *args) in every process, inside a group
     cfg: TrainConfig,  # its `devices` say how many processes
@@ -120,7 +120,7 @@ def _check_worker(worker: Callable) -> None:
             "process cannot import it: put it at the top of a module"
         )
 
-# %% ../nbs/13_distributed.ipynb #689897d6
+# %% ../nbs/13_distributed.ipynb #b00faa08
 def _heard(lines: dict[Connection, int], seconds: float) -> Iterator[tuple[int, str, Any]]:
     "What the ranks have sent, after waiting so long for the first word; closed lines are taken out."
     for line in wait(list(lines), timeout=seconds):
@@ -160,7 +160,7 @@ def _signal(context: ProcessContext, number: int) -> None:
         if process.is_alive():
             os.kill(process.pid, number)
 
-# %% ../nbs/13_distributed.ipynb #b2bd1e51
+# %% ../nbs/13_distributed.ipynb #78c21385
 class RankDied(RuntimeError):
     "A process of a run ended before its time; the message says which, and its traceback or signal."
 
@@ -182,7 +182,7 @@ def _cause(context: ProcessContext, errors: dict[int, tuple], raised: ProcessExc
     error.__cause__ = died
     return error
 
-# %% ../nbs/13_distributed.ipynb #dc87d6f8
+# %% ../nbs/13_distributed.ipynb #65d63608
 def introduce(
     cfg: TrainConfig,  # its `devices`
 ) -> dict:  # rank, of, device, threads, and how many the ranks count together
