@@ -144,10 +144,7 @@ def make_ready(self: Learner) -> None:
     if self.ranks.size > 1:
         freeze_unused(self.model, batch_shape(self.cfg, self.data.train)[1])
         places = [self.device] if self.device.type == "cuda" else None
-        share = not self.cfg.sync_batchnorm  # else all ranks have the same statistics anyway
-        self.network = DistributedDataParallel(
-            self.network, places, broadcast_buffers=share, gradient_as_bucket_view=True
-        )
+        self.network = DistributedDataParallel(self.network, places, gradient_as_bucket_view=True)
 
 # %% ../nbs/12_learner.ipynb #7db4f7e1
 @patch

@@ -30,7 +30,7 @@ def cfg(tmp_path_factory):
 @pytest.mark.slow
 def test_twenty_steps_are_those_of_one_process(cfg, tmp_path):
     "Uneven shares, accumulation, geometry, all losses; in float64, where rounding does not hide a mistake."
-    cfg = replace(cfg, epochs=10, augment="strong", tversky_weight=0.1, lovasz_weight=0.1)
+    cfg = replace(cfg, crop_size=64, epochs=10, augment="strong", tversky_weight=0.1, lovasz_weight=0.1)
     (one,), (two, other) = (
         launch(rank_learners.losses, replace(cfg, devices=n), tmp_path / str(n), 20) for n in (1, 2)
     )
@@ -50,7 +50,7 @@ def both(cfg, tmp_path_factory):
 
 @pytest.mark.slow
 def test_all_ranks_end_with_the_same_and_the_first_one_writes(both):
-    cfg, folder, (first, second) = both
+    _, folder, (first, second) = both
     assert first["history"] == second["history"]
     assert first["weights"] == second["weights"]
     assert first["judged"] == second["judged"]  # statistics are those of the first rank
