@@ -1,4 +1,4 @@
-"""Processes that work together: launched here, or by two torchruns on loopback; what happens when one dies."""
+"""Processes together: launched here or by two torchruns on loopback; what happens when one dies."""
 
 import os
 import signal

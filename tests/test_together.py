@@ -16,7 +16,7 @@ from glacier_nb.tilestore import run_tiles
 from glacier_nb.train import train
 
 TINY = TrainConfig(
-    **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 14, "batch_size": 8, "accumulate": 2},
+    **{"encoder": "resnet18", "crop_size": 64, "samples_per_epoch": 14, "batch_size": 8, "accumulate": 2},
     **{"n_folds": 3, "epochs": 2, "devices": 2, "precision": "fp32", "memory_format": "channels_last"},
 )
 
@@ -30,7 +30,7 @@ def cfg(tmp_path_factory):
 @pytest.mark.slow
 def test_twenty_steps_are_those_of_one_process(cfg, tmp_path):
     "Uneven shares, accumulation, geometry, all losses; in float64, where rounding does not hide a mistake."
-    cfg = replace(cfg, crop_size=64, epochs=10, augment="strong", tversky_weight=0.1, lovasz_weight=0.1)
+    cfg = replace(cfg, epochs=10, augment="strong", tversky_weight=0.1, lovasz_weight=0.1)
     (one,), (two, other) = (
         launch(rank_learners.losses, replace(cfg, devices=n), tmp_path / str(n), 20) for n in (1, 2)
     )
