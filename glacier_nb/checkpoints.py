@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SaveError', 'state_bytes', 'free_bytes', 'saving', 'save_checkpoint', 'check_folder', 'read_checkpoint']
 
-# %% ../nbs/11f_checkpoints.ipynb #4cf8a6ee
+# %% ../nbs/11f_checkpoints.ipynb #80f63ca5
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from torch import Tensor
 from .paths import written_whole
 from .weights import WeightsError
 
-# %% ../nbs/11f_checkpoints.ipynb #d22f41cc
+# %% ../nbs/11f_checkpoints.ipynb #7575fdfe
 class SaveError(RuntimeError):
     "A file of a run cannot be written; the message says which, why, and how to mend it."
 
@@ -40,7 +40,7 @@ def free_bytes(
     folder = Path(folder).resolve()
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
-# %% ../nbs/11f_checkpoints.ipynb #36f3a6eb
+# %% ../nbs/11f_checkpoints.ipynb #a1d4f9d4
 @contextmanager
 def saving(
     path: str | os.PathLike,  # the file that is being written
@@ -54,9 +54,9 @@ def saving(
         if not isinstance(found, OSError):
             raise
         raise SaveError(
-            f"{path} cannot be written ({found.strerror or found}): it needs {needed / 1e6:.1f} MB, its disk has "
-            f"{free_bytes(path) / 1e6:.1f} MB free. What was saved before is untouched: make room, or make the "
-            "folder writable, and go on with resume=True"
+            f"{path} cannot be written ({found.strerror or found}): it needs {needed / 1e6:.1f} MB, its disk "
+            f"has {free_bytes(path) / 1e6:.1f} MB free. What was saved before is untouched: make room, or "
+            "make the folder writable, and go on with resume=True"
         ) from e
 
 
@@ -71,7 +71,7 @@ def save_checkpoint(
         os.fsync(file.fileno())
     return Path(path)
 
-# %% ../nbs/11f_checkpoints.ipynb #b079ae7e
+# %% ../nbs/11f_checkpoints.ipynb #6933553f
 def check_folder(
     folder: str | os.PathLike,  # of a run; made if missing
     needed: int,  # bytes that the run will write
@@ -85,11 +85,11 @@ def check_folder(
         (folder / ".writable").unlink()
     if (free := free_bytes(folder)) < needed:
         raise SaveError(
-            f"{folder}: the checkpoints of this run need {needed / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB "
-            "free: make room, or choose a disk with more"
+            f"{folder}: the checkpoints of this run need {needed / 1e6:.0f} MB, its disk has "
+            f"{free / 1e6:.0f} MB free: make room, or choose a disk with more"
         )
 
-# %% ../nbs/11f_checkpoints.ipynb #0b886bd2
+# %% ../nbs/11f_checkpoints.ipynb #ffe303a6
 def read_checkpoint(
     path: str | os.PathLike,  # best.pt or last.pt
 ) -> dict:

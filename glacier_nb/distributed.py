@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['process_group', 'under_torchrun', 'tell', 'launch', 'RankDied', 'introduce']
 
-# %% ../nbs/13_distributed.ipynb #572154e7
+# %% ../nbs/13_distributed.ipynb #ce0002ca
 import os
 import pickle
 import signal
@@ -28,7 +28,7 @@ from .device import pick_device, processes
 from .ranks import Ranks, ranks_here
 from .stopping import StopRequest
 
-# %% ../nbs/13_distributed.ipynb #818bd605
+# %% ../nbs/13_distributed.ipynb #3b5daadf
 @contextmanager
 def process_group(
     devices: int | str,  # of the config
@@ -51,7 +51,7 @@ def under_torchrun() -> bool:
     "Was this process started by torchrun, or by something that sets the same variables?"
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
 
-# %% ../nbs/13_distributed.ipynb #473e461c
+# %% ../nbs/13_distributed.ipynb #0d005b4e
 _line: dict[str, Connection] = {}  # to the launching process
 
 
@@ -71,6 +71,16 @@ def _picklable(error: Exception) -> Exception | None:
         return None
 
 
+@contextmanager
+def _telling() -> Iterator[None]:
+    "Send an error to the launching process, and end."
+    try:
+        yield
+    except Exception as e:
+        _line["out"].send(("error", (time.time(), traceback.format_exc(), _picklable(e))))
+        sys.exit(1)
+
+
 def _member(rank: int, size: int, port: int, threads: int, worker: Callable, cfg, args, lines) -> None:
     "What a launched process does: join, work, tell the result or the error."
     os.setpgid(0, 0)
@@ -80,16 +90,13 @@ def _member(rank: int, size: int, port: int, threads: int, worker: Callable, cfg
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     torch.set_num_threads(threads)
     _line["out"] = lines[rank]
-    try:
-        with process_group(cfg.devices, dist.TCPStore("127.0.0.1", port, size, False)) as ranks:
+    with _telling(), process_group(cfg.devices, dist.TCPStore("127.0.0.1", port, size, False)) as ranks:
+        with _telling():  # at once: the end of the group makes the other ranks fail as well
             result = worker(cfg, *args)
             ranks.barrier()
         _line["out"].send(("result", result))
-    except Exception as e:
-        _line["out"].send(("error", (time.time(), traceback.format_exc(), _picklable(e))))
-        sys.exit(1)
 
-# %% ../nbs/13_distributed.ipynb #dbdf47a8
+# %% ../nbs/13_distributed.ipynb #45e1559b
 def launch(
     worker: Callable,  # of a module; called as worker(cfg, *args) in every process, inside a group
     cfg: TrainConfig,  # its `devices` say how many processes
@@ -101,7 +108,9 @@ def launch(
     size = processes(cfg.devices)
     store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     threads = max(1, torch.get_num_threads() // size)
-    ins, outs = zip(*(multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(size)), strict=True)
+    ins, outs = zip(
+        *(multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(size)), strict=True
+    )
     context = start_processes(
         _member, (size, store.port, threads, worker, cfg, args, outs), size, join=False, start_method="spawn"
     )
@@ -120,7 +129,7 @@ def _check_worker(worker: Callable) -> None:
             "process cannot import it: put it at the top of a module"
         )
 
-# %% ../nbs/13_distributed.ipynb #689897d6
+# %% ../nbs/13_distributed.ipynb #b00faa08
 def _heard(lines: dict[Connection, int], seconds: float) -> Iterator[tuple[int, str, Any]]:
     "What the ranks have sent, after waiting so long for the first word; closed lines are taken out."
     for line in wait(list(lines), timeout=seconds):
@@ -160,7 +169,7 @@ def _signal(context: ProcessContext, number: int) -> None:
         if process.is_alive():
             os.kill(process.pid, number)
 
-# %% ../nbs/13_distributed.ipynb #b2bd1e51
+# %% ../nbs/13_distributed.ipynb #78c21385
 class RankDied(RuntimeError):
     "A process of a run ended before its time; the message says which, and its traceback or signal."
 
@@ -182,7 +191,7 @@ def _cause(context: ProcessContext, errors: dict[int, tuple], raised: ProcessExc
     error.__cause__ = died
     return error
 
-# %% ../nbs/13_distributed.ipynb #dc87d6f8
+# %% ../nbs/13_distributed.ipynb #65d63608
 def introduce(
     cfg: TrainConfig,  # its `devices`
 ) -> dict:  # rank, of, device, threads, and how many the ranks count together

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .bands import Tile
-from .callbacks import read_checkpoint
+from .checkpoints import read_checkpoint
 from .config import TrainConfig, check_names, data_path
 from .data import BandStats, channels, normalise
 from .device import pick_device, pick_precision

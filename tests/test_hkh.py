@@ -12,7 +12,8 @@ import torch
 from papermill.exceptions import PapermillExecutionError
 
 from glacier_nb.bands import read_tiles
-from glacier_nb.callbacks import make_learner, read_checkpoint
+from glacier_nb.callbacks import make_learner
+from glacier_nb.checkpoints import read_checkpoint
 from glacier_nb.config import BANDS, CLASSES, IGNORE, TrainConfig
 from glacier_nb.demo import make_demo
 from glacier_nb.hkh import (

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from glacier_nb.bands import read_tiles
-from glacier_nb.callbacks import EarlyStop, make_learner, read_checkpoint
+from glacier_nb.callbacks import EarlyStop, make_learner
+from glacier_nb.checkpoints import read_checkpoint
 from glacier_nb.config import ConfigError, TrainConfig
 from glacier_nb.data import BandStats, channels, normalise
 from glacier_nb.demo import make_demo
@@ -30,6 +31,7 @@ TINY = TrainConfig(
         "n_folds": 3,
     },
     precision="fp32",
+    memory_format="channels_last",
     devices="cpu",
 )
 

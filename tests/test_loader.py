@@ -44,12 +44,18 @@ def test_a_batch_holds_the_crops_in_order(positions, with_distance):
             np.testing.assert_array_equal(batch[name][k].numpy(), array)
 
 
+def batches(positions, size):
+    "The positions of each batch."
+    return [positions[k : k + size] for k in range(0, len(positions), size)]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("batch_size", [1, 8, 37, 100])
 def test_workers_change_nothing(positions, workers, batch_size):
     tileset = make_set(True)
-    alone, helped = (list(CropLoader(tileset, positions, 24, batch_size, w)) for w in (0, workers))
-    assert len(alone) == len(helped) == len(CropLoader(tileset, positions, 24, batch_size))
+    parts = batches(positions, batch_size)
+    alone, helped = (list(CropLoader(tileset, parts, 24, w)) for w in (0, workers))
+    assert len(alone) == len(helped) == len(CropLoader(tileset, parts, 24)) == len(parts)
     assert sum(len(b["label"]) for b in alone) == 37
     for a, b in zip(alone, helped, strict=True):
         assert all(torch.equal(a[k], b[k]) for k in a)
@@ -58,12 +64,12 @@ def test_workers_change_nothing(positions, workers, batch_size):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_reaches_the_loop(workers):
     with pytest.raises(IndexError):
-        list(CropLoader(make_set(False), np.array([[0, 0, 0], [7, 0, 0]]), 8, 1, workers))
+        list(CropLoader(make_set(False), np.array([[[0, 0, 0]], [[7, 0, 0]]]), 8, workers))
 
 
 def test_leaving_early_ends_the_threads(positions):
     before = threading.active_count()
-    for _ in CropLoader(make_set(False), positions, 24, 2, workers=3):
+    for _ in CropLoader(make_set(False), batches(positions, 2), 24, workers=3):
         break
     assert threading.active_count() == before
 
@@ -71,6 +77,6 @@ def test_leaving_early_ends_the_threads(positions):
 def test_batches_do_not_share_memory_with_the_tiles(positions):
     tileset = make_set(False)
     before = [image.copy() for image in tileset.images]
-    for batch in CropLoader(tileset, positions, 24, 8):
+    for batch in CropLoader(tileset, batches(positions, 8), 24):
         batch["image"].zero_()
     assert all(np.array_equal(a, b) for a, b in zip(before, tileset.images, strict=True))

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from glacier_nb.bands import read_tiles
-from glacier_nb.callbacks import make_learner, read_checkpoint, save_checkpoint
+from glacier_nb.callbacks import make_learner
+from glacier_nb.checkpoints import read_checkpoint, save_checkpoint
 from glacier_nb.config import TrainConfig
 from glacier_nb.demo import make_demo
 from glacier_nb.members import PredictError, check_leakage, checkpoint_path, load_ensemble, load_member
