@@ -67,15 +67,13 @@ def checkpoint(
     learner: Learner,  # after a step
 ) -> dict:  # plain types and tensors only
     "All that prediction needs: weights, config, statistics, classes, versions, metrics."
-    binary = learner.data.classes == BINARY_CLASSES
-    names = ("glacier_nb", "torch", "segmentation-models-pytorch")
     return {
         "weights": {k: v.cpu() for k, v in learner.judged.state_dict().items()},
         "config": asdict(learner.cfg),
         "stats": learner.data.stats.to_dict(),
         "classes": list(learner.data.classes),
-        "codes": list(BINARY_CODES if binary else LABEL_CODES),
-        "versions": {name: version(name) for name in names},
+        "codes": list(BINARY_CODES if learner.data.classes == BINARY_CLASSES else LABEL_CODES),
+        "versions": {name: version(name) for name in ("glacier_nb", "torch", "segmentation-models-pytorch")},
         "started_from": getattr(learner.model, "started_from", "weights that nobody named"),
         "metrics": learner.history[-1] if learner.history else {},
     }
