@@ -69,6 +69,16 @@ def _picklable(error: Exception) -> Exception | None:
         return None
 
 
+@contextmanager
+def _telling() -> Iterator[None]:
+    "Send an error to the launching process, and end."
+    try:
+        yield
+    except Exception as e:
+        _line["out"].send(("error", (time.time(), traceback.format_exc(), _picklable(e))))
+        sys.exit(1)
+
+
 def _member(rank: int, size: int, port: int, threads: int, worker: Callable, cfg, args, lines) -> None:
     "What a launched process does: join, work, tell the result or the error."
     os.setpgid(0, 0)
@@ -78,14 +88,11 @@ def _member(rank: int, size: int, port: int, threads: int, worker: Callable, cfg
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     torch.set_num_threads(threads)
     _line["out"] = lines[rank]
-    try:
-        with process_group(cfg.devices, dist.TCPStore("127.0.0.1", port, size, False)) as ranks:
+    with _telling(), process_group(cfg.devices, dist.TCPStore("127.0.0.1", port, size, False)) as ranks:
+        with _telling():  # at once: the end of the group makes the other ranks fail as well
             result = worker(cfg, *args)
             ranks.barrier()
         _line["out"].send(("result", result))
-    except Exception as e:
-        _line["out"].send(("error", (time.time(), traceback.format_exc(), _picklable(e))))
-        sys.exit(1)
 
 # %% ../nbs/13_distributed.ipynb #45e1559b
 def launch(
