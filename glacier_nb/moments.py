@@ -13,17 +13,17 @@ class TrainingError(RuntimeError):
 class Callback:
     "Something that happens during `Learner.fit`; override the moments of interest."
 
-    def before_fit(self, learner: "Learner") -> None:
+    def before_fit(self, learner) -> None:
         "Before the first epoch of this call."
 
-    def after_step(self, learner: "Learner") -> None:
+    def after_step(self, learner) -> None:
         "After an optimizer step; may set `learner.save_asked`."
 
-    def save(self, learner: "Learner") -> None:
+    def save(self, learner) -> None:
         "Between two steps of an epoch, on all ranks: the state is to be kept."
 
-    def after_epoch(self, learner: "Learner") -> None:
+    def after_epoch(self, learner) -> None:
         "After training and validation of an epoch; `learner.record` is complete."
 
-    def after_fit(self, learner: "Learner") -> None:
+    def after_fit(self, learner) -> None:
         "At the end, however it came."
