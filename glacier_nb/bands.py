@@ -158,9 +158,7 @@ def coding(
     paths = odd[codes].path.unique()
     where = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     unknown = listing((f"{c:g} ({n} pixels)" for c, n in values.items()), 8)
-    expected = (
-        f"codes {codes}, as on the other pixels; known are {LABEL_CODES}, {BINARY_CODES}, {INDEX_CODES}"
-    )
+    expected = f"codes {codes}, as elsewhere; known are {LABEL_CODES}, {BINARY_CODES}, {INDEX_CODES}"
     mend = "recode these values, or declare one of them as the file's nodata to have it ignored"
     raise TileError(where, f"unknown label codes {unknown}", expected, mend)
 
@@ -186,18 +184,16 @@ def _check_lakes(table):
     first, n = odd.path.iloc[0], f"{len(odd)} of {table.path.nunique()} files"
     found = f"{lake} on {share:.1%} of all pixels, in {n} that have no 85 or 170 (such as {first.name})"
     expected = f"under {LAKE_LIMIT:.0%} there, as {lake} means lake in four classes (in two classes, glacier)"
-    mend = (
-        'ask for classes="binary"' if ice.empty else "keep four-class and binary labels in separate folders"
-    )
+    mend = 'ask for classes="binary"' if ice.empty else "keep labels of two kinds in separate folders"
     raise TileError(first.parent, found, expected, mend)
 
 # %% ../nbs/01_bands.ipynb #1a265c36
 def detect_labels(
-    paths: Iterable[Path],  # all label files of a folder
+    paths: Iterable[Path] | pd.DataFrame,  # all label files of a folder, or their `count_codes`
     classes: str = "auto",  # auto, four or binary
 ) -> LabelScheme:
     "What the codes of a label folder mean. Raises `TileError` when they cannot mean what was asked for."
-    table = count_codes(paths)
+    table = paths if isinstance(paths, pd.DataFrame) else count_codes(paths)
     codes = coding(table)
     two = BINARY_CODES if codes == LABEL_CODES else INDEX_CODES[:2]
     present = set(table.code[table.code.isin(codes)])
@@ -221,6 +217,11 @@ class Tile:
     crs: CRS | None  # None: none declared
     transform: Affine  # pixel to map
     classes: tuple[str, ...]  # names of the class indices; empty without label
+
+    @property
+    def shape(self) -> tuple[int, int]:  # rows, columns
+        "Height and width, pixels."
+        return self.valid.shape
 
     def __repr__(self):
         "One line instead of all pixels."

@@ -8,7 +8,8 @@ __all__ = ['DataError', 'channels', 'BandStats', 'fit_stats', 'normalise', 'refl
 
 # %% ../nbs/04_data.ipynb #803dc544
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +19,10 @@ from fastcore.basics import patch
 
 from .bands import Tile
 from .config import BANDS, IGNORE
-from .paths import cache_folder, digest, write_array
+from .diskarray import CacheError, DiskArray, store_array
+from .lazytiles import LazyTile, labelled
+from .paths import cache_folder, digest
+from .quantiles import stream_quantiles
 from .texture import GlcmConfig, glcm_channels
 
 # %% ../nbs/04_data.ipynb #2a85f61b
@@ -71,22 +75,20 @@ def _mean_std(pixels: Iterable[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarra
     return np.where(n > 0, mean, np.nan), np.sqrt(m2 / np.maximum(n, 1))
 
 
-def _median_iqr(pixels: Iterable[list[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    "Median and IQR / 1.349 per channel."
-    columns = [np.concatenate(c) for c in zip(*pixels, strict=True)]
-    quartiles = [np.percentile(c, [25, 50, 75]) if len(c) else [np.nan] * 3 for c in columns]
-    low, median, high = np.array(quartiles, np.float64).reshape(-1, 3).T
+def _median_iqr(pixels: Callable[[], Iterable[list[np.ndarray]]]) -> tuple[np.ndarray, np.ndarray]:
+    "Median and IQR / 1.349 per channel, in two passes."
+    low, median, high = stream_quantiles(pixels, (0.25, 0.5, 0.75)).T
     return median, (high - low) / 1.349
 
 # %% ../nbs/04_data.ipynb #0553ee46
-def _pixels(tiles: Iterable[Tile], stride: int, glcm: GlcmConfig | None) -> Iterable[list[np.ndarray]]:
-    "The defined pixels of each tile: one float64 array per channel."
+def _pixels(tiles: Iterable[Tile], stride: int, glcm: GlcmConfig | None, dtype) -> Iterable[list[np.ndarray]]:
+    "The defined pixels of each tile: one array per channel."
     for tile in tiles:
-        yield [x[tile.valid & np.isfinite(x)][::stride].astype(np.float64) for x in channels(tile, glcm)]
+        yield [x[tile.valid & np.isfinite(x)][::stride].astype(dtype) for x in channels(tile, glcm)]
 
 
 def fit_stats(
-    tiles: Iterable[Tile],  # training tiles; a generator will do
+    tiles: Iterable[Tile],  # training tiles; a generator will do, but robust keeps what it gives
     method: str = "standard",  # standard: mean and std; robust: median and IQR / 1.349
     stride: int = 1,  # use every stride-th valid pixel
     glcm: GlcmConfig | None = None,  # texture channels, see `glacier_nb.texture.fit_glcm`; None: none
@@ -94,7 +96,11 @@ def fit_stats(
     "Centre and scale of each channel over all valid pixels. Raises `DataError` for a constant channel."
     if method not in ("standard", "robust"):
         raise DataError(f"normalisation {method!r} is unknown: expected standard or robust")
-    center, scale = (_mean_std if method == "standard" else _median_iqr)(_pixels(tiles, stride, glcm))
+    if method == "standard":
+        center, scale = _mean_std(_pixels(tiles, stride, glcm, np.float64))
+    else:
+        tiles = tiles if isinstance(tiles, Sequence) else list(tiles)
+        center, scale = _median_iqr(lambda: _pixels(tiles, stride, glcm, np.float32))
     names = BANDS if glcm is None else (*BANDS, *glcm.names)
     if len(center) != len(names) or np.isnan(center).any():
         raise DataError(
@@ -178,34 +184,51 @@ def _probe(distance_fn: Callable | None, n_classes: int) -> str:
     return "" if distance_fn is None else digest(np.asarray(distance_fn(label)))
 
 # %% ../nbs/04_data.ipynb #45acc4f6
+_DTYPES = {"image": np.float32, "label": np.uint8, "valid": np.bool_, "distance": np.float16}
+
+
 def cached_arrays(
-    tile: Tile,  # any tile
+    tile: Tile | LazyTile,  # any tile
     stats: BandStats,  # of the training tiles
     distance_fn: Callable | None,  # as in `tile_arrays`
     folder: str | os.PathLike,  # where the .npy files lie; made if missing
-) -> dict[str, np.ndarray]:  # the arrays of `tile_arrays`, memory-mapped
-    "The arrays of one tile from the cache folder, written there first if they are missing."
-    content = [tile.bands, tile.valid, *([] if tile.label is None else [tile.label])]
-    key = digest(stats.to_dict(), tile.label is None, _probe(distance_fn, len(tile.classes)), *content)
+) -> dict[str, DiskArray]:  # the arrays of `tile_arrays`, on disk
+    "The arrays of one tile from the cache folder, written there first if they are missing or damaged."
+    if isinstance(tile, LazyTile):
+        content = [tile.key]
+    else:
+        content = [tile.bands, tile.valid, *([tile.label] if labelled(tile) else [])]
+    key = digest(stats.to_dict(), not labelled(tile), _probe(distance_fn, len(tile.classes)), *content)
     names = ("image", "label", "valid", "distance")[: 3 if distance_fn is None else 4]
     paths = {name: Path(folder) / f"{tile.id}-{key}-{name}.npy" for name in names}
-    if not all(p.is_file() for p in paths.values()):
-        for name, array in tile_arrays(tile, stats, distance_fn).items():
-            write_array(paths[name], array)
-    return {name: np.load(p, mmap_mode="r") for name, p in paths.items()}
+    found = _stored(paths, tile.shape)
+    if found is None:
+        arrays = tile_arrays(tile, stats, distance_fn)
+        found = {name: store_array(paths[name], array) for name, array in arrays.items()}
+    return found
+
+
+def _stored(paths, shape):
+    "The arrays in these files; None when one is missing, damaged, or not of this size and type."
+    try:
+        arrays = {name: DiskArray.open(path) for name, path in paths.items()}
+    except CacheError:
+        return None
+    fit = all(a.shape[-2:] == shape and a.dtype == _DTYPES[name] for name, a in arrays.items())
+    return arrays if fit else None
 
 # %% ../nbs/04_data.ipynb #b63b41dc
 @dataclass(frozen=True)
 class TileSet:
-    "Normalised tiles in memory or memory-mapped, that can be cropped anywhere."
+    "Normalised tiles in memory or on disk, that can be cropped anywhere."
 
     ids: tuple[str, ...]  # tile ids
     classes: tuple[str, ...]  # names of the class indices
     stats: BandStats  # what normalised the images
-    images: tuple[np.ndarray, ...]  # (C, H, W) float32 each, 0 at invalid pixels
-    labels: tuple[np.ndarray, ...]  # (H, W) uint8 each, 255 = ignore
-    valids: tuple[np.ndarray, ...]  # (H, W) bool each
-    distances: tuple[np.ndarray, ...] | None = None  # (n_classes, H, W) float16 each
+    images: tuple[np.ndarray | DiskArray, ...]  # (C, H, W) float32 each, 0 at invalid pixels
+    labels: tuple[np.ndarray | DiskArray, ...]  # (H, W) uint8 each, 255 = ignore
+    valids: tuple[np.ndarray | DiskArray, ...]  # (H, W) bool each
+    distances: tuple[np.ndarray | DiskArray, ...] | None = None  # (n_classes, H, W) float16 each
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -224,7 +247,7 @@ class TileSet:
 # %% ../nbs/04_data.ipynb #f0f8c1f6
 def _check_set(ids: list[str], kinds: list[tuple[str, ...]]) -> None:
     "Raise `DataError` for an empty set, a tile that comes twice, or tiles with different classes."
-    twice = sorted({i for i in ids if ids.count(i) > 1})
+    twice = sorted(i for i, n in Counter(ids).items() if n > 1)
     if not ids or twice:
         raise DataError(
             "no tiles to build a set from" if not ids else f"tiles that come twice: {', '.join(twice)}"
@@ -238,10 +261,10 @@ def _check_set(ids: list[str], kinds: list[tuple[str, ...]]) -> None:
 @patch(cls_method=True)
 def build(
     cls: TileSet,
-    tiles: Iterable[Tile],  # a list, or a generator for sets larger than memory
+    tiles: Iterable[Tile | LazyTile],  # lazy ones, or a generator, for sets larger than memory
     stats: BandStats,  # of the training tiles
     distance_fn: Callable | None = None,  # label (H, W) uint8 -> (n_classes, H, W) signed distances
-    cache_dir: str | os.PathLike | None = None,  # None: in memory; else memory-mapped files in this folder
+    cache_dir: str | os.PathLike | None = None,  # None: in memory; else files in this folder
 ) -> TileSet:
     "Normalise all tiles. Raises `DataError` when there are none or their classes differ."
     make = tile_arrays if cache_dir is None else partial(cached_arrays, folder=cache_dir)

@@ -41,10 +41,8 @@ def process_group(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     dist.init_process_group(backend, store=store, **(place if store else {}))
-    try:
-        yield ranks_here()
-    finally:
-        dist.destroy_process_group()
+    yield ranks_here()
+    dist.destroy_process_group()  # after an error the process ends, and that is how the others learn of it
 
 
 def under_torchrun() -> bool:
@@ -157,6 +155,8 @@ def _watch(context: ProcessContext, lines: dict[Connection, int], hear: Callable
     except ProcessException as e:
         for rank, kind, content in _heard(lines, 0.0):
             kinds[kind](rank, content)
+        if request:
+            raise RankDied(f"{request.name} came before the ranks could save: the run is as it was") from e
         raise _cause(context, errors, e)  # noqa: B904 - `_cause` names its own
     finally:
         _signal(context, signal.SIGKILL)

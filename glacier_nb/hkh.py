@@ -252,19 +252,6 @@ class PatchTiles(Sequence):
         return read_patch(self.patches[i], **self.reading)
 
 
-def _allow_files(n):
-    "Let this process keep `n` files open. Raises `HkhError` when the system does not allow so many."
-    if os.name != "posix":
-        return
-    import resource  # not there on Windows
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= hard < n:  # no limit is -1 or huge
-        raise HkhError("open files", f"a limit of {hard}", f"{n}, four a patch", "raise min_glacier")
-    if 0 <= soft < n:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))
-
-
 def hkh_data(
     cfg: TrainConfig,  # fold, n_folds, normalisation, glcm_* and loss weights are read
     patches: Sequence[Patch],  # from `hkh_patches`
@@ -275,8 +262,6 @@ def hkh_data(
     train, val = (PatchTiles(p, **reading) for p in hkh_split(patches, cfg.fold, cfg.n_folds))
     stats = fit_stats(train, cfg.normalisation, glcm=fit_glcm(train, cfg))
     distance = partial(signed_distance, n_classes=len(CLASSES)) if loss_weights(cfg)["boundary"] > 0 else None
-    if cache_dir is not None:
-        _allow_files(4 * len(patches) + 256)
     sets = (TileSet.build(t, stats, distance_fn=distance, cache_dir=cache_dir) for t in (train, val))
     return RunData(*sets, train, val, stats, CLASSES)
 

@@ -24,7 +24,6 @@ from .config import TrainConfig
 from .device import pick_device
 from .ema import WeightAverage
 from .loader import CropLoader
-from .metrics import mcc, tile_confusion
 from .mixing import make_mixer
 from .ranks import ranks_here
 from glacier_nb.recipe import (
@@ -40,6 +39,7 @@ from .samplers import config_sampler
 from .stopping import StopRequest
 from .syncnorm import synchronise_norms
 from .unet import predict_logits
+from .validation import share_buffers, tile_batch, validate_tiles
 
 # %% ../nbs/12_learner.ipynb #36e16820
 class TrainingError(RuntimeError):
@@ -144,10 +144,7 @@ def make_ready(self: Learner) -> None:
     if self.ranks.size > 1:
         freeze_unused(self.model, batch_shape(self.cfg, self.data.train)[1])
         places = [self.device] if self.device.type == "cuda" else None
-        share = not self.cfg.sync_batchnorm  # else all ranks have the same statistics anyway
-        self.network = DistributedDataParallel(
-            self.network, places, broadcast_buffers=share, gradient_as_bucket_view=True
-        )
+        self.network = DistributedDataParallel(self.network, places, gradient_as_bucket_view=True)
 
 # %% ../nbs/12_learner.ipynb #7db4f7e1
 @patch
@@ -302,9 +299,7 @@ def whole_tile(
     i: int,  # number of a validation tile
 ) -> dict[str, Tensor]:  # as a batch of one
     "A validation tile on the device."
-    crop = self.data.val.crop(i, 0, 0, self.data.val.shapes[i])
-    dtypes = {"label": torch.int64, "distance": torch.float32}
-    return {k: torch.tensor(v, dtype=dtypes.get(k), device=self.device)[None] for k, v in crop.items()}
+    return tile_batch(self.data.val, i, self.device)
 
 
 @patch
@@ -320,19 +315,8 @@ def predict(
 
 @patch
 def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid
-    "Loss and pooled MCC on the validation tiles."
-    val, mine = self.data.val, {}
-    if self.ranks.size > 1 and not self.cfg.sync_batchnorm:  # statistics of the first rank, for all
-        held = self.ranks.first({name: b.cpu() for name, b in self.judged.named_buffers()})
-        self.judged.load_state_dict(held, strict=False)
-    for i in range(self.ranks.rank, len(val), self.ranks.size):
-        batch = self.whole_tile(i)
-        logits = self.predict(batch)
-        loss = float(self.loss(logits, batch["label"], batch["valid"], batch.get("distance"))[0])
-        pred = logits[0].argmax(0).cpu().numpy()
-        mine[val.ids[i]] = loss, tile_confusion(pred, val.labels[i], val.valids[i], len(self.data.classes))
-    found = {i: pair for part in self.ranks.objects(mine) for i, pair in part.items()}
-    self.matrices = {i: found[i][1] for i in val.ids}
-    pooled, pooled_valid = (sum(m[k] for m in self.matrices.values()) for k in (0, 1))
-    losses = [found[i][0] for i in val.ids]
-    return {"val_loss": float(np.mean(losses)), "mcc": mcc(pooled), "mcc_valid": mcc(pooled_valid)}
+    "Loss and pooled MCC on the validation tiles, whose confusion matrices are then in `matrices`."
+    if not self.cfg.sync_batchnorm:  # the statistics of the first rank, for all
+        share_buffers(self.judged, self.ranks)
+    scores, self.matrices = validate_tiles(self.data.val, self.predict, self.loss, self.device, self.ranks)
+    return scores

@@ -6,9 +6,11 @@
 __all__ = ['cut', 'CropLoader']
 
 # %% ../nbs/05a_loader.ipynb #3bb386b0
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -38,19 +40,25 @@ def cut(
     return batch
 
 # %% ../nbs/05a_loader.ipynb #f5b0a9d4
+@lru_cache
+def _pool(workers: int, _process: int) -> ThreadPoolExecutor:
+    "The threads of a process, started when they are first needed and kept."
+    return ThreadPoolExecutor(workers, thread_name_prefix="crops")
+
+
 class CropLoader:
-    "The batches of one epoch, in the order of their positions, whatever the number of workers."
+    "The batches of one epoch, in the order given, whatever the number of workers."
 
     def __init__(
         self,
         tileset: TileSet,  # tiles to cut from
-        parts: Sequence[np.ndarray],  # the positions of each batch, (B, 3) of a sampler
+        parts: Sequence[np.ndarray],  # of each batch, its (B, 3) positions of a sampler
         crop_size: int,  # pixels; 0: whole tiles
         workers: int = 0,  # threads that cut ahead; 0: cut when asked
         pin: bool = False,  # page-locked memory, for faster copies to a GPU
     ):
         self.cut = lambda part: cut(tileset, part, crop_size, pin)
-        self.parts, self.workers = list(parts), workers
+        self.parts, self.workers = parts, workers
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -59,11 +67,13 @@ class CropLoader:
         if not self.workers:
             yield from map(self.cut, self.parts)
             return
-        pending = deque()
-        with ThreadPoolExecutor(self.workers) as pool:
+        pool, pending = _pool(self.workers, os.getpid()), deque()
+        try:
             for part in self.parts:
                 pending.append(pool.submit(self.cut, part))
                 if len(pending) > self.workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        finally:  # also when the loop over the batches ends early
+            wait([future for future in pending if not future.cancel()])

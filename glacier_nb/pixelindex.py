@@ -33,7 +33,7 @@ class PixelIndex:
         rows = [self._row_counts(i) for i in range(len(tileset))]
         self.starts = np.cumsum([0] + [len(r) for r in rows])  # where each tile's rows begin
         # (rows of all tiles, n_classes + 1) running counts; the last column counts any class
-        self.ends = np.cumsum(np.concatenate(rows), axis=0)
+        self.ends = np.cumsum(np.concatenate(rows), axis=0, dtype=np.int64)
 
     def known(self, i: int, rows: slice | int = np.s_[:]) -> np.ndarray:
         "Class indices in some rows of a tile, 255 where no label counts."
@@ -43,12 +43,11 @@ class PixelIndex:
         "Pixels of each class, and of any, in each row of a tile: (H, n_classes + 1)."
         label = self.known(i)
         counts = np.stack([(label == c).sum(1) for c in range(len(self.tileset.classes))], axis=1)
-        return np.concatenate([counts, counts.sum(1, keepdims=True)], axis=1)
+        return np.concatenate([counts, counts.sum(1, keepdims=True)], axis=1).astype(np.int32)
 
     def per_tile(self) -> np.ndarray:  # (tiles, n_classes + 1) pixels; last column: any class
         "Labelled valid pixels of each class in each tile."
-        ends = np.concatenate([np.zeros_like(self.ends[:1]), self.ends])
-        return np.diff(ends[self.starts], axis=0)
+        return np.diff(self.ends[self.starts[1:] - 1], axis=0, prepend=0)
 
 # %% ../nbs/04b_pixelindex.ipynb #f02e15f3
 @patch
@@ -154,7 +153,8 @@ class BorderIndex(PixelIndex):
         "Pixels along the border in each row of a tile: (H, 1)."
         height = self.tileset.shapes[i][0]
         strips = [(k, min(k + 256, height)) for k in range(0, height, 256)]
-        return np.concatenate([self.near(i, *strip).sum(1, keepdims=True) for strip in strips])
+        counts = [self.near(i, *strip).sum(1, keepdims=True) for strip in strips]
+        return np.concatenate(counts).astype(np.int32)
 
     def columns(self, i: int, row: int, c: int) -> np.ndarray:  # ascending
         "The columns of the pixels along the border in one row of a tile; `c` has no meaning."

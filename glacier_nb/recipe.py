@@ -18,14 +18,15 @@ from torch import nn
 
 from .bands import Tile
 from .config import ConfigError, TrainConfig, loss_weights
-from .data import BandStats, TileSet, fit_stats
+from .data import BandStats, TileSet
+from .lazytiles import LazyTile
 from .losses import CombinedLoss, class_weights, signed_distance
 from .params import numbers
 from .paths import project_root
 from .samplers import crop_shape
 from .schedules import Schedule, schedule
 from .splits import check_split, class_pixels, split
-from .texture import fit_glcm
+from .tilestore import run_stats, store_folder
 from .unet import build_unet
 from .weights import init_from
 
@@ -36,23 +37,23 @@ class RunData:
 
     train: TileSet  # normalised training tiles
     val: TileSet  # normalised validation tiles, labels complete
-    train_tiles: list[Tile]  # the same as DN, for baselines and figures
-    val_tiles: list[Tile]
+    train_tiles: list[Tile | LazyTile]  # the same as DN, for baselines and figures
+    val_tiles: list[Tile | LazyTile]
     stats: BandStats  # of the training tiles' valid pixels
     classes: tuple[str, ...]  # names of the class indices
 
 
 def prepare_data(
-    cfg: TrainConfig,  # fold, n_folds, normalisation, glcm_* and loss weights are read
-    tiles: list[Tile],  # labelled tiles, see `glacier_nb.bands.read_tiles`
+    cfg: TrainConfig,  # fold, n_folds, normalisation, glcm_*, loss weights and tile_store are read
+    tiles: list[Tile | LazyTile],  # labelled tiles, see `glacier_nb.tilestore.run_tiles`
 ) -> RunData:
     "Split tiles spatially, fit the statistics on the training part, normalise both."
     train_tiles, val_tiles = split(tiles, cfg.fold, cfg.n_folds)
     check_split(train_tiles, val_tiles)
-    stats = fit_stats(train_tiles, cfg.normalisation, glcm=fit_glcm(train_tiles, cfg))
+    stats, folder = run_stats(cfg, train_tiles), store_folder(cfg, tiles)
     classes = train_tiles[0].classes
     distance = partial(signed_distance, n_classes=len(classes)) if loss_weights(cfg)["boundary"] > 0 else None
-    train, val = (TileSet.build(t, stats, distance_fn=distance) for t in (train_tiles, val_tiles))
+    train, val = (TileSet.build(t, stats, distance, folder) for t in (train_tiles, val_tiles))
     return RunData(train, val, train_tiles, val_tiles, stats, classes)
 
 # %% ../nbs/11b_recipe.ipynb #b7fbbe46
@@ -176,8 +177,8 @@ def freeze_unused(
 ) -> list[str]:  # their names
     "Freeze the parameters that get no gradient."
     copied = copy.deepcopy(model).eval()
-    place = next(model.parameters()).device
-    copied(torch.zeros(1, channels, 64, 64, device=place)).sum().backward()
+    like = next(model.parameters())
+    copied(torch.zeros(1, channels, 64, 64, device=like.device, dtype=like.dtype)).sum().backward()
     unused = [name for name, p in copied.named_parameters() if p.grad is None and p.requires_grad]
     for name in unused:
         model.get_parameter(name).requires_grad_(False)

@@ -6,6 +6,7 @@
 __all__ = ['RANGE_PERCENTILES', 'BINS', 'GlcmConfig', 'fit_glcm', 'glcm_channels', 'superiority', 'effect_sizes']
 
 # %% ../nbs/02c_texture.ipynb #312038b4
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ def fit_glcm(
     "The texture channels of a run and their range. Raises `GlcmError` when no training pixel is valid."
     if not cfg.include_glcm:
         return None
-    k, stride = BANDS.index(cfg.glcm_band), max(sum(t.valid.size for t in tiles) // 10_000_000, 1)
+    k, stride = BANDS.index(cfg.glcm_band), max(sum(math.prod(t.shape) for t in tiles) // 10_000_000, 1)
     values = np.concatenate([t.bands[k][t.valid][::stride] for t in tiles])
     if not len(values):
         raise GlcmError(

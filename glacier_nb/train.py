@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Relay', 'follow', 'fit_rank', 'train', 'score', 'run_rank', 'read_config', 'run', 'main']
 
-# %% ../nbs/16d_train.ipynb #50602df9
+# %% ../nbs/16d_train.ipynb #1d5293f5
 import argparse
 import json
 import os
@@ -18,10 +18,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from .bands import read_tiles
 from .callbacks import Progress, RunFolder, make_learner, restore, run_path
 from .checkpoints import read_checkpoint, saving
-from .config import ConfigError, TrainConfig, data_path, load_config
+from .config import ConfigError, TrainConfig, load_config
 from .device import processes
 from .distributed import launch, process_group, tell, under_torchrun
 from .jobs import read_parameters
@@ -31,8 +30,9 @@ from .metrics import summary
 from .paths import project_root, write_text
 from .ranks import ranks_here
 from .recipe import prepare_data
+from .tilestore import run_tiles
 
-# %% ../nbs/16d_train.ipynb #bfe42db0
+# %% ../nbs/16d_train.ipynb #60808167
 class Relay(Callback):
     "Tells the launching process what happens."
 
@@ -66,18 +66,18 @@ def follow(
         if isinstance(callback, Progress):
             getattr(callback, moment)(learner)
 
-# %% ../nbs/16d_train.ipynb #2da5726d
+# %% ../nbs/16d_train.ipynb #6aef8344
 def fit_rank(
     cfg: TrainConfig,  # every parameter of the run
     folder: str | os.PathLike,  # run folder, from `run_path`
 ) -> str:  # SIGINT or SIGTERM if one ended it, else empty
     "Train a run as one of the processes that share it."
-    learner = make_learner(cfg, prepare_data(cfg, read_tiles(data_path(cfg), cfg.classes)), folder, False)
+    learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, False)
     learner.callbacks += [Relay()] * (learner.ranks.rank == 0)
     learner.fit()
     return learner.stopped_by
 
-# %% ../nbs/16d_train.ipynb #cfc4c99d
+# %% ../nbs/16d_train.ipynb #e120f598
 def train(
     learner: Learner,  # from `make_learner`; afterwards it holds the weights and the history of the run
 ) -> list[dict]:  # the history
@@ -92,7 +92,7 @@ def train(
         sys.exit(0)
     return learner.history
 
-# %% ../nbs/16d_train.ipynb #3bff5521
+# %% ../nbs/16d_train.ipynb #04a5e54e
 def score(
     learner: Learner,  # after `fit`, on every rank
     folder: Path,  # its run folder
@@ -129,7 +129,7 @@ def run_rank(
         begun = (project_root() / "outputs" / cfg.run / "last.pt").exists()
         cfg = replace(cfg, resume=cfg.resume or (go_on and begun))
     cfg, folder = ranks.first((cfg, run_path(cfg) if ranks.rank == 0 else None))
-    data = prepare_data(cfg, read_tiles(data_path(cfg), cfg.classes))
+    data = prepare_data(cfg, run_tiles(cfg))
     learner = make_learner(cfg, data, folder, progress=ranks.rank == 0)
     with nullcontext() if ranks.rank else run_lock(folder, inside=True):  # until the metrics are written
         learner.fit()
@@ -137,7 +137,7 @@ def run_rank(
             score(learner, folder, time.perf_counter() - start)
     return learner.stopped_by
 
-# %% ../nbs/16d_train.ipynb #32568d73
+# %% ../nbs/16d_train.ipynb #9d84dcc9
 def read_config(
     path: str | os.PathLike,  # config.json of a run, or YAML with the parameters that differ
 ) -> TrainConfig:
@@ -164,7 +164,7 @@ def run(
         return run_rank(cfg, go_on)
     return launch(run_rank, cfg, go_on)[0]
 
-# %% ../nbs/16d_train.ipynb #2118e731
+# %% ../nbs/16d_train.ipynb #684d3cad
 def _clear(error: Exception) -> bool:
     "Is it an error of ours, whose message is all that a user needs?"
     return isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("glacier_nb")

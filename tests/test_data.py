@@ -12,6 +12,7 @@ from affine import Affine
 from glacier_nb.bands import Tile
 from glacier_nb.config import BANDS, CLASSES, IGNORE
 from glacier_nb.data import BandStats, DataError, TileSet, crop_array, fit_stats, normalise, reflect_index
+from glacier_nb.diskarray import DiskArray
 from glacier_nb.texture import GlcmConfig, glcm_channels
 
 
@@ -184,7 +185,7 @@ def test_memory_mapped_equals_memory(tiles, tmp_path):
     tiles[1] = make_tile("00_01", seed=9, shape=(33, 70))  # sizes may differ
     stats = fit_stats(tiles)
     memory, mapped = (TileSet.build(iter(tiles), stats, distance, c) for c in (None, tmp_path))
-    assert isinstance(mapped.images[0], np.memmap)
+    assert isinstance(mapped.images[0], DiskArray)
     assert memory.shapes == mapped.shapes == [t.valid.shape for t in tiles]
     assert same(memory, mapped)
     assert memory.nbytes == mapped.nbytes > 0

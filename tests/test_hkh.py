@@ -1,7 +1,6 @@
 """HKH patches: their format, hostile files, splits, the untaught lake, a run that starts from it."""
 
 import json
-import resource
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from glacier_nb.callbacks import make_learner
 from glacier_nb.checkpoints import read_checkpoint
 from glacier_nb.config import BANDS, CLASSES, IGNORE, TrainConfig
 from glacier_nb.demo import make_demo
+from glacier_nb.diskarray import DiskArray
 from glacier_nb.hkh import (
     CHANNELS,
     OVERLAP,
@@ -309,20 +309,7 @@ def test_cached_arrays_are_the_same(data, patches, tmp_path):
     cached = hkh_data(TrainConfig(**TINY), patches, tmp_path, size=SIZE)
     for a, b in zip(cached.train.images, data.train.images, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert isinstance(cached.train.images[0], np.memmap)
-
-
-def test_limit_of_open_files_is_raised_or_reported(patches, tmp_path, monkeypatch):
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-    try:
-        hkh_data(TrainConfig(**TINY), patches, tmp_path, size=SIZE)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * len(patches) + 256
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 200))
-    with pytest.raises(HkhError, match=r"a limit of 200.*304, four a patch.*min_glacier"):
-        hkh_data(TrainConfig(**TINY), patches, tmp_path, size=SIZE)
+    assert isinstance(cached.train.images[0], DiskArray)
 
 
 def test_lake_is_not_taught_but_for_weight_decay(data):
