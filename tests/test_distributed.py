@@ -161,11 +161,3 @@ def test_two_torchruns_are_one_run_and_go_on_after_sigterm(project):
     for name in ("train_loss", "loss_dice", "loss_mcc", "loss_focal", "val_loss", "lr"):
         curves = [[r[name] for r in records] for records in (alone, together)]
         np.testing.assert_allclose(*curves, atol=1e-4, rtol=0, err_msg=name)
-
-
-@pytest.mark.slow
-def test_an_error_under_torchrun_is_said_once_and_ends_all(project):
-    "The first rank finds it; nobody waits for the other."
-    both = agents(project, write_config(project, "bad.json", run="bad", data_dir="data/nothing"))
-    assert all(agent.end(90) for agent in both)
-    assert "data/nothing" in both[0].said + both[1].said

@@ -442,38 +442,28 @@ def command_line(*arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_together_and_go_on(project, whole):
-    "A terminal sends Ctrl-C to all; `kill` and Kaggle's clock send SIGTERM to the launching process alone."
-    folder, config = project / "outputs/ranks", write_config(project, "ranks.json", run="ranks", devices=2)
-    steps = [0]
-    for number, send, status in [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 0)]:
+def test_two_ranks_stop_together_do_not_outlive_their_parent_and_go_on(project):
+    "`kill` and Kaggle's clock reach the launching process alone; the ranks end with it, whatever ends it."
+    slow = {"lr": 1e-5}  # differences of rounding grow with the learning rate
+    alone = Process(project, "--config", write_config(project, "alone.json", run="alone", **slow))
+    folder, steps = project / "outputs/ranks", [0]
+    config = write_config(project, "ranks.json", run="ranks", devices=2, **slow)
+    for number, status in [(signal.SIGTERM, 0), (signal.SIGKILL, -9)]:
         process = Started(project, command_line(config, "--resume"))
-        wait_for_saves(process, folder, 3)
-        ranks = family(process.pid)
-        assert len([r for r in ranks if "spawn_main" in " ".join(r.cmdline())]) == 2
-        send(process.pid, number)
+        wait_for_saves(process, folder, 2)
+        ranks = [p for p in family(process.pid) if "spawn_main" in " ".join(p.cmdline())]
+        assert len(ranks) == 2
+        process.send(number)
         assert process.end(30) == status, process.said
-        assert "Traceback" not in process.said
-        assert not [r for r in ranks if r.is_running() and r.status() != psutil.STATUS_ZOMBIE]
+        _, left = psutil.wait_procs(ranks, timeout=20)
+        assert not [rank.kill() for rank in left]
+        check_files(folder)
         steps.append(last_step(folder))
         assert steps[-2] < steps[-1] < STEPS
-    config = write_config(project, "one.json", run="ranks", devices="cpu")  # the rest by one process
-    process = Process(project, "--config", config, "--resume")
-    assert process.end() == 0, process.said
-    losses = [[r["train_loss"] for r in history(f)] for f in (folder, whole)]
-    np.testing.assert_allclose(*losses, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_ranks_do_not_outlive_a_killed_parent(project):
-    config = write_config(project, "orphans.json", run="orphans", devices=2, epochs=200)
-    process = Started(project, command_line(config))
-    wait_for_saves(process, project / "outputs/orphans", 2)
-    ranks = family(process.pid)
-    process.send(signal.SIGKILL)
-    assert process.end() == -9
-    _, left = psutil.wait_procs(ranks, timeout=20)
-    for rank in left:
-        rank.kill()
-    assert not left
-    check_files(project / "outputs/orphans")
+        assert run_state(folder) == "unfinished"
+    assert "Traceback" not in process.said
+    config = write_config(project, "rest.json", run="ranks", devices="cpu", **slow)  # the rest by one process
+    rest = Process(project, "--config", config, "--resume")
+    assert (rest.end(), alone.end()) == (0, 0), rest.said + alone.said
+    losses = [[r["train_loss"] for r in history(f)] for f in (folder, project / "outputs/alone")]
+    np.testing.assert_allclose(*losses, atol=1e-4, rtol=0)
