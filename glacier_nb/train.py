@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Relay', 'follow', 'fit_rank', 'train', 'score', 'run_rank', 'read_config', 'run', 'main']
 
-# %% ../nbs/16d_train.ipynb #1d5293f5
+# %% ../nbs/16d_train.ipynb #0888f751
 import argparse
 import json
 import os
@@ -32,7 +32,7 @@ from .ranks import ranks_here
 from .recipe import prepare_data
 from .tilestore import run_tiles
 
-# %% ../nbs/16d_train.ipynb #60808167
+# %% ../nbs/16d_train.ipynb #72498670
 class Relay(Callback):
     "Tells the launching process what happens."
 
@@ -66,7 +66,7 @@ def follow(
         if isinstance(callback, Progress):
             getattr(callback, moment)(learner)
 
-# %% ../nbs/16d_train.ipynb #6aef8344
+# %% ../nbs/16d_train.ipynb #4c40c43f
 def fit_rank(
     cfg: TrainConfig,  # every parameter of the run
     folder: str | os.PathLike,  # run folder, from `run_path`
@@ -77,7 +77,7 @@ def fit_rank(
     learner.fit()
     return learner.stopped_by
 
-# %% ../nbs/16d_train.ipynb #e120f598
+# %% ../nbs/16d_train.ipynb #a167759f
 def train(
     learner: Learner,  # from `make_learner`; afterwards it holds the weights and the history of the run
 ) -> list[dict]:  # the history
@@ -92,7 +92,7 @@ def train(
         sys.exit(0)
     return learner.history
 
-# %% ../nbs/16d_train.ipynb #04a5e54e
+# %% ../nbs/16d_train.ipynb #26a07c9c
 def score(
     learner: Learner,  # after `fit`, on every rank
     folder: Path,  # its run folder
@@ -137,7 +137,7 @@ def run_rank(
             score(learner, folder, time.perf_counter() - start)
     return learner.stopped_by
 
-# %% ../nbs/16d_train.ipynb #9d84dcc9
+# %% ../nbs/16d_train.ipynb #2ee888fc
 def read_config(
     path: str | os.PathLike,  # config.json of a run, or YAML with the parameters that differ
 ) -> TrainConfig:
@@ -164,7 +164,7 @@ def run(
         return run_rank(cfg, go_on)
     return launch(run_rank, cfg, go_on)[0]
 
-# %% ../nbs/16d_train.ipynb #684d3cad
+# %% ../nbs/16d_train.ipynb #a2118f28
 def _clear(error: Exception) -> bool:
     "Is it an error of ours, whose message is all that a user needs?"
     return isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("glacier_nb")
