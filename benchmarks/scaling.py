@@ -3,9 +3,9 @@
     python benchmarks/scaling.py --quick     # a smoke run: 9 and 36 small tiles
     python benchmarks/scaling.py             # the measurement; makes outputs/scaling (8 GB) in some minutes
 
-Memory is measured in starts of their own: the tiles are opened and split, their arrays are found in the cache,
-and some steps are taken. The start that fills the cache is shown apart. Times are those of steps on both sets
-in turns.
+Memory is measured in starts of their own: the tiles are opened and split, their arrays are found in the
+cache, and some steps are taken. The start that fills the cache is shown apart. Times are those of steps on
+both sets in turns.
 """
 
 import argparse
