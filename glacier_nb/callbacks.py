@@ -32,9 +32,10 @@ from glacier_nb.config import (
     data_path,
     save_config,
 )
+from .data import BandStats
 from .device import rng_state, seed_everything, set_rng_state
 from .learner import Callback, Learner
-from .locks import run_lock
+from .locks import holds_run, run_lock
 from .params import differing
 from .paths import project_root, write_text
 from .ranks import ranks_here
@@ -49,7 +50,7 @@ def run_path(
     outputs = Path(outputs or project_root() / "outputs").resolve()
     if cfg.run:
         folder = outputs / cfg.run
-        if (folder / "config.json").exists() and not cfg.resume:
+        if holds_run(folder) and not cfg.resume:
             raise ConfigError(
                 f"{folder} already holds a run: choose another `run` name, or continue it with resume=True"
             )
@@ -66,15 +67,13 @@ def checkpoint(
     learner: Learner,  # after a step
 ) -> dict:  # plain types and tensors only
     "All that prediction needs: weights, config, statistics, classes, versions, metrics."
-    binary = learner.data.classes == BINARY_CLASSES
-    names = ("glacier_nb", "torch", "segmentation-models-pytorch")
     return {
         "weights": {k: v.cpu() for k, v in learner.judged.state_dict().items()},
         "config": asdict(learner.cfg),
         "stats": learner.data.stats.to_dict(),
         "classes": list(learner.data.classes),
-        "codes": list(BINARY_CODES if binary else LABEL_CODES),
-        "versions": {name: version(name) for name in names},
+        "codes": list(BINARY_CODES if learner.data.classes == BINARY_CLASSES else LABEL_CODES),
+        "versions": {name: version(name) for name in ("glacier_nb", "torch", "segmentation-models-pytorch")},
         "started_from": getattr(learner.model, "started_from", "weights that nobody named"),
         "metrics": learner.history[-1] if learner.history else {},
     }
@@ -94,6 +93,7 @@ def training_state(
         "rate": learner.rate.state_dict(),
         "progress": {name: getattr(learner, name) for name in progress},
         "arithmetic": learner.arithmetic.to_dict(),
+        "split": _split(learner),
         "rng": learner.ranks.objects(rng_state(learner.device)),
     }
 
@@ -165,13 +165,15 @@ class RunFolder(Callback):
 @patch
 def _claim(self: RunFolder, learner: Learner) -> None:
     "Make the folder that of this run; raises ConfigError when it is another's."
-    try:
-        with open(self.folder / "config.json", "x", encoding="utf-8"):
-            save_config(learner.cfg, self.folder / "config.json")
-    except FileExistsError:
-        raise ConfigError(f"{self.folder} already holds a run: choose another name for `run`") from None
-    split = {"train": list(learner.data.train.ids), "val": list(learner.data.val.ids)}
-    write_text(self.folder / "splits.json", json.dumps(split, indent=1) + "\n")
+    if holds_run(self.folder):  # it came while the data were read
+        raise ConfigError(f"{self.folder} already holds a run: choose another name for `run`")
+    save_config(learner.cfg, self.folder / "config.json")
+    write_text(self.folder / "splits.json", json.dumps(_split(learner), indent=1) + "\n")
+
+
+def _split(learner: Learner) -> dict[str, list[str]]:
+    "Which tiles a run trains and validates on."
+    return {"train": list(learner.data.train.ids), "val": list(learner.data.val.ids)}
 
 
 @patch
@@ -183,8 +185,12 @@ def _resume(self: RunFolder, learner: Learner) -> None:
         raise ConfigError(
             f"{path} belongs to another config: {changed}. Resume with the values of its config.json"
         )
-    if lacking := [key for key in ("arithmetic", "progress", "rng") if key not in state]:
+    if lacking := [key for key in ("arithmetic", "progress", "rng", "split") if key not in state]:
         raise ConfigError(f"{path} has no {', '.join(lacking)}: an older version wrote it, do this run again")
+    if state["split"] != _split(learner) or BandStats.from_dict(state["stats"]) != learner.data.stats:
+        raise ConfigError(
+            f"{path} is from other tiles than {data_path(learner.cfg)} has: see its splits.json"
+        )
     restore(learner, state)
 
 # %% ../nbs/12a_callbacks.ipynb #9ab48424

@@ -41,10 +41,8 @@ def process_group(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     dist.init_process_group(backend, store=store, **(place if store else {}))
-    try:
-        yield ranks_here()
-    finally:
-        dist.destroy_process_group()
+    yield ranks_here()
+    dist.destroy_process_group()  # after an error the process ends, and that is how the others learn of it
 
 
 def under_torchrun() -> bool:
@@ -71,6 +69,16 @@ def _picklable(error: Exception) -> Exception | None:
         return None
 
 
+@contextmanager
+def _telling() -> Iterator[None]:
+    "Send an error to the launching process, and end."
+    try:
+        yield
+    except Exception as e:
+        _line["out"].send(("error", (time.time(), traceback.format_exc(), _picklable(e))))
+        sys.exit(1)
+
+
 def _member(rank: int, size: int, port: int, threads: int, worker: Callable, cfg, args, lines) -> None:
     "What a launched process does: join, work, tell the result or the error."
     os.setpgid(0, 0)
@@ -80,14 +88,11 @@ def _member(rank: int, size: int, port: int, threads: int, worker: Callable, cfg
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     torch.set_num_threads(threads)
     _line["out"] = lines[rank]
-    try:
-        with process_group(cfg.devices, dist.TCPStore("127.0.0.1", port, size, False)) as ranks:
+    with _telling(), process_group(cfg.devices, dist.TCPStore("127.0.0.1", port, size, False)) as ranks:
+        with _telling():  # at once: the end of the group makes the other ranks fail as well
             result = worker(cfg, *args)
             ranks.barrier()
         _line["out"].send(("result", result))
-    except Exception as e:
-        _line["out"].send(("error", (time.time(), traceback.format_exc(), _picklable(e))))
-        sys.exit(1)
 
 # %% ../nbs/13_distributed.ipynb #45e1559b
 def launch(
@@ -101,7 +106,9 @@ def launch(
     size = processes(cfg.devices)
     store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     threads = max(1, torch.get_num_threads() // size)
-    ins, outs = zip(*(multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(size)), strict=True)
+    ins, outs = zip(
+        *(multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(size)), strict=True
+    )
     context = start_processes(
         _member, (size, store.port, threads, worker, cfg, args, outs), size, join=False, start_method="spawn"
     )
@@ -148,6 +155,8 @@ def _watch(context: ProcessContext, lines: dict[Connection, int], hear: Callable
     except ProcessException as e:
         for rank, kind, content in _heard(lines, 0.0):
             kinds[kind](rank, content)
+        if request:
+            raise RankDied(f"{request.name} came before the ranks could save: the run is as it was") from e
         raise _cause(context, errors, e)  # noqa: B904 - `_cause` names its own
     finally:
         _signal(context, signal.SIGKILL)

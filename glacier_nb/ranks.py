@@ -10,6 +10,7 @@ import os
 import pickle
 import socket
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 # %% ../nbs/05c_ranks.ipynb #4fe012ff
 class RankError(ValueError):
@@ -206,8 +208,10 @@ def _member(rank: int, size: int, folder: str, call: bytes, threads: int) -> Non
         result = function(ranks_here(), *args)
         Path(folder, str(rank)).write_bytes(pickle.dumps(result))
         ranks_here().barrier()
-    finally:
-        dist.destroy_process_group()
+    except Exception:  # whatever it is, before the others notice that this process is gone
+        Path(folder, f"{rank}.failed").write_text(f"rank {rank} failed: {traceback.format_exc()}")
+        raise
+    dist.destroy_process_group()
 
 
 def run_ranks(
@@ -215,11 +219,15 @@ def run_ranks(
     size: int,  # processes, on the CPU
     *args: Any,  # anything that can be pickled
 ) -> list:  # what the function returned on each rank
-    "Run a function on several ranks of this machine, which share the threads of this process."
+    "A function run by several ranks of this machine; `RuntimeError` with the traceback of the first to fail."
     threads = max(1, torch.get_num_threads() // size)
     call = pickle.dumps((function, args))  # as bytes, since tensors that torch sends are shared, not copied
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_member, (size, folder, call, threads), nprocs=size)
+        try:
+            torch.multiprocessing.spawn(_member, (size, folder, call, threads), nprocs=size)
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            failed = sorted(Path(folder).glob("*.failed"), key=lambda path: path.stat().st_mtime_ns)
+            raise RuntimeError(failed[0].read_text() if failed else str(error)) from error
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(size)]
 
 # %% ../nbs/05c_ranks.ipynb #24460a06

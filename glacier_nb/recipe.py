@@ -177,8 +177,8 @@ def freeze_unused(
 ) -> list[str]:  # their names
     "Freeze the parameters that get no gradient."
     copied = copy.deepcopy(model).eval()
-    place = next(model.parameters()).device
-    copied(torch.zeros(1, channels, 64, 64, device=place)).sum().backward()
+    like = next(model.parameters())
+    copied(torch.zeros(1, channels, 64, 64, device=like.device, dtype=like.dtype)).sum().backward()
     unused = [name for name, p in copied.named_parameters() if p.grad is None and p.requires_grad]
     for name in unused:
         model.get_parameter(name).requires_grad_(False)

@@ -8,18 +8,19 @@ __all__ = ['StopRequest']
 # %% ../nbs/11e_stopping.ipynb #af828d5f
 import signal
 import threading
+import time
 
 from fastcore.basics import patch
 
 # %% ../nbs/11e_stopping.ipynb #0549534f
 class StopRequest:
-    "Remembers the first SIGINT or SIGTERM inside its `with` block; the second one interrupts at once."
+    "Remembers the first SIGINT or SIGTERM in its `with` block; a Ctrl-C a second later interrupts at once."
 
     def __init__(
         self,
         say: bool = True,  # print a line when the signal comes
     ):
-        self.say, self.number, self._before = say, 0, {}
+        self.say, self.number, self._since, self._before = say, 0, 0.0, {}
 
     def __bool__(self) -> bool:
         return self.number > 0
@@ -49,7 +50,9 @@ def __exit__(self: StopRequest, *error) -> None:
 def _remember(self: StopRequest, number: int, frame) -> None:
     "The handler of both signals."
     if self.number:
-        raise KeyboardInterrupt
-    self.number = number
+        if number == signal.SIGINT and time.monotonic() - self._since > 1:
+            raise KeyboardInterrupt
+        return
+    self.number, self._since = number, time.monotonic()
     if self.say:
-        print(f"\n{self.name}: stopping after this step; a second signal stops at once", flush=True)
+        print(f"\n{self.name}: stopping after this step; Ctrl-C again stops at once", flush=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Relay', 'follow', 'fit_rank', 'train', 'score', 'run_rank', 'read_config', 'run', 'main']
 
-# %% ../nbs/16d_train.ipynb #50602df9
+# %% ../nbs/16d_train.ipynb #0888f751
 import argparse
 import json
 import os
@@ -13,24 +13,26 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from .bands import read_tiles
 from .callbacks import Progress, RunFolder, make_learner, restore, run_path
-from .checkpoints import read_checkpoint
-from .config import ConfigError, TrainConfig, data_path, load_config
+from .checkpoints import read_checkpoint, saving
+from .config import ConfigError, TrainConfig, load_config
 from .device import processes
 from .distributed import launch, process_group, tell, under_torchrun
 from .jobs import read_parameters
 from .learner import Callback, Learner
+from .locks import run_lock
 from .metrics import summary
 from .paths import project_root, write_text
 from .ranks import ranks_here
 from .recipe import prepare_data
+from .tilestore import run_tiles
 
-# %% ../nbs/16d_train.ipynb #bfe42db0
+# %% ../nbs/16d_train.ipynb #72498670
 class Relay(Callback):
     "Tells the launching process what happens."
 
@@ -64,18 +66,18 @@ def follow(
         if isinstance(callback, Progress):
             getattr(callback, moment)(learner)
 
-# %% ../nbs/16d_train.ipynb #2da5726d
+# %% ../nbs/16d_train.ipynb #4c40c43f
 def fit_rank(
     cfg: TrainConfig,  # every parameter of the run
     folder: str | os.PathLike,  # run folder, from `run_path`
 ) -> str:  # SIGINT or SIGTERM if one ended it, else empty
     "Train a run as one of the processes that share it."
-    learner = make_learner(cfg, prepare_data(cfg, read_tiles(data_path(cfg), cfg.classes)), folder, False)
+    learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, False)
     learner.callbacks += [Relay()] * (learner.ranks.rank == 0)
     learner.fit()
     return learner.stopped_by
 
-# %% ../nbs/16d_train.ipynb #cfc4c99d
+# %% ../nbs/16d_train.ipynb #a167759f
 def train(
     learner: Learner,  # from `make_learner`; afterwards it holds the weights and the history of the run
 ) -> list[dict]:  # the history
@@ -90,7 +92,7 @@ def train(
         sys.exit(0)
     return learner.history
 
-# %% ../nbs/16d_train.ipynb #3bff5521
+# %% ../nbs/16d_train.ipynb #26a07c9c
 def score(
     learner: Learner,  # after `fit`, on every rank
     folder: Path,  # its run folder
@@ -112,7 +114,9 @@ def score(
         "parameters": asdict(learner.cfg),
         "seconds": round(seconds, 1),
     }
-    write_text(folder / "metrics.json", json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1) + "\n"
+    with saving(folder / "metrics.json", len(text)):
+        write_text(folder / "metrics.json", text)
 
 
 def run_rank(
@@ -125,18 +129,21 @@ def run_rank(
         begun = (project_root() / "outputs" / cfg.run / "last.pt").exists()
         cfg = replace(cfg, resume=cfg.resume or (go_on and begun))
     cfg, folder = ranks.first((cfg, run_path(cfg) if ranks.rank == 0 else None))
-    data = prepare_data(cfg, read_tiles(data_path(cfg), cfg.classes))
+    data = prepare_data(cfg, run_tiles(cfg))
     learner = make_learner(cfg, data, folder, progress=ranks.rank == 0)
-    learner.fit()
-    if not learner.interrupted:
-        score(learner, folder, time.perf_counter() - start)
+    with nullcontext() if ranks.rank else run_lock(folder, inside=True):  # until the metrics are written
+        learner.fit()
+        if not learner.interrupted:
+            score(learner, folder, time.perf_counter() - start)
     return learner.stopped_by
 
-# %% ../nbs/16d_train.ipynb #32568d73
+# %% ../nbs/16d_train.ipynb #2ee888fc
 def read_config(
     path: str | os.PathLike,  # config.json of a run, or YAML with the parameters that differ
 ) -> TrainConfig:
     "The config in a file; raises ConfigError that names the file, or when the run has no name."
+    if not Path(path).is_file():
+        raise ConfigError(f"{path} is not there: expected a config.json, or a YAML file of parameters")
     named = Path(path).suffix == ".json"
     cfg = load_config(path) if named else TrainConfig(**read_parameters(path))
     if not cfg.run:
@@ -157,7 +164,7 @@ def run(
         return run_rank(cfg, go_on)
     return launch(run_rank, cfg, go_on)[0]
 
-# %% ../nbs/16d_train.ipynb #2118e731
+# %% ../nbs/16d_train.ipynb #a2118f28
 def _clear(error: Exception) -> bool:
     "Is it an error of ours, whose message is all that a user needs?"
     return isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("glacier_nb")

@@ -11,6 +11,7 @@ from glacier_nb.callbacks import make_learner
 from glacier_nb.config import TrainConfig
 from glacier_nb.data import DataError
 from glacier_nb.demo import make_demo
+from glacier_nb.ranks import RankError, Ranks
 from glacier_nb.recipe import prepare_data
 
 NAMES = tuple(POLICIES)
@@ -225,3 +226,18 @@ def test_a_gpu_gives_the_same(batch, name):
     assert (moved["label"].cpu() == here["label"]).float().mean() > 0.999
     same = (moved["valid"].cpu() == here["valid"])[:, None]
     torch.testing.assert_close(moved["image"].cpu() * same, here["image"] * same, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [1, 2, 3, 32])
+def test_shares_of_a_batch_are_the_batch(batch, name, size):
+    augment = make_augment(name, seed=5)
+    whole, shares = augment(batch, 3, 7), [Ranks(rank, size).share(32) for rank in range(size)]
+    parts = [augment({k: s.take(x) for k, x in batch.items()}, 3, 7, s) for s in shares]
+    assert all(torch.equal(torch.cat([p[k] for p in parts]), x) for k, x in whole.items())
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_batch_that_is_not_its_share_is_an_error(batch, name):
+    with pytest.raises(RankError, match="found 32 rows, expected the 16 of Share"):
+        make_augment(name)(batch, 0, 0, Ranks(0, 2).share(32))

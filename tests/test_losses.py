@@ -36,6 +36,7 @@ from glacier_nb.overlaps import (
     soft_mcc,
     tversky_loss,
 )
+from glacier_nb.ranks import ALONE, run_ranks
 
 SHARES = (0.698, 0.251, 0.0501, 0.0009)
 NAMES = ("focal", "dice", "mcc", "boundary", "tversky", "lovasz")
@@ -909,3 +910,97 @@ def test_focal_weight_errors(weight):
     target, valid, _ = scene(23)
     with pytest.raises(ValueError, match="class_weights: found"):
         focal_loss(noise((2, 4, 96, 96)), target, valid, class_weights=weight)
+
+
+ALL = dict.fromkeys(NAMES, 0.15) | {"mcc": 0.25}
+
+
+def eight_crops():
+    "Logits of a small network's input, target, valid and distance of 8 crops; 5 go to rank 0, 3 to rank 1."
+    scenes = [scene(seed, size=32) for seed in range(4)]
+    target, valid, distance = (torch.cat(x) for x in zip(*scenes, strict=True))
+    target[:5][target[:5] == 3] = 0  # lakes on rank 1 only
+    target[6, :4] = IGNORE
+    image = onehot_of(target.clamp(max=3)) + noise((8, 4, 32, 32), seed=1)
+    return image, target, valid, distance
+
+
+def batches():
+    "Hard to share: uneven, soft, with a rank that has nothing to count, and with nothing at all."
+    image, target, valid, distance = eight_crops()
+    soft, known = mixed(target.masked_fill(target == IGNORE, 0), valid)
+    rows = torch.arange(8)[:, None, None]
+    return {
+        "uneven": (image, target, valid, distance),
+        "soft": (image, soft, known, distance),
+        "rank 1 blind": (image, target, valid & (rows < 5), distance),
+        "rank 0 blind": (image, target, valid & (rows >= 5), distance),
+        "all blind": (image, target, torch.zeros_like(valid), distance),
+        "two crops": (image[4:6], target[4:6], valid[4:6], distance[4:6]),
+    }
+
+
+class CutAt5:
+    "Shares that are as uneven as the test wants them: 5 and 3."
+
+    @staticmethod
+    def of(ranks, x):
+        "This rank's crops."
+        cut = 5 if len(x) == 8 else 1
+        return x if ranks.size == 1 else (x[:cut], x[cut:])[ranks.rank]
+
+
+def ddp_step(ranks, weights, batch):
+    "Loss, terms, and the gradients of a small network, averaged over ranks as DDP does."
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 6, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(6, 4, 1)
+    )
+    image, target, valid, distance = (CutAt5.of(ranks, x) for x in batch)
+    loss = CombinedLoss(weights, 4)
+    total, terms = loss(model(image), target, valid, distance, ranks=ranks)
+    total.backward()
+    return total.detach(), terms, [ranks.sum(p.grad) / ranks.size for p in model.parameters()]
+
+
+def every_step(ranks):
+    "Each term alone and all together, on each batch, and each function with its own logits."
+    steps = {}
+    for kind, batch in batches().items():
+        for name in (*NAMES, "combined"):
+            steps[kind, name] = ddp_step(ranks, ALL if name == "combined" else {name: 1.0}, batch)
+    return steps
+
+
+@pytest.fixture(scope="module")
+def of_two():
+    "What two processes give."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        return run_ranks(every_step, 2)
+
+
+@pytest.mark.parametrize("kind", list(batches()))
+@pytest.mark.parametrize("name", [*NAMES, "combined"])
+def test_two_processes_have_the_loss_of_one(of_two, kind, name):
+    total, terms, gradients = ddp_step(ALONE, ALL if name == "combined" else {name: 1.0}, batches()[kind])
+    for steps in of_two:
+        found_total, found_terms, found_gradients = steps[kind, name]
+        assert_close((found_total, found_terms), (total, terms), atol=1e-6, rtol=1e-5)
+        assert_close(found_gradients, gradients, atol=1e-6, rtol=1e-5)
+    assert torch.equal(of_two[0][kind, name][0], of_two[1][kind, name][0])  # the ranks agree to the bit
+    blind = kind == "all blind"
+    assert (total == 0) == blind
+    assert any(g.any() for g in gradients) != blind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_of_two_losses_is_another(name):
+    "What the tests above would let pass if losses did not communicate."
+    whole, parts = batches()["uneven"], []
+    for rows in (slice(0, 5), slice(5, 8)):
+        parts.append(ddp_step(ALONE, {name: 1.0}, [x[rows] for x in whole]))
+    total, _, gradients = ddp_step(ALONE, {name: 1.0}, whole)
+    mean = [sum(g) / 2 for g in zip(*(part[2] for part in parts), strict=True)]
+    assert abs(sum(part[0] for part in parts) / 2 - total) > 1e-4
+    assert max(float((a - b).abs().max()) for a, b in zip(mean, gradients, strict=True)) > 1e-4

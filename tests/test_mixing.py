@@ -218,3 +218,16 @@ def test_a_gpu_gives_the_same(batch, name):
     here = make_mixer(*MIXERS[name], 4)(batch, 1, 2)
     for k in batch:
         torch.testing.assert_close(there[k].cpu(), here[k])
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_ranks_draw_streams_of_their_own_but_the_same_kind(batch, name):
+    mix = make_mixer(*MIXERS[name], 4, seed=5)
+    for number in range(6):
+        zero, *others = [mix(batch, 3, number, rank) for rank in range(3)]
+        alone = mix(batch, 3, number)
+        assert all(torch.equal(zero[k], x) for k, x in alone.items())  # rank 0 draws what one process draws
+        assert len({out["image"].numpy().tobytes() for out in (zero, *others)}) == 3
+        assert {out["label"].ndim for out in others} == {zero["label"].ndim}
+        again = mix(batch, 3, number, 2)
+        assert all(torch.equal(others[1][k], x) for k, x in again.items())

@@ -21,8 +21,8 @@ MODULES = (
     "paths params locks rules config tilefiles diskarray quantiles bands lazytiles glcm_rows glcm_torch "
     "glcm texture terrain glaciers demo data tilestore splits pixelindex samplers ranks loader exposure "
     "geometry augment mixing overlaps losses metrics baseline scratch weights unet syncnorm schedules "
-    "stopping checkpoints device arithmetic ema recipe learner callbacks lr_find distributed members "
-    "views predict diagnose runs jobs sweep train compare hkh hkh_like"
+    "stopping checkpoints device arithmetic ema recipe validation moments learner callbacks lr_find "
+    "distributed members views predict diagnose runs jobs sweep train compare hkh hkh_like"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot", "plot_runs"]  # imported by notebooks only

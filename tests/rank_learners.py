@@ -1,0 +1,57 @@
+"""What the launched processes of test_together do; a spawned process imports it."""
+
+from itertools import islice
+
+import torch
+
+from glacier_nb.callbacks import make_learner
+from glacier_nb.recipe import prepare_data
+from glacier_nb.tilestore import run_tiles
+
+
+def losses(cfg, folder, steps: int) -> list[dict]:
+    "The first optimizer steps of a run, in float64."
+    learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
+    learner.model.double()
+    augment = learner.augment
+
+    def in_double(*args):
+        batch = augment(*args)
+        return batch | {"image": batch["image"].double()}
+
+    learner.augment, found = in_double, []
+    learner.make_ready()
+    learner.model.train()
+    for epoch in range(cfg.epochs):
+        batches = learner.batches(epoch)
+        while len(found) < steps and (group := list(islice(batches, cfg.accumulate))):
+            found.append(learner.train_step(group))
+    return found
+
+
+def fitted(cfg, folder) -> dict:
+    "A whole run: its history, and what each rank holds at its end."
+    learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
+    learner.fit()
+    return {
+        "history": [{k: v for k, v in r.items() if k != "seconds"} for r in learner.history],
+        "weights": {k: v.double().sum().item() for k, v in learner.model.named_parameters()},
+        "judged": {k: v.double().sum().item() for k, v in learner.judged.state_dict().items()},
+        "frozen": [k for k, p in learner.model.named_parameters() if not p.requires_grad],
+        "crops": sum(len(b["label"]) for b in learner.batches(0)),
+    }
+
+
+def stopped_after(cfg, folder, step: int) -> None:
+    "A run that rank 1 is asked to end in the middle of an epoch."
+    from glacier_nb.learner import Callback
+
+    class Ask(Callback):
+        def after_step(self, learner):
+            if learner.step == step and learner.ranks.rank == 1:
+                learner.request.number = 15
+
+    learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
+    learner.callbacks.append(Ask())
+    learner.fit()
+    return learner.stopped_by, learner.step, torch.get_num_threads()
