@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from .callbacks import Progress, RunFolder, make_learner, restore, run_path
@@ -193,6 +194,4 @@ def main(
 
 
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
-    from glacier_nb.train import main  # so that what other processes run has a module's name
-
-    sys.exit(main())
+    sys.exit(import_module("glacier_nb.train").main())  # what other processes run has a module's name
