@@ -3,12 +3,13 @@
     python benchmarks/scaling.py --quick     # a smoke run: 9 and 36 small tiles
     python benchmarks/scaling.py             # the measurement; makes outputs/scaling (8 GB) in some minutes
 
-Every measurement is a start of its own: the tiles are opened and split, their arrays are found in the cache,
-and some steps are taken. The first start of a set fills the cache and is shown apart. Sets and numbers of
-processes take turns.
+Memory is measured in starts of their own: the tiles are opened and split, their arrays are found in the
+cache, and some steps are taken. The start that fills the cache is shown apart. Times are those of steps on
+both sets in turns.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -79,50 +80,66 @@ def status(name: str) -> float:
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
-def measure(cfg: TrainConfig, steps: int) -> dict[str, float]:
-    "Start a run and take some steps, as one of the processes that share it."
-    memory, start = Memory(), time.perf_counter()
+def ready(cfg: TrainConfig) -> Learner:
+    "The learner of a run, before its first step."
     seed_everything(cfg.seed)
     data = prepare_data(cfg, run_tiles(cfg))
-    started = time.perf_counter() - start
     learner = Learner(cfg, data, run_network(cfg, data)[0])
     learner.make_ready()
     learner.model.train()
-    batches, times = learner.batches(0), []
+    return learner
+
+
+def one_step(learner: Learner, batches) -> tuple[float, float]:
+    "A step; its milliseconds, and those of it until its batch was there."
+    start = time.perf_counter()
+    group = list(islice(batches, 1))
+    cut = time.perf_counter()
+    learner.train_step(group)
+    return 1000 * (time.perf_counter() - start), 1000 * (cut - start)
+
+
+def memory_of(cfg: TrainConfig, folders: list[str], steps: int) -> list[dict]:
+    "A run on one set of tiles and some steps: seconds until it starts, peaks of memory, the last loss."
+    memory, start = Memory(), time.perf_counter()
+    learner = ready(replace(cfg, data_dir=folders[0]))
+    started, batches = time.perf_counter() - start, learner.batches(0)
     for _ in range(WARM_UP + steps):
-        start = time.perf_counter()
-        learner.train_step(list(islice(batches, 1)))
-        times.append(time.perf_counter() - start)
-    step = statistics.median(times[WARM_UP:])
-    return {"start": started, "ms a step": 1000 * step, **memory.peaks(), "loss": learner.last["train_loss"]}
+        one_step(learner, batches)
+    return [{"start": started, **memory.peaks(), "loss": learner.last["train_loss"]}]
 
 
-def alone(cfg: TrainConfig, steps: int) -> list[dict]:
-    "Measure in one or more processes that start from nothing."
+def time_of(cfg: TrainConfig, folders: list[str], steps: int) -> list[dict]:
+    "Steps on several sets of tiles in turns, so that whatever else runs here slows all alike: their medians."
+    learners = [ready(replace(cfg, data_dir=folder)) for folder in folders]
+    batches, taken = [learner.batches(0) for learner in learners], [[] for _ in folders]
+    for _ in range(WARM_UP + steps):
+        for learner, source, rows in zip(learners, batches, taken, strict=True):
+            rows.append(one_step(learner, source))
+    middle = [[statistics.median(column) for column in zip(*rows[WARM_UP:], strict=True)] for rows in taken]
+    return [{"ms a step": step, "ms of it data": data} for step, data in middle]
+
+
+MEASURES = {"memory": memory_of, "time": time_of}
+
+
+def in_new_process(what: str, cfg: TrainConfig, folders: list[Path], steps: int, scratch: Path) -> list[dict]:
+    "A measurement that shares nothing with the ones before; of several processes, the largest numbers."
+    save_config(cfg, scratch / "cfg.json")
+    command = [sys.executable, __file__, "--measure", what, str(scratch), "--steps", str(steps), "--sets"]
+    subprocess.run([*command, *map(str, folders)], check=True)
+    ranks = json.loads((scratch / "measured.json").read_text())
+    return [pd.DataFrame(rows).max().to_dict() for rows in zip(*ranks, strict=True)]
+
+
+def measured(options: argparse.Namespace) -> None:
+    "The other end of `in_new_process`."
+    what, scratch = options.measure
     torch.set_num_threads(THREADS)
-    if cfg.devices == "cpu":
-        return [measure(cfg, steps)]
-    return launch(measure, cfg, steps)
-
-
-def in_new_process(cfg: TrainConfig, steps: int, folder: Path) -> dict[str, float]:
-    "A measurement that shares nothing with the ones before; of several processes, the largest memory of one."
-    save_config(cfg, folder / "cfg.json")
-    command = [sys.executable, __file__, "--measure", str(folder / "cfg.json"), "--steps", str(steps)]
-    subprocess.run(command, check=True)
-    ranks = pd.read_json(folder / "measured.json", orient="records")
-    return ranks.max().to_dict()
-
-
-def compare(rows: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
-    "Medians of the starts from the cache, and what the larger set costs in units of the smaller."
-    middle = rows.groupby(["processes", "tiles"]).median().unstack("tiles")
-    ratio = {name: middle[name][sizes[-1]] / middle[name][sizes[0]] for name in rows.columns[3:]}
-    table = middle.stack("tiles", future_stack=True)
-    for processes in middle.index:
-        label = f"{sizes[-1]} / {sizes[0]}"
-        table.loc[(processes, label), list(ratio)] = [ratio[name][processes] for name in ratio]
-    return table.sort_index(level="processes", sort_remaining=False)
+    cfg, arguments = load_config(Path(scratch) / "cfg.json"), (options.sets, options.steps)
+    alone = cfg.devices == "cpu"
+    ranks = [MEASURES[what](cfg, *arguments)] if alone else launch(MEASURES[what], cfg, *arguments)
+    (Path(scratch) / "measured.json").write_text(json.dumps(ranks))
 
 
 def main():
@@ -142,11 +159,11 @@ def main():
         "--folder", type=Path, default=project_root() / "outputs" / "scaling", help="made if missing"
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--sets", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        found = alone(load_config(options.measure), options.steps)
-        pd.DataFrame(found).to_json(options.measure.with_name("measured.json"), orient="records")
+        measured(options)
         return
     if options.quick:
         vars(options).update(tiles=(9, 36), size=64, steps=2, repeat=1, crop=32, batch=8)
@@ -157,6 +174,7 @@ def run_all(options: argparse.Namespace) -> None:
     "Make the sets, measure, print the tables."
     options.folder.mkdir(parents=True, exist_ok=True)
     os.environ["GLACIER_NB_CACHE"] = str(options.folder / "cache")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to others
     cfg = TrainConfig(
         tile_store="disk",
         encoder=options.encoder,
@@ -168,24 +186,40 @@ def run_all(options: argparse.Namespace) -> None:
         memory_format="channels_last",
         devices="cpu",
     )
-    rows, firsts = [], {}
-    for n in options.tiles:
-        data = make_tiles(options.folder / f"tiles-{n}-{options.size}", n, options.size)
-        firsts[n] = in_new_process(replace(cfg, data_dir=str(data)), options.steps, options.folder)
+    folders = [options.folder / f"tiles-{n}-{options.size}" for n in options.tiles]
+    rest, rows = (options.steps, options.folder), []
+    for n, folder in zip(options.tiles, folders, strict=True):
+        make_tiles(folder, n, options.size)
+        first = in_new_process("memory", cfg, [folder], *rest)[0]
+        print(f"{n} tiles, the start that fills the cache (if it was empty): {rounded(first)}", flush=True)
     for _ in range(options.repeat):
-        for devices, processes in (("cpu", 1), ("2", 2)):
-            for n in options.tiles:
-                data = options.folder / f"tiles-{n}-{options.size}"
-                run = replace(cfg, data_dir=str(data), devices=devices)
-                found = in_new_process(run, options.steps, options.folder)
+        for devices, processes in (("cpu", 1), (2, 2)):
+            run = replace(cfg, devices=devices)
+            times = in_new_process("time", run, folders, *rest)
+            for n, folder, taken in zip(options.tiles, folders, times, strict=True):
+                found = taken | in_new_process("memory", run, [folder], *rest)[0]
                 rows.append({"processes": processes, "tiles": n} | found)
-                print({k: round(v, 1) for k, v in rows[-1].items()}, flush=True)
+                print(rounded(rows[-1]), flush=True)
     table = pd.DataFrame(rows)
-    same = table.groupby("tiles")["loss"].agg(np.ptp)
-    print(f"\nFirst starts, which fill the cache\n{pd.DataFrame(firsts).T.drop(columns='loss').round(1)}")
-    compared = compare(table.drop(columns="loss"), options.tiles)
-    print(f"\nStarts from the cache; memory of one process, MiB\n{compared.round(2)}")
-    print(f"\nLargest difference of the last loss between starts: {same.max():.1e}")
+    spread = np.ptp(table["loss"].to_numpy().reshape(-1, len(options.tiles)), axis=0).max()
+    print(
+        f"\nStarts from the cache; memory of one process, MiB\n{compare(table, list(options.tiles)).round(3)}"
+    )
+    print(f"\nLargest difference of the last loss on one set, over all starts and processes: {spread:.1e}")
+
+
+def rounded(row: dict[str, float]) -> dict[str, float]:
+    "For reading."
+    return {name: round(value, 2) for name, value in row.items()}
+
+
+def compare(rows: pd.DataFrame, sizes: list[int]) -> pd.DataFrame:
+    "Medians over the repeats, and what the larger set costs in units of the smaller."
+    table = rows.drop(columns="loss").groupby(["processes", "tiles"]).median()
+    for processes in rows["processes"].unique():
+        small, large = (table.loc[(processes, n)] for n in sizes)
+        table.loc[(processes, f"{sizes[1]} / {sizes[0]}"), :] = (large / small).drop("start")
+    return table.sort_index(level="processes", sort_remaining=False)
 
 
 if __name__ == "__main__":

@@ -72,8 +72,7 @@ class Learner:
         self.spent = 0.0  # seconds in that epoch before the run was resumed
         self.history: list[dict] = []  # one record an epoch
         self.stop = self.interrupted = self.save_asked = False
-        self.stopped_by = ""  # SIGINT or SIGTERM
-        self.init_report = None  # of `glacier_nb.weights.init_from`, where the run starts from another's
+        self.stopped_by, self.init_report = "", None  # SIGINT or SIGTERM; what `init_from` said
 
     def notify(self, moment: str) -> None:
         "Call all callbacks."
@@ -217,6 +216,8 @@ def train_step(
         with nullcontext() if last else self.network.no_sync():  # gradients meet once a step
             total, terms = self.batch_loss(batch)
             found = self._finite({"train_loss": total, **{f"loss_{n}": v for n, v in terms.items()}}, lr)
+            if k == 1:
+                self.optimizer.zero_grad()  # here, where their memory is used again at once
             self.scaler.scale(total / len(group)).backward()
         sums = {name: sums.get(name, 0.0) + value / len(group) for name, value in found.items()}
     norm = self._update(lr)
@@ -254,7 +255,7 @@ def _finite(self: Learner, values: dict[str, Tensor], lr: float) -> dict[str, fl
 
 @patch
 def _update(self: Learner, lr: float) -> float:
-    "Clip, step, average, reset; the norm of the gradient before clipping."
+    "Clip, step, average; the norm of the gradient before clipping."
     self.scaler.unscale_(self.optimizer)
     params = [p for group in self.optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(params, self.cfg.clip or math.inf))
@@ -265,7 +266,6 @@ def _update(self: Learner, lr: float) -> float:
         )
     self.scaler.step(self.optimizer)
     self.scaler.update()
-    self.optimizer.zero_grad(set_to_none=True)
     if self.average:
         self.average.update(self.step)
     return norm
