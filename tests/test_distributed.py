@@ -101,12 +101,8 @@ def test_a_process_alone_tells_nobody_and_is_not_under_torchrun(monkeypatch):
 
 # torchrun
 
-STEPS = {
-    "samples_per_epoch": 5,
-    "batch_size": 5,
-    "epochs": 20,
-    "lr": 1e-5,
-}  # one step an epoch, shares of 3 and 2
+# one step an epoch, with shares of 3 and 2 crops
+STEPS = {"samples_per_epoch": 5, "batch_size": 5, "epochs": 20, "lr": 1e-5, "save_minutes": 0.0}
 
 
 @pytest.fixture(scope="module")
