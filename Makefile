@@ -3,13 +3,14 @@ PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: help demo iterations compare test lab readme clean
+.PHONY: help demo iterations compare test bench lab readme clean
 
 help:
 	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
 	@echo "make iterations  make every run in configs/iterations on the demo tiles (over an hour on two cores)"
 	@echo "make compare     write outputs/compare.ipynb: table, curves and tests of all finished runs"
 	@echo "make test        notebooks, tests, style and export checks"
+	@echo "make bench       our training epoch beside the bare loop and torchgeo on Lightning (10 minutes; installs 7 GB)"
 	@echo "make lab         open JupyterLab on nbs/"
 	@echo "make readme      write README.md from nbs/index.ipynb"
 	@echo "make clean       remove the demo run and caches; keeps .venv, data and other runs"
@@ -30,7 +31,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --file-re '^[0-9]' --n-workers 2 --do-print
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+bench: benchmarks/.venv/.installed data/demo
+	benchmarks/.venv/bin/python benchmarks/train_throughput.py
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab --notebook-dir nbs
@@ -40,7 +44,7 @@ readme: $(INSTALLED)
 
 clean:
 	rm -rf outputs/demo outputs/.cache build *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path '*/.venv/*' -prune -exec rm -rf {} +
 
 data/demo: $(INSTALLED)
 	$(BIN)/python -c "from glacier_nb.demo import make_demo; print('wrote', make_demo('data/demo'))"
@@ -57,6 +61,13 @@ outputs/hkh-demo/metrics.json: | $(INSTALLED)
 	$(BIN)/python -c "from glacier_nb.hkh_like import write_hkh_like; write_hkh_like('data/hkh-demo', size=128)"
 	$(BIN)/papermill --log-output --no-progress-bar nbs/pretrain.ipynb outputs/hkh-demo/pretrain.ipynb \
 		-p run hkh-demo -p data_dir data/hkh-demo -p patch_size 128
+
+# the peers' requirements stay out of the project's
+benchmarks/.venv/.installed: settings.ini setup.py constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
+		--requirement benchmarks/requirements.txt
+	touch $@
 
 $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -222,6 +222,8 @@ def train_step(
         sums = {name: sums.get(name, 0.0) + value / len(group) for name, value in found.items()}
     norm = self._update(lr)
     self.step += 1
+    if self.average:
+        self.average.update(self.step)
     self.last = {"lr": lr, **sums, "grad_norm": norm}
     return self.last
 
@@ -255,7 +257,7 @@ def _finite(self: Learner, values: dict[str, Tensor], lr: float) -> dict[str, fl
 
 @patch
 def _update(self: Learner, lr: float) -> float:
-    "Clip, step, average; the norm of the gradient before clipping."
+    "Clip and step; the norm of the gradient before clipping."
     self.scaler.unscale_(self.optimizer)
     params = [p for group in self.optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(params, self.cfg.clip or math.inf))
@@ -266,8 +268,6 @@ def _update(self: Learner, lr: float) -> float:
         )
     self.scaler.step(self.optimizer)
     self.scaler.update()
-    if self.average:
-        self.average.update(self.step)
     return norm
 
 # %% ../nbs/12_learner.ipynb #8977a132

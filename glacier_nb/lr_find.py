@@ -30,6 +30,7 @@ def _trial(
     trial.model, trial.optimizer, trial.scaler = copy.deepcopy(
         (learner.model, learner.optimizer, learner.scaler)
     )
+    trial.network, trial.average = trial.model, None
     trial.rate, trial.step = rates.__getitem__, 0
     trial.model.train()
     return trial

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -234,6 +235,7 @@ MORE = {
         **{"schedule": "warmup_restarts", "restart_epochs": 1.0},
     },
     "plateau": {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.1},
+    "averaged weights": {"ema": 0.9, "memory_format": "contiguous"},
 }
 
 
@@ -308,3 +310,41 @@ def test_init_from_leaves_its_report(data, whole, tmp_path):
     report = make_learner(cfg, data, tmp_path / "run", progress=False).init_report
     assert set(report["result"]) == {"loaded", "unused"}  # the attention has no place
     assert whole.init_report is None
+
+
+def test_averaged_weights_are_validated_and_kept(data, tmp_path):
+    learner = run(data, tmp_path / "run", replace(TINY, ema=0.5))
+    best, last = (read_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "last"))
+    raw, kept = learner.model.state_dict(), learner.average.model.state_dict()
+    name = "encoder.conv1.weight"
+    assert torch.equal(last["weights"][name], kept[name])
+    assert torch.equal(last["trained"][name], raw[name])
+    assert not torch.equal(kept[name], raw[name])
+    learner.judged.load_state_dict(best["weights"])
+    assert learner.validate()["mcc_valid"] == best["metrics"]["mcc_valid"]
+
+
+def test_the_average_is_that_of_its_formula(data, tmp_path):
+    seen, name = [], "encoder.conv1.weight"
+
+    class Look(Callback):
+        def after_step(self, learner):
+            seen.append(learner.model.get_parameter(name).detach().double().clone())
+
+    learner = run(data, tmp_path / "run", replace(TINY, ema=0.9), Look())
+    mean = seen[0]
+    for step, weight in enumerate(seen[1:], start=2):
+        mean = torch.lerp(weight, mean, min(0.9, (1 + step) / (10 + step)))
+    found = learner.average.model.get_parameter(name).double()
+    torch.testing.assert_close(found, mean, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_network_trains_alike_and_keeps_its_names(data, tmp_path):
+    cfg = replace(TINY, architecture="scratch", epochs=1, warmup_epochs=0.0)
+    eager, compiled = (run(data, tmp_path / str(c), replace(cfg, compile=c)) for c in (False, True))
+    assert type(compiled.network).__name__ == "OptimizedModule"
+    assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
+    assert compiled.history[0]["train_loss"] == pytest.approx(eager.history[0]["train_loss"], abs=1e-3)
+    assert compiled.history[0]["train_loss"] != eager.history[0]["train_loss"]  # other kernels did it
