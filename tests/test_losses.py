@@ -13,6 +13,7 @@ from segmentation_models_pytorch.losses._functional import softmax_focal_loss_wi
 from sklearn.metrics import f1_score, jaccard_score, matthews_corrcoef
 from torch.testing import assert_close
 
+from glacier_nb import overlaps
 from glacier_nb.config import IGNORE
 from glacier_nb.losses import (
     BoundaryLoss,
@@ -36,7 +37,7 @@ from glacier_nb.overlaps import (
     soft_mcc,
     tversky_loss,
 )
-from glacier_nb.ranks import ALONE, run_ranks
+from glacier_nb.ranks import ALONE, Ranks, run_ranks
 
 SHARES = (0.698, 0.251, 0.0501, 0.0009)
 NAMES = ("focal", "dice", "mcc", "boundary", "tversky", "lovasz")
@@ -502,10 +503,131 @@ def test_combined_is_the_weighted_sum(soft):
     assert logits.grad.any()
 
 
+def frozen_terms(logits, target, valid, distance):
+    "Each term from the probabilities (B, C, H, W), by itself and with nothing shared; pixels in no order."
+    hard = target.ndim == 3
+    mask = valid & (target != IGNORE) if hard else valid
+    truth = onehot_of(target.masked_fill(~mask, 0)) if hard else target
+    y, p, d = (x.movedim(1, -1)[mask].to(logits.dtype) for x in (truth, logits.softmax(1), distance))
+    log_p = logits.movedim(1, -1)[mask].log_softmax(1).masked_fill(y == 0, 0)
+    agreed, n = torch.minimum(y, p).sum(0), max(len(y), 1)
+    truths, guesses = y.sum(0), p.sum(0)
+    there, tiny = truths > 0, torch.finfo(logits.dtype).tiny
+    both = (truths - agreed, guesses - agreed)
+    tversky = 1 - agreed / (agreed + 0.7 * both[0] + 0.3 * both[1]).clamp_min(tiny)
+    dice = 1 - 2 * agreed / (truths + guesses).clamp_min(tiny)
+    matrix = y.T @ p if hard else torch.diag(agreed) + rest_in_proportion(y, p)
+    errors, order = (y - p).abs().sort(dim=0, descending=True, stable=True)
+    ranked = y.gather(0, order).T
+    growth = _jaccard_growth(ranked, 1 - ranked).T
+    present = there.sum().clamp_min(1)
+    return {
+        "focal": -(y * -torch.expm1(log_p) * -torch.expm1(log_p) * log_p).sum() / n,
+        "dice": dice[there].sum() / present,
+        "mcc": (1 - soft_mcc(matrix)) * bool(len(y)),
+        "boundary": (p * d).sum() / n,
+        "tversky": tversky[there].sum() / present,
+        "lovasz": (errors * growth).sum(0)[there].sum() / present,
+    }
+
+
+def rest_in_proportion(y, p):
+    "What is left of truth and prediction after their agreement, (pixels, C) each: summed outer products."
+    missed, extra = (y - p).relu(), (p - y).relu()
+    return torch.einsum("nk,nj->kj", missed / missed.sum(1, keepdim=True).clamp_min(1e-15), extra)
+
+
+def shared_batches():
+    "Targets of each kind with their valid pixels and distances."
+    target, valid, distance = scene(24)
+    holes = target.masked_fill(noise(target.shape, 3) > 1, IGNORE)
+    soft, both = mixed(target, valid)
+    return {
+        "index": (target, valid, distance),
+        "ignored": (holes, valid, distance),
+        "one-hot": (onehot_of(target), valid, distance),
+        "soft": (soft, both, distance),
+        "one class": (torch.ones_like(target), valid, distance),
+        "nothing": (target, torch.zeros_like(valid), distance),
+    }
+
+
+@pytest.mark.parametrize("kind", list(shared_batches()))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_shared_work_is_the_work_of_each_term(kind, layout):
+    "Values and gradients, alone and together, against plain float64 formulas; float32 to its rounding."
+    target, valid, distance = shared_batches()[kind]
+    x = noise((2, 4, 96, 96), 25, torch.float64).mul(2).contiguous(memory_format=layout)
+    for name in (*NAMES, "combined"):
+        weights = ALL if name == "combined" else {name: 1.0}
+
+        def reference(z, weights=weights):
+            terms = frozen_terms(z, target, valid, distance.double())
+            return sum(w * terms[k] for k, w in weights.items())
+
+        def ours(z, weights=weights):
+            return CombinedLoss(weights, 4)(z, target, valid, distance)[0]
+
+        value, gradient = with_gradient(reference, x)
+        largest = float(gradient.abs().max())
+        for dtype, share in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+            found, found_gradient = with_gradient(ours, x.to(dtype))
+            assert_close(found.double(), value, rtol=share, atol=share / 10)
+            assert_close(found_gradient.double(), gradient, rtol=0, atol=share * largest)
+
+
+@pytest.mark.parametrize("scale", [40, 1e4])
+@pytest.mark.parametrize("kind", list(shared_batches()))
+def test_shared_work_is_finite_at_saturation(kind, scale):
+    target, valid, distance = shared_batches()[kind]
+    for sign in (1, -1):
+        logits = sign * scale * noise((2, 4, 96, 96), 26).sign()
+        (total, gradient) = with_gradient(
+            lambda z: CombinedLoss(ALL, 4)(z, target, valid, distance)[0], logits
+        )
+        assert total.isfinite()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_product_keeps_its_digits_where_probabilities_repeat(n_classes):
+    "A quarter of a million pixels of few different values, as of a sure network: a float32 product drifts."
+    target = torch.multinomial(
+        torch.ones(n_classes), 16 * 128 * 128, True, generator=torch.Generator().manual_seed(0)
+    )
+    onehot = onehot_of(target.view(16, 128, 128), n_classes)
+    probs, valid = (4 * onehot.roll(1, 3)).softmax(1), torch.ones(16, 128, 128, dtype=torch.bool)
+    expected = soft_confusion(probs.double(), onehot, valid)  # by agreement
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = soft_confusion(probs, onehot.argmax(1), valid)
+    assert found.dtype == torch.float32
+    assert_close(found.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_combined_prepares_once_and_sums_one_matrix_over_ranks(monkeypatch):
+    target, valid, distance = scene(15)
+    calls = {"softmax": 0, "check": 0, "matrix": 0}
+    log_softmax, check, add = torch.Tensor.log_softmax, overlaps._check, Ranks.sum
+
+    def counting(what, function, when=lambda *args: True):
+        def inner(*args):
+            calls[what] += when(*args)
+            return function(*args)
+
+        return inner
+
+    monkeypatch.setattr(torch.Tensor, "log_softmax", counting("softmax", log_softmax))
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda *args: pytest.fail("a second softmax"))
+    monkeypatch.setattr(overlaps, "_check", counting("check", check))
+    monkeypatch.setattr(Ranks, "sum", counting("matrix", add, lambda ranks, x: x.shape == (4, 4)))
+    CombinedLoss(ALL, 4)(noise((2, 4, 96, 96)), target, valid, distance)
+    assert calls == {"softmax": 1, "check": 1, "matrix": 1}
+
+
 def test_combined_leaves_out_terms_without_weight(monkeypatch):
     target, valid, _ = scene(15)
     logits = noise((2, 4, 96, 96))
-    monkeypatch.setattr(DiceLoss, "forward", lambda *args: pytest.fail("a term with weight 0 was computed"))
+    monkeypatch.setattr(DiceLoss, "term", lambda *args: pytest.fail("a term with weight 0 was computed"))
     total, terms = CombinedLoss({"mcc": 1.0, "dice": 0.0, "boundary": 0}, 4)(logits, target, valid)
     assert set(terms) == {"mcc"}
     assert total == mcc_loss(logits, target, valid)
