@@ -123,7 +123,7 @@ class RunFolder(Callback):
         self,
         folder: str | os.PathLike,  # from `run_path`; made if missing
     ):
-        self.folder, self.held = Path(folder), ExitStack()
+        self.folder, self.held, self.saved = Path(folder), ExitStack(), time.monotonic()
 
     def before_fit(self, learner):
         if learner.ranks.rank == 0:
@@ -136,7 +136,6 @@ class RunFolder(Callback):
             self._claim(learner)
         if not learner.cfg.resume:
             self.save(learner)
-        self.saved = time.monotonic()
 
     def after_step(self, learner):
         minutes = learner.cfg.save_minutes

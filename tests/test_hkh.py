@@ -362,7 +362,16 @@ def pretrain(root, **parameters):
 
 def test_pretraining_leaves_a_run_folder(project):
     folder = project / "outputs/hkh"
-    names = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json", "figures"}
+    names = {
+        ".lock",
+        "config.json",
+        "splits.json",
+        "history.jsonl",
+        "best.pt",
+        "last.pt",
+        "metrics.json",
+        "figures",
+    }
     assert names == {p.name for p in folder.iterdir()}
     found = json.loads((folder / "metrics.json").read_text())
     assert found["parameters"]["patch_size"] == SIZE

@@ -53,7 +53,16 @@ def first(project):
 
 def test_run_folder_is_complete(project, first):
     folder = project / "outputs/first"
-    names = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json", "figures"}
+    names = {
+        ".lock",
+        "config.json",
+        "splits.json",
+        "history.jsonl",
+        "best.pt",
+        "last.pt",
+        "metrics.json",
+        "figures",
+    }
     assert names == {p.name for p in folder.iterdir()}
     keys = {"mcc", "mcc_valid", "ci95", "per_class", "per_tile", "baseline_mcc", "seconds"}
     assert keys <= set(json.loads((folder / "metrics.json").read_text()))
