@@ -72,7 +72,7 @@ class Learner:
         self.spent = 0.0  # seconds in that epoch before the run was resumed
         self.history: list[dict] = []  # one record an epoch
         self.stop = self.interrupted = self.save_asked = False
-        self.stopped_by, self.init_report = "", None  # SIGINT or SIGTERM; what `init_from` said
+        self.request, self.stopped_by, self.init_report = StopRequest(), "", None
 
     def notify(self, moment: str) -> None:
         "Call all callbacks."
