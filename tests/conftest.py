@@ -19,3 +19,18 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback():
+    "Processes find each other on the machine itself, whatever its name is."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_files():
+    "The names in the folder of a finished run."
+    files = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json"}
+    return files | {".lock", "figures"}

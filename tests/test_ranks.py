@@ -17,14 +17,6 @@ SIZES = (3, 0, 4)  # rows of three ranks
 ZEROS = torch.zeros(2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def loopback():
-    "Processes find each other on the machine itself, whatever its name is."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        yield
-
-
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 33])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_shares_are_the_batch_in_order(n, size):

@@ -22,14 +22,6 @@ from glacier_nb.unet import build_unet
 TWO = Ranks(0, 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def loopback():
-    "Processes find each other on the machine itself, whatever its name is."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        yield
-
-
 def seeded(*shape, seed=0, dtype=torch.float32):
     "Normal numbers around 3."
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2 + 3
