@@ -67,6 +67,9 @@ class TrainConfig:
     save_minutes: float = param(
         10.0, "minutes between checkpoints within an epoch; 0: after epochs only", low=0, high=1e6
     )
+    checks: str = param(
+        "stop", "what a fatal finding before training does; off: no checks", choices=("stop", "report", "off")
+    )
     # data
     classes: str = param("auto", "label scheme", choices=("auto", "four", "binary"))
     fold: int = param(0, "spatial fold held out for validation", low=0, high=99)

@@ -104,7 +104,15 @@ def numbers(
         ) from None
 
 # %% ../nbs/00c_params.ipynb #43bf937a
-FREE = ("run", "resume", "devices", "workers", "tile_store", "save_minutes")  # where and how, not what
+FREE = (
+    "run",
+    "resume",
+    "devices",
+    "workers",
+    "tile_store",
+    "save_minutes",
+    "checks",
+)  # where and how, not what
 
 
 def differing(

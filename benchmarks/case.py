@@ -1,0 +1,119 @@
+"""Rerun iteration 4 with the causes that public code for this task contains, one by one and together.
+
+python benchmarks/case.py            # all of them, on data/demo and data/competition
+python benchmarks/case.py flat_mcc   # one of them
+
+Writes configs/case/record.json for nbs/41_case.ipynb; what is recorded already is not run again. Crops and
+tiles are cut down for two cores, optimizer steps are not: 30, as in the original.
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import yaml
+
+from glacier_nb.bands import Tile
+from glacier_nb.config import TrainConfig
+from glacier_nb.faults import (
+    LeftoverMCC,
+    augment_validation,
+    build_sides,
+    clamp_labels,
+    random_sides,
+    replace_term,
+    shuffle_labels,
+)
+from glacier_nb.learner import Learner
+from glacier_nb.losses import signed_distance
+from glacier_nb.metrics import summary
+from glacier_nb.paths import project_root, write_text
+from glacier_nb.recipe import RunData, prepare_data, run_network
+from glacier_nb.splits import split
+from glacier_nb.tilestore import run_stats, run_tiles
+
+SIZE = 256  # pixels of a tile that are used, from its middle
+LITE0 = {"encoder": "tu-tf_efficientnet_lite0", "weights_dir": "data/weights"}
+CAUSES = {  # parameters, and words for what `run` does
+    "as_it_was": {},
+    "labels_clamped": {"clamp": True},
+    "flat_mcc": {"flat": True},
+    "one_data_set": {"shared": True},
+    "shuffled_apart": {"shuffle": True},
+    "lite0_imagenet": LITE0 | {"encoder_weights": "imagenet"},
+    "lite0_random": LITE0 | {"encoder_weights": None},
+    "no_glcm": {"include_glcm": False},
+    "clamped_flat_shared": {"clamp": True, "flat": True, "shared": True},
+    "all_together": {"clamp": True, "flat": True, "shared": True, "shuffle": True},
+    "mended": {
+        **{"sampler": "pixel", "samples_per_epoch": 128, "batch_size": 16, "lr": 1e-3},
+        **{"schedule": "linear_warmup", "warmup_epochs": 1.0},
+    },
+}
+CURVES = ("epoch", "step", "lr", "train_loss", "val_loss", "mcc", "mcc_valid")
+
+
+def middle(tile: Tile) -> Tile:
+    "The middle of a tile."
+    top, left = (max(0, (n - SIZE) // 2) for n in tile.shape)
+    cut = (slice(top, top + SIZE), slice(left, left + SIZE))
+    return replace(tile, bands=tile.bands[:, *cut], valid=tile.valid[cut], label=tile.label[cut])
+
+
+def random_data(cfg: TrainConfig, tiles: list[Tile]) -> RunData:
+    "Training and validation data drawn at random, as many as in the contiguous fold."
+    train, val = random_sides(tiles, len(split(tiles, cfg.fold, cfg.n_folds)[1]), cfg.seed)
+    distance = partial(signed_distance, n_classes=len(tiles[0].classes))
+    return build_sides(train, val, run_stats(cfg, train), distance)
+
+
+def run(cause: str, data_dir: str, seed: int = 0) -> dict:
+    "One run: its curves, and its last confusion matrix."
+    changes = dict(CAUSES[cause])
+    done = {word: changes.pop(word, False) for word in ("clamp", "flat", "shared", "shuffle")}
+    four = yaml.safe_load((project_root() / "configs/iterations/04_heavy_mcc.yaml").read_text())
+    given = {"run": "", "crop_size": 64, "data_dir": data_dir, "seed": seed, "precision": "fp32"}
+    cfg = TrainConfig(**four | given | changes)
+    tiles = [middle(tile) for tile in run_tiles(cfg)]
+    tiles = clamp_labels(tiles) if done["clamp"] else tiles
+    tiles = shuffle_labels(tiles, seed) if done["shuffle"] else tiles
+    data = random_data(cfg, tiles) if done["shared"] else prepare_data(cfg, tiles)
+    learner = Learner(cfg, data, run_network(cfg, data)[0])
+    if done["flat"]:
+        replace_term(learner, "mcc", LeftoverMCC())
+    if done["shared"]:
+        augment_validation(learner, "photometric")
+    start = time.perf_counter()
+    history = learner.fit()
+    cms = [{i: pair[k] for i, pair in learner.matrices.items()} for k in (0, 1)]
+    return {
+        "curves": {name: [round(epoch[name], 6) for epoch in history] for name in CURVES},
+        "ci95": summary(*cms, data.classes, seed=seed)["ci95"],
+        "classes": list(data.classes),
+        "confusion": sum(cms[0].values()).tolist(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def main():
+    path = project_root() / "configs/case/record.json"
+    path.parent.mkdir(exist_ok=True)
+    for cause in sys.argv[1:] or CAUSES:
+        for tiles in ("demo", "competition"):
+            record = json.loads(path.read_text()) if path.is_file() else {}
+            if cause in record.get(tiles, {}):
+                continue
+            found = run(cause, f"data/{tiles}")
+            record = json.loads(path.read_text()) if path.is_file() else {}  # another process may have added
+            record.setdefault(tiles, {})[cause] = found
+            write_text(path, json.dumps(record) + "\n")
+            mcc, loss = (np.array(found["curves"][name]) for name in ("mcc", "val_loss"))
+            told = f"MCC best {mcc.max():.3f}, last {mcc[-1]:.3f}; val loss {loss[0]:.2f} to {loss[-1]:.2f}"
+            print(f"{tiles} {cause}: {told}; {found['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
