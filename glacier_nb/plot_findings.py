@@ -125,7 +125,7 @@ def _ends(ax: Axes, drawn: Mapping[str, np.ndarray], levels: Mapping[str, float]
     ends += [(level, name, GREY) for name, level in levels.items()]
     return [((at - low) / (high - low), text, colour) for at, text, colour in ends if low <= at <= high]
 
-# %% ../nbs/15b_plot_findings.ipynb #e86f541d
+# %% ../nbs/15b_plot_findings.ipynb #e0d561fb
 def _draw_bars(values: Mapping) -> Figure:
     "Lying bars, alone or in groups."
     groups = values["heights"]
@@ -136,6 +136,7 @@ def _draw_bars(values: Mapping) -> Figure:
     ax.set(yticks=range(len(groups)), yticklabels=list(groups), ylim=(len(groups) - 0.45, -0.55))
     if values["log"]:
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:,.10g}")
     thick = 0.8 / max(len(series), 1)
     for i, (name, colour) in enumerate(zip(series, _series_colours(series), strict=True)):
         at = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * thick
