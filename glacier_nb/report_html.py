@@ -70,7 +70,7 @@ def card(
     side = f"border:{_LINE};border-left:5px solid {COLOURS[finding.severity][0]};border-radius:5px;"
     return _tag("div", "".join(parts), side + "padding:10px 14px;margin:10px 0")
 
-# %% ../nbs/15d_report_html.ipynb #51d9888e
+# %% ../nbs/15d_report_html.ipynb #ab47eb9a
 def table(
     rows: Iterable[tuple],  # cells as text or numbers
 ) -> str:  # HTML
@@ -92,7 +92,8 @@ def page(
 ) -> str:  # HTML without head and body, to stand in a notebook
     "The whole report."
     parts = [_tag("h3", html.escape(report.title), "margin:0 0 6px;color:inherit")]
-    side = COLOURS[report.first.severity][0] if report.first else WELL
+    done = any(not outcome.startswith("not done") for _, _, outcome in report.checks)
+    side = COLOURS[report.first.severity][0] if report.first else WELL if done else "gray"
     look = f"font-size:1.12em;margin:6px 0 12px;padding:2px 12px;border-left:5px solid {side}"
     parts.append(_tag("p", html.escape(report.verdict), look))
     parts += [card(f, i) for i, f in enumerate(report.causes, 1)]

@@ -67,22 +67,24 @@ def test_first_cause_wins_and_symptoms_and_notes_change_nothing():
         finding("norm-small", "note", change={"batch_size": 16}),
     )
     assert made.change == {"lr": 1e-3, "samples_per_epoch": 256, "epochs": 9}
-    assert made.first.cause == "collapsed" and made.fatal == [made.first]
+    assert made.first.cause == "collapsed"
+    assert made.fatal == [made.first]
     assert made.symptoms_heading == "Seen, and no check found why"
 
 
-@pytest.mark.parametrize(
-    ("findings", "checks", "expected"),
-    [
-        ((), [("a", 1, "nothing found")] * 14, "Nothing stands in the way of this run. 14 checks found nothing."),
-        ((), [], "no check was done"),
-        ((), [("a", 0, "not done: no label")], "no check was done"),
-        ((), [("a", 1, "nothing found"), ("b", 0, "not done: no label")], "1 not: b (no label)."),
-        ([finding(severity="note")], [("a", 1, "1 finding")], "1 check found nothing to mend."),
-        ([finding()], [("a", 1, "1 finding")], "You can train. One thing costs quality: too few optimizer steps."),
-        ([finding("label-turned", "fatal")], [], "Do not train yet: labels flipped or turned against the image."),
-    ],
-)  # fmt: skip
+DONE, NOT_DONE = ("a", 1, "nothing found"), ("b", 0, "not done: no label")
+VERDICTS = [
+    ((), [DONE] * 14, "Nothing stands in the way of this run. 14 checks found nothing."),
+    ((), [], "no check was done"),
+    ((), [NOT_DONE], "no check was done"),
+    ((), [DONE, NOT_DONE], "1 check was done, 1 not: b (no label)."),
+    ([finding(severity="note")], [DONE], "1 check found nothing to mend."),
+    ([finding()], [DONE], "You can train. One thing costs quality: too few optimizer steps."),
+    ([finding("label-turned", "fatal")], [], "Do not train yet: labels flipped or turned against the image."),
+]
+
+
+@pytest.mark.parametrize(("findings", "checks", "expected"), VERDICTS)
 def test_verdict(findings, checks, expected):
     made = report(*findings, checks=checks)
     assert expected in made.verdict
@@ -116,10 +118,13 @@ def test_text_of_users_is_no_markup():
     symptom = Finding("noise", "note", NASTY, NASTY)
     made = Report(NASTY, {}, [bad, symptom], [(NASTY, 1, NASTY)], {NASTY: NASTY})
     page = Page(made._repr_html_())
-    assert "script" not in page.tags and page.alts == [NASTY]
+    assert "script" not in page.tags
+    assert page.alts == [NASTY]
     text = made.markdown()
     outside = text.replace(f"run = {NASTY!r}", "")
-    assert "<script" not in outside and "[z](w)" not in outside and "| `x`" not in outside
+    assert "<script" not in outside
+    assert "[z](w)" not in outside
+    assert "| `x`" not in outside
 
 
 def test_lines_of_text_fit_a_terminal():
