@@ -146,10 +146,13 @@ class _Bar:
     "What a person sees while runs go on."
 
     def __init__(self, budget: Budget, outputs: Path, progress: bool):
-        from glacier_nb.callbacks import progress_bar
+        if progress:
+            from glacier_nb.callbacks import progress_bar as bar_of
+        else:
+            from tqdm import tqdm as bar_of  # shows nothing: torch need not be loaded for it
 
         self.budget, self.outputs = budget, outputs
-        self.bar = progress_bar(total=budget.max_runs, unit="run", disable=not progress)
+        self.bar = bar_of(total=budget.max_runs, unit="run", disable=not progress)
 
     def show(self, steps: Sequence[Mapping], run: str, seconds: float = 0.0) -> None:
         "The state of a run that has gone on for so many seconds."

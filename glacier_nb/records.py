@@ -65,8 +65,8 @@ def read_record(
     if (state := run_state(folder)) is None:
         raise RunError(f"{folder} is not a run folder: expected one with config.json or metrics.json")
     metrics = read_json(folder / "metrics.json") if state == "finished" else {}
-    known = TrainConfig.__dataclass_fields__
-    parameters = {k: v for k, v in run_parameters(folder).items() if k in known}
+    given, known = metrics.get("parameters") or run_parameters(folder), TrainConfig.__dataclass_fields__
+    parameters = {k: v for k, v in given.items() if k in known}
     found = read_json(folder / "diagnosis.json") if (folder / "diagnosis.json").is_file() else {}
     error = str(read_json(folder / "failed.json").get("error", "?")) if state == "failed" else ""
     findings = read_findings(found.get("findings", ()))
