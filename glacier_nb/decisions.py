@@ -44,7 +44,7 @@ def _mend(case: Case) -> Iterator[Option]:
         merged = vars(cfg) | change
         asked = merged["epochs"] * math.ceil(merged["samples_per_epoch"] / merged["batch_size"])
         recipe = RECIPE | ({} if cfg.crop_size else {"crop_size": 128})
-        if asked <= run_steps(TrainConfig(**RECIPE)):
+        if asked <= 2 * run_steps(TrainConfig(**RECIPE)):
             yield Option(change | recipe, told([*fatal, *also]), _ENOUGH)
     expected = "These findings are gone from the next diagnosis, which is made before the run takes any time."
     yield Option(change, told([*fatal, *also]), expected)
@@ -139,7 +139,7 @@ def _missed(case: Case) -> Iterator[Option]:
     classes = case.base.metrics.get("per_class", {})
     low = {n: c["mcc"] for n, c in classes.items() if c.get("support") and (c.get("mcc") or 0.0) < 0.05}
     if low and not case.found("class-missing") and case.base.score >= 0.05:
-        reasons = [f"{name} is held out with a MCC of {value or 0.0:.3f}." for name, value in low.items()]
+        reasons = [f"{n} has MCC {v or 0.0:.3f} on held-out tiles that hold it." for n, v in low.items()]
         even = ",".join([f"{1 / len(classes):g}"] * len(classes))
         expected = f"Their MCC leaves zero within half of the run. {measured('19_class_fractions')}"
         yield Option({"sampler": "pixel", "class_fractions": even}, reasons, expected)
