@@ -3,11 +3,12 @@ PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 
-.PHONY: help demo iterations compare test bench lab readme clean
+.PHONY: help demo iterations autopilot compare test bench lab readme clean
 
 help:
 	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
 	@echo "make iterations  make every run in configs/iterations on the demo tiles (over an hour on two cores)"
+	@echo "make autopilot   from the user's fourth run to MCC 0.8 on the demo tiles: diagnose, propose, run (at most an hour)"
 	@echo "make compare     write outputs/compare.ipynb: table, curves and tests of all finished runs"
 	@echo "make test        notebooks, tests, style and export checks"
 	@echo "make bench       our training epoch beside the bare loop and torchgeo on Lightning (10 minutes; installs 7 GB)"
@@ -23,6 +24,11 @@ demo: $(INSTALLED) data/demo
 
 iterations: $(INSTALLED) data/demo data/weights/tf_efficientnet_lite0.pth outputs/hkh-demo/metrics.json
 	$(BIN)/python -m glacier_nb.sweep configs/iterations/[0-9]*.yaml --n-jobs 2
+
+# cut off and started again, it goes on where it was; remove outputs/autopilot* to begin anew
+autopilot: $(INSTALLED) data/demo
+	mkdir -p outputs/autopilot
+	$(BIN)/papermill --log-output --no-progress-bar nbs/autopilot.ipynb outputs/autopilot/autopilot.ipynb
 
 compare: $(INSTALLED)
 	$(BIN)/papermill --log-output --no-progress-bar nbs/compare.ipynb outputs/compare.ipynb

@@ -24,7 +24,8 @@ MODULES = (
     "stopping checkpoints device arithmetic ema recipe validation moments learner callbacks lr_find "
     "distributed members views predict runs compare evidence plot_findings findings report_text "
     "report_html report labelchecks bandchecks registration splitchecks losschecks pipechecks livechecks "
-    "historychecks diagnose jobs sweep train proposals autopilot faults hkh hkh_like"
+    "historychecks diagnose jobs sweep train records decisions proposals steps autopilot faults hkh "
+    "hkh_like"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot", "plot_runs"]  # imported by notebooks only
