@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOKED', 'BETWEEN', 'REASONS', 'VOID_NOTE', 'VOID_LIMIT', 'looked_at', 'label_table', 'odd_codes', 'between_share',
-           'odd_picture', 'check_codes', 'lake_without_ice', 'is_binary', 'lake_finding', 'check_lakes', 'unreadable',
+           'check_codes', 'lake_without_ice', 'is_binary', 'lake_finding', 'check_lakes', 'unreadable',
            'check_label_files', 'label_summary', 'check_values', 'check_lake_share', 'check_void', 'check_empty',
            'check_labels']
 
@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from .bands import INDEX_CODES, LAKE_LIMIT, Tile, count_codes, read_raster
 from .config import BINARY_CODES, IGNORE, LABEL_CODES
-from .evidence import Picture, bars, maps
+from .evidence import bars, maps
 from .findings import Finding
 from .lazytiles import LazyTile, labelled
 from .tilefiles import TileError, find_labels, listing
@@ -69,15 +69,6 @@ def between_share(
 BETWEEN = 0.8  # share of odd values between their neighbours that tells interpolation: 1.00 to 0.10 otherwise
 
 
-def odd_picture(
-    path: Path,  # a label file
-    odd: np.ndarray,  # (H, W) bool
-) -> Picture:
-    "The values of a file and where they are no code."
-    label = np.nan_to_num(read_raster(path).data[0].astype(np.float64), posinf=0, neginf=0)
-    return maps({"values on disk": label, "no class code": odd}, f"Where {path.name} holds no class code.")
-
-
 def check_codes(
     table: pd.DataFrame,  # from `label_table`
 ) -> list[Finding]:
@@ -102,13 +93,10 @@ def check_codes(
     else:
         evidence += ": they fill areas, so they are the codes of something else."
         fix = f"Recode them to {LABEL_CODES}, or declare the value as nodata to have it ignored."
-    numbers = {
-        "pixels": pixels,
-        "values": [float(v) for v in values[:20]],
-        "between": between,
-        "codes": list(codes),
-    }
-    return [Finding("label-codes", "fatal", evidence, fix, numbers, picture=odd_picture(worst, mask))]
+    numbers = {"pixels": pixels, "values": [float(v) for v in values[:20]], "between": between}
+    shown = {"values on disk": label.astype(np.float64), "no class code": mask}
+    picture = maps(shown, f"Where {worst.name} holds no class code.")
+    return [Finding("label-codes", "fatal", evidence, fix, numbers, picture=picture)]
 
 # %% ../nbs/15d_labelchecks.ipynb #1a00000d
 def lake_without_ice(
@@ -118,7 +106,7 @@ def lake_without_ice(
     "How much lake there is in files that hold neither glacier nor debris."
     ice = table.path[table.code.isin(codes[1:3])]
     alone = table[(table.code == codes[3]) & ~table.path.isin(ice)]
-    return float(alone.pixels.sum() / table.pixels.sum()), alone.path.nunique(), not ice.empty
+    return float(alone.pixels.sum() / max(table.pixels.sum(), 1)), alone.path.nunique(), not ice.empty
 
 
 def is_binary(
@@ -236,25 +224,21 @@ def check_values(
 ) -> list[Finding]:
     "Finding `label-codes`: values in memory that are no class index, or codes taken for `IGNORE`."
     names = max((t.classes for t in tiles), key=len)
-    odd = held.index[held.other > 0]
-    expected = f"expected are 0 to {len(names) - 1} ({', '.join(names)}) and {IGNORE} for ignored"
+    odd, codes = held.other, "a label that is no class index"
+    if not odd.any() and not held.ice.any():
+        odd, codes = (
+            held.ignored,
+            f"{IGNORE}, which is ignored in memory and a class on disk, and none is ice",
+        )
+    if not odd.any():
+        return []
+    ids, pixels = list(held.index[odd > 0]), int(odd.sum())
+    evidence = (
+        f"{pixels} valid pixels of {listing(ids, 5)} hold {codes}; expected are 0 to {len(names) - 1} "
+        f"({', '.join(names)}) and {IGNORE} for ignored."
+    )
     fix = "Map the codes on disk to class indices, as read_tiles does."
-    if len(odd):
-        pixels = int(held.other.sum())
-        evidence = (
-            f"{pixels} valid pixels of {listing(odd, 5)} hold a label that is no class index; {expected}."
-        )
-        return [Finding("label-codes", "fatal", evidence, fix, {"pixels": pixels, "tiles": list(odd)})]
-    ignored = int(held.ignored.sum())
-    if ignored and not held.ice.any():
-        evidence = (
-            f"No tile holds any class but background, and {ignored} valid pixels are {IGNORE}, which is "
-            f"ignored in memory and a class on disk; {expected}."
-        )
-        return [
-            Finding("label-codes", "fatal", evidence, fix, {"pixels": ignored, "tiles": list(held.index)})
-        ]
-    return []
+    return [Finding("label-codes", "fatal", evidence, fix, {"pixels": pixels, "tiles": ids})]
 
 # %% ../nbs/15d_labelchecks.ipynb #1a00001a
 def check_lake_share(
@@ -270,10 +254,8 @@ def check_lake_share(
         held[list(names)].rename_axis("path").melt(var_name="code", value_name="pixels", ignore_index=False)
     )
     counts = counts[counts.pixels > 0].reset_index()
-    if counts.empty:
-        return []
     share, n, ice = lake_without_ice(counts, names)
-    if share <= LAKE_LIMIT:
+    if not share > LAKE_LIMIT:
         return []
     cause = "label-binary" if table is not None and is_binary(table) else "label-clamped"
     return [lake_finding(cause, share, f"{n} of {len(held)} tiles", ice)]
@@ -289,8 +271,8 @@ def check_void(
     most = (held.void / held.ice.clip(lower=1)).sort_values(ascending=False)
     evidence = (
         f"{share:.1%} of the labelled ice lies where no band has data (1 to 5 % is usual), most of it in "
-        f"{listing((f'{i} ({s:.0%})' for i, s in most.items()), 5)}. Nothing can be learned there, and the score "
-        "on all pixels counts it as missed."
+        f"{listing((f'{i} ({s:.0%})' for i, s in most.items()), 5)}. Nothing can be learned there, and the "
+        "score on all pixels counts it as missed."
     )
     fix = "Check that mask and label belong to the same image; else set the label to background in nodata."
     picture = bars(
