@@ -26,6 +26,7 @@ from glacier_nb.bandphysics import (
     found_order,
     guess_unit,
     in_dn,
+    looked_at,
     top_shares,
     without_fill,
 )
@@ -33,7 +34,6 @@ from .bands import Tile
 from .config import BANDS, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
 from .evidence import Picture, bars, maps
 from .findings import Finding
-from .labelchecks import looked_at
 from .lazytiles import LazyTile
 from .tilefiles import listing
 
@@ -151,11 +151,8 @@ def check_order(
         return []
     kinds = pd.Series([o for o, _ in orders.values()])
     order, gain = kinds.mode()[0], float(np.median([g for _, g in orders.values()]))
-    wrong = [
-        (name, o)
-        for name, o in zip(BANDS, order, strict=True)
-        if o != name and (o != "visible" or name in BANDS[3:])
-    ]
+    named = ("visible",) * 3 + BANDS[3:]
+    wrong = [(name, o) for name, o, right in zip(BANDS, order, named, strict=True) if o != right]
     evidence = (
         f"In {len(orders)} of {len(samples)} tiles ({listing(orders, 5)}) another order of the bands fits "
         f"physics better, by {gain:.2f} of 1 (bands in order: below 0): "
@@ -180,11 +177,7 @@ def check_scale(
     for k in sorted({k for k, _ in outside}):
         values = [s.pixels[k] for j, s in outside if j == k]
         kind = [s.pixels[j] for j, s in outside if (j == 4) == (k == 4)]
-        found = {
-            "median": float(np.median(np.concatenate(values))),
-            "unit": guess_unit(kind, k == 4),
-            "tiles": len(values),
-        }
+        found = {"median": float(np.median(np.concatenate(values))), "unit": guess_unit(kind, k == 4)}
         scale, offset, unit = (ST_SCALE, ST_OFFSET, " K") if k == 4 else (SR_SCALE, SR_OFFSET, "")
         means = f"{found['median'] * scale + offset:.4g}{unit}"
         texts.append(
@@ -217,7 +210,7 @@ def check_saturated(
             f"{share:.1%} of the pixels of {b} sit at the highest value (DN {tops[b]:.0f})"
             for b, share in odd.items()
         )
-        + f". Usual is less than {TOP_LIMIT:.0%}, or {END_LIMIT:.0%} in B2, B3 and B4 at 65455, where snow saturates."
+        + f". Usual is less than {TOP_LIMIT:.0%}, or {END_LIMIT:.0%} in B2, B3, B4 at 65455, over snow."
     )
     fix = "Take the band from its source without clipping; if it is saturated there, choose another scene."
     heights = (100 * shares.sum(axis=1)).to_dict()
