@@ -66,7 +66,8 @@ def test_fault_on_disk(demo, tmp_path, name):
     assert [(f.cause, f.severity) for f in found] == [(cause, "fatal")]
     assert found[0].change == ({"classes": "binary"} if cause == "label-binary" else {})
     if name.startswith("bilinear"):
-        assert "nearest neighbour" in found[0].fix and found[0].numbers["between"] > 0.8
+        assert "nearest neighbour" in found[0].fix
+        assert found[0].numbers["between"] > 0.8
 
 
 def test_interpolation_beside_whole_files(demo, tmp_path):
@@ -75,7 +76,8 @@ def test_interpolation_beside_whole_files(demo, tmp_path):
         whole = f.read(1)
     folder = rewritten(demo, tmp_path / "tiles", lambda y: bilinear(y) if np.array_equal(y, whole) else y)
     (finding,) = check_label_files(folder)
-    assert "1 of 9 files" in finding.evidence and first.name in finding.evidence
+    assert "1 of 9 files" in finding.evidence
+    assert first.name in finding.evidence
 
 
 @pytest.mark.parametrize("name", ["bilinear", "binary"])
@@ -112,13 +114,14 @@ def test_unreadable(demo, tmp_path):
 
 
 def test_healthy(demo):
-    assert not check_label_files(demo) and not check_label_files(demo, "four")
+    assert not check_label_files(demo)
+    assert not check_label_files(demo, "four")
     assert not serious(check_labels(read_tiles(demo)))
     lazy = open_tiles(demo)
     assert not serious(check_labels(lazy, label_table(demo)))
 
 
-@pytest.mark.parametrize("size, seed", [(64, 2), (64, 5), (32, 9)])
+@pytest.mark.parametrize(("size", "seed"), [(64, 2), (64, 5), (32, 9)])
 def test_healthy_sizes(tmp_path, size, seed):
     folder = make_demo(tmp_path / "demo", 16, size, seed)
     assert not serious(check_label_files(folder, "four") + check_labels(read_tiles(folder)))
@@ -151,12 +154,14 @@ def test_odd_input(demo):
     bare = [replace(t, label=np.zeros_like(t.label)) for t in tiles]
     assert [(f.cause, f.severity) for f in check_labels(bare)] == [("class-missing", "note")]
     assert "and 4 more" in check_labels(bare)[0].evidence
-    assert len(looked_at(list(range(100)))) == 24 and looked_at([]) == []
+    assert len(looked_at(list(range(100)))) == 24
+    assert looked_at([]) == []
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the competition's tiles are not here")
 def test_competition():
-    assert not check_label_files(REAL) and not check_label_files(REAL, label_dir="label4")
+    assert not check_label_files(REAL)
+    assert not check_label_files(REAL, label_dir="label4")
     assert [f.cause for f in check_label_files(REAL, "four")] == ["label-binary"]
     assert not serious(check_labels(read_tiles(REAL, ids=["03_11", "04_10", "06_12"])))
     assert not serious(check_labels(read_tiles(REAL, label_dir="label4", ids=["03_11", "04_10", "06_12"])))
