@@ -22,9 +22,9 @@ MODULES = (
     "glcm texture terrain glaciers demo data tilestore splits pixelindex samplers ranks loader exposure "
     "geometry augment mixing overlaps losses metrics baseline scratch weights unet syncnorm schedules "
     "stopping checkpoints device arithmetic ema recipe validation moments learner callbacks lr_find "
-    "distributed members views predict runs compare evidence plot_findings findings bandphysics labelchecks bandchecks "
-    "registration splitchecks losschecks pipechecks livechecks historychecks diagnose jobs sweep train "
-    "proposals autopilot faults hkh hkh_like"
+    "distributed members views predict runs compare evidence plot_findings findings bandphysics "
+    "labelchecks bandchecks registration splitchecks losschecks pipechecks livechecks historychecks "
+    "diagnose jobs sweep train proposals autopilot faults hkh hkh_like"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot", "plot_runs"]  # imported by notebooks only
