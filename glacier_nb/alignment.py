@@ -144,8 +144,10 @@ def shifted_moments(
             n, se, see = over_shifts(known, image)
             n, before = np.maximum(n, 1), known
         sl, sel = over_shifts(label, image[:2])
-        var = np.maximum(see - se**2 / n, 0), np.maximum(sl - sl**2 / n, 0)
-        out.append(np.stack([sel - se * sl / n, *var]))
+        (sll,) = over_shifts(label * label, image[:1])
+        out.append(
+            np.stack([sel - se * sl / n, *(np.maximum(q - s**2 / n, 0) for q, s in ((see, se), (sll, sl)))])
+        )
     return np.stack(out)
 
 
@@ -209,8 +211,7 @@ def placed_label(
 ) -> np.ndarray:  # (h, w), 0 where nothing comes from
     "A label moved over its image."
     pad = [(max(n, 0), max(-n, 0)) for n in (row, col)]
-    h, w = array.shape
-    return np.pad(array, pad)[max(-row, 0) :, max(-col, 0) :][:h, :w]
+    return np.pad(array, pad)[max(-row, 0) :, max(-col, 0) :][: array.shape[0], : array.shape[1]]
 
 
 def _halved(view):
@@ -253,8 +254,7 @@ def _alone(seen, gram):
     rows = []
     for v, g in zip(seen, gram, strict=True):
         inside = v.valid.ravel() > 0
-        labels = np.stack([u.ice.ravel()[inside] for u in seen], 1)
-        labels = labels - labels.mean(0)
+        labels = (y := np.stack([u.ice.ravel()[inside] for u in seen], 1)) - y.mean(0)
         f = v.features.reshape(len(v.features), -1)[:, inside]
         b = f @ labels
         fitted = np.linalg.solve(g + 0.1 * np.diag(np.diag(g)) + 1e-6 * np.eye(len(g)), b)

@@ -83,7 +83,7 @@ def check_shared(
             f"{near.train.nunique()} of {len(train_tiles)} training tiles: {_names(near.train)}. The "
             f"smallest gap is {gap:g} pixels; expected: {buffer} or more."
         )
-        severe = "fatal" if (near.kind == "overlap").any() else "warning"
+        severe = "fatal" if "overlap" in set(near.kind) else "warning"
         fix = f"Let `glacier_nb.splits.split` make the sides: it ignores labels within {buffer} pixels."
         numbers = {"gap": gap, "buffer": buffer, "pixels": pixels, "tiles": int(near.train.nunique())}
         found.append(Finding("split-touching", severe, evidence, fix, numbers))
@@ -223,11 +223,9 @@ def _nowhere(names, table, picture):
     "The finding of classes that no tile holds."
     n = int(table[["train pixels", "val pixels"]].to_numpy().sum())
     severe = "fatal" if len(table) - len(names) < 2 else "note"
-    evidence = (
-        f"None of {n} labelled pixels is {' or '.join(names)}. Such a class is neither learned nor scored."
-    )
-    fix = "Check the label scheme, or read on: nothing can be said of these classes."
-    return Finding("class-missing", severe, evidence, fix, {"side": "both", "classes": names}, {}, picture)
+    evidence = f"None of {n} labelled pixels is {' or '.join(names)}: neither learned nor scored."
+    numbers = {"side": "both", "classes": names}
+    return Finding("class-missing", severe, evidence, "Check the label scheme.", numbers, {}, picture)
 
 
 def _uneven(table, chance, picture):
@@ -273,8 +271,11 @@ def check_sides(
         side = "training" if not train_tiles else "validation"
         return [split_finding(SplitError(f"no {side} tile: expected at least one on each side"))]
     found = [*check_shared(train_tiles, val_tiles), *check_classes(train_tiles, val_tiles, n_folds)]
-    known = train_set is None or val_set is None or any(f.cause == "split-shared" for f in found)
-    return found if known else [*_sets(train_set, val_set), *found]
+    return (
+        found
+        if train_set is None or val_set is None or "split-shared" in {f.cause for f in found}
+        else [*_sets(train_set, val_set), *found]
+    )
 
 
 def _sets(train_set, val_set):

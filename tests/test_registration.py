@@ -31,20 +31,23 @@ def test_common_turn_is_found(tiles, name):
     (found,) = check_registration(relabelled(tiles, SYMMETRIES[name]))
     back = {"turned by 90 degrees": "turned by 270 degrees", "turned by 270 degrees": "turned by 90 degrees"}
     assert (found.cause, found.severity) == ("label-turned", "fatal")
-    assert found.numbers["by"] == back.get(name, name) and found.numbers["tiles"] >= 8
+    assert found.numbers["by"] == back.get(name, name)
+    assert found.numbers["tiles"] >= 8
 
 
 @pytest.mark.parametrize(("row", "col"), [(8, 0), (0, -8)])
 def test_shift_of_eight_is_found(tiles, row, col):
     (found,) = check_registration(relabelled(tiles, lambda a: placed_label(a, row, col)))
     assert found.cause == "label-shifted"
-    assert abs(found.numbers["rows"] + row) <= 4 and abs(found.numbers["columns"] + col) <= 4
+    assert abs(found.numbers["rows"] + row) <= 4
+    assert abs(found.numbers["columns"] + col) <= 4
 
 
 def test_exchanged_labels_are_named(tiles):
     mixed = [replace(t, label=tiles[{0: 8, 8: 0}.get(i, i)].label) for i, t in enumerate(tiles)]
     (found,) = check_registration(mixed)
-    assert found.cause == "label-elsewhere" and found.severity == "warning"
+    assert found.cause == "label-elsewhere"
+    assert found.severity == "warning"
     assert found.numbers["labels"] == {tiles[0].id: tiles[8].id, tiles[8].id: tiles[0].id}
 
 
@@ -70,7 +73,8 @@ def test_moments_are_those_of_numpy():
 def test_nothing_is_changed_and_order_does_not_matter(tiles):
     before = [t.label.copy() for t in tiles]
     a, b = registration_table(tiles), registration_table(tiles[::-1])
-    assert a.equals(b) and all((x == t.label).all() for x, t in zip(before, tiles, strict=True))
+    assert a.equals(b)
+    assert all((x == t.label).all() for x, t in zip(before, tiles, strict=True))
     assert pooled(register(tiles))["by"] == "as it is"
 
 
@@ -80,6 +84,8 @@ def test_odd_input_is_silent(tiles):
     odd = [replace(tiles[0], bands=bands), replace(tiles[1], label=np.zeros_like(tiles[1].label)), *tiles[2:]]
     odd[2] = replace(odd[2], label=np.full_like(odd[2].label, IGNORE))
     odd[3] = replace(odd[3], label=None)
-    assert check_registration(odd) == [] and len(views(odd)) == 6
-    assert check_registration([]) == check_registration(tiles[:3]) == [] and registration_table([]).empty
+    assert check_registration(odd) == []
+    assert len(views(odd)) == 6
+    assert check_registration([]) == check_registration(tiles[:3]) == []
+    assert registration_table([]).empty
     assert check_registration([replace(t, label=t.valid.astype(np.uint8)) for t in tiles]) == []

@@ -34,7 +34,8 @@ def test_copies_are_found(tiles):
     kinds = shared_tiles([*train, val[0], replace(val[0], id="a"), flipped], val).kind
     assert list(kinds) == ["same tile", "same pixels", "flipped copy"]
     (first, *_) = check_sides([*train, val[0]], val)
-    assert (first.cause, first.severity) == ("split-shared", "fatal") and val[0].id in first.evidence
+    assert (first.cause, first.severity) == ("split-shared", "fatal")
+    assert val[0].id in first.evidence
 
 
 def test_key_is_that_of_all_turns():
@@ -55,7 +56,9 @@ def test_touching_tiles(tiles):
     train, val = split(tiles, 0, 3)
     whole = [t for t in tiles if t.id in {u.id for u in train}]
     found = next(f for f in check_sides(whole, val) if f.cause == "split-touching")
-    assert found.numbers["gap"] == 0 and found.numbers["buffer"] == 32 and found.severity == "warning"
+    assert found.numbers["gap"] == 0
+    assert found.numbers["buffer"] == 32
+    assert found.severity == "warning"
 
 
 def test_missing_classes(tiles):
@@ -64,7 +67,9 @@ def test_missing_classes(tiles):
     assert any(f.severity == "fatal" and f.numbers["classes"] == ["glacier"] for f in lacking)
     unseen = [f for f in check_sides(train, without(val, 1), n_folds=3) if f.cause == "class-missing"]
     (glacier,) = [f for f in unseen if "glacier" in f.numbers["classes"]]
-    assert glacier.severity == "warning" and set(glacier.change) == {"fold"} and glacier.change["fold"] != 0
+    assert glacier.severity == "warning"
+    assert set(glacier.change) == {"fold"}
+    assert glacier.change["fold"] != 0
 
 
 def test_uneven_shares_are_more_than_chance(tiles):
@@ -73,7 +78,8 @@ def test_uneven_shares_are_more_than_chance(tiles):
     for t in val:
         t.label[:4] = 1
     chance = share_chance(many[9:], val)
-    assert chance[1] < 0.01 and share_chance(many[9:], many[:9])[1] > 0.5
+    assert chance[1] < 0.01
+    assert share_chance(many[9:], many[:9])[1] > 0.5
 
 
 def test_errors_become_findings(tiles):
