@@ -271,11 +271,9 @@ def check_sides(
         side = "training" if not train_tiles else "validation"
         return [split_finding(SplitError(f"no {side} tile: expected at least one on each side"))]
     found = [*check_shared(train_tiles, val_tiles), *check_classes(train_tiles, val_tiles, n_folds)]
-    return (
-        found
-        if train_set is None or val_set is None or "split-shared" in {f.cause for f in found}
-        else [*_sets(train_set, val_set), *found]
-    )
+    if train_set is None or val_set is None or "split-shared" in {f.cause for f in found}:
+        return found
+    return [*_sets(train_set, val_set), *found]
 
 
 def _sets(train_set, val_set):
