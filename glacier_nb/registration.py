@@ -128,7 +128,7 @@ def _common(found):
     better = int((a[:, s, i, j] > a[:, 0, found.reach, found.reach]).sum())
     evidence = (
         f"{better} of {n} labels agree with their image better when {how}: correlation with what the bands "
-        f"say of ice is {p['as_it_is']:.2f} as they are, {p['mended']:.2f} then (usual: 0.4 to 0.7 at once)."
+        f"say of ice is {p['as_it_is']:.2f} as they are, {p['mended']:.2f} then (usual: 0.4 to 0.7)."
     )
     t = int(np.argmax(a[:, s, i, j]))
     label = placed_label(turned(found.seen[t], p["by"])[0], i - found.reach, j - found.reach)
@@ -153,7 +153,8 @@ def _foreign(found, table):
     own = np.diag(found.pairs)
     bad = table[(table["fits image"] != table.tile) & (table.there >= LEAST_AGREEMENT)]
     bad = bad[(bad.there - own[bad.index] >= 0.3) & (own[bad.index] < LONE_OWN)]
-    if bad.empty or (min(found.seen[0].ice.shape) * found.k < LONE_SIDE and len(bad) < len(table) / 2):
+    few = np.mean(own) < LONE_OWN and len(bad) < len(table) / 3  # nothing fits: one fit among all is chance
+    if bad.empty or few or (min(found.seen[0].ice.shape) * found.k < LONE_SIDE and len(bad) < len(table) / 2):
         return []
     here, there = float(np.mean(own[bad.index])), float(bad.there.mean())
     pairs = [f"{r.tile} (fits the image of {r['fits image']})" for _, r in bad.iterrows()]

@@ -231,7 +231,10 @@ def _nowhere(names, table, picture):
 def _uneven(table, chance, picture):
     "The finding of classes whose shares differ by more than chance."
     both = (table["train pixels"] > 0) & (table["val pixels"] > 0)
-    low, high = table[["train share", "val share"]].min(1), table[["train share", "val share"]].max(1)
+    low, high = (
+        table[["train share", "val share"]].min(axis=1),
+        table[["train share", "val share"]].max(axis=1),
+    )
     factor = (high / low.where(low > 0)).fillna(1)
     odd = list(table.index[both & (factor > FACTOR) & (chance < CHANCE)])
     if not odd:
