@@ -67,8 +67,7 @@ def synthetic_targets(
     if (
         shares.ndim != 1
         or len(shares) < 2
-        or not np.isfinite(shares).all()
-        or (shares < 0).any()
+        or not (np.isfinite(shares) & (shares >= 0)).all()
         or not shares.any()
     ):
         raise ValueError(
@@ -146,10 +145,7 @@ def _arguments(loss: Callable, logits: Tensor, targets: Targets) -> list[Tensor]
     "As many of logits, label, valid and distance as the loss takes."
     function = loss.forward if isinstance(loss, nn.Module) else loss
     given = [logits, targets.label, targets.valid, targets.distance]
-    try:
-        taken = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a built-in
-        return given
+    taken = list(inspect.signature(function).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in taken):
         return given
     names = [p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -208,7 +204,7 @@ FIRM = 8.0  # logit of the chosen class where even a softmax in float32 has a gr
 STEPS, STEP = 10, 0.3  # Adam's way: each logit by 0.3, ten times; the mediocre map's logits are 1
 
 
-def _term(module: nn.Module, name: str, targets: Targets) -> Callable:
+def _term(module: nn.Module, targets: Targets) -> Callable:
     "A term of a combined loss as a loss of the logits."
 
     def value(logits: Tensor) -> Tensor:
@@ -227,7 +223,7 @@ def _functions(loss: Callable, targets: Targets) -> dict[str, Callable]:
     functions = {"loss": lambda logits: _called(loss, logits, targets)[0]}
     modules = getattr(loss, "terms", None)
     if isinstance(modules, nn.ModuleDict | Mapping):
-        return functions | {name: _term(module, name, targets) for name, module in modules.items()}
+        return functions | {name: _term(module, targets) for name, module in modules.items()}
     names = _called(loss, torch.zeros_like(targets.distance), targets)[1]
     return functions | {name: lambda logits, n=name: _called(loss, logits, targets)[1][n] for name in names}
 
@@ -245,23 +241,25 @@ def _scored(logits: Tensor, targets: Targets) -> float:
     return mcc(confusion(logits.argmax(1), targets.label, logits.shape[1], targets.known))
 
 
+def _soft(logits: Tensor, targets: Targets) -> Tensor:
+    "Soft MCC."
+    return soft_mcc(soft_confusion(logits.softmax(1), targets.label, targets.known))
+
+
 def _slopes(function: Callable, targets: Targets, maps: Mapping[str, Tensor]) -> tuple[dict, Tensor]:
     "A row of `gradient_table`, and the gradient at the mediocre map."
     start, at = (_gradient(function, maps[name]) for name in ("start", "mediocre"))
-    agreed = lambda x: soft_mcc(soft_confusion(x.softmax(1), targets.label, targets.known))  # noqa: E731
-    rise = _gradient(agreed, maps["mediocre"])
+    rise = _gradient(lambda x: _soft(x, targets), maps["mediocre"])
     length, moved = start.norm().item(), maps["mediocre"]
     for _ in range(STEPS):
         moved = moved - STEP * _gradient(function, moved).sign()
-    ignored = (at * ~targets.known[:, None]).norm() / at.norm()
     row = {
         "start": length,
         "cosine": torch.cosine_similarity(-at.flatten().double(), rise.flatten().double(), dim=0).item(),
         "before": _scored(maps["mediocre"], targets),
         "after": _scored(moved, targets) if moved.isfinite().all() else math.nan,
-        "firm": _gradient(function, maps["firm"]).norm().item() / length if length else 0.0,
-        "sure": _gradient(function, maps["sure"]).norm().item() / length if length else 0.0,
-        "ignored": ignored.nan_to_num().item(),
+        **{k: _gradient(function, maps[k]).norm().item() / (length or 1.0) for k in ("firm", "sure")},
+        "ignored": ((at * ~targets.known[:, None]).norm() / at.norm().clamp_min(1e-30)).item(),
     }
     return row, at
 
@@ -281,14 +279,13 @@ def _mediocre(targets: Targets, inverted: Tensor, seed: int) -> dict[str, Tensor
 
 # %% ../nbs/15h0_lossmaps.ipynb #d40912c2
 def term_weights(
-    loss: Callable,  # with a mapping `weights`, or without
+    loss: Callable,  # with a mapping `weights`, or without: then all are the same
     names: Sequence[str],  # of its terms
 ) -> dict[str, float]:  # their sum is 1
-    "Weight of each term as a share of all; the same for all where the loss does not tell."
+    "Weight of each term as a share of all."
     told = getattr(loss, "weights", None)
-    known = isinstance(told, Mapping) and all(name in told for name in names)
-    weights = {name: float(told[name]) if known else 1.0 for name in names}
-    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    weights = told if isinstance(told, Mapping) and {*names} <= {*told} else dict.fromkeys(names, 1.0)
+    return {name: float(weights[name]) / sum(weights[n] for n in names) for name in names}
 
 
 def gradient_table(
@@ -307,6 +304,5 @@ def gradient_table(
     weights = term_weights(own, terms)
     lengths = {name: weights[name] * found[name][1].norm().item() for name in terms}
     total = sum(lengths.values()) or 1.0
-    table["weight"] = pd.Series({"loss": 1.0} | weights)
-    table["share"] = pd.Series({"loss": 1.0} | {name: length / total for name, length in lengths.items()})
-    return table
+    shares = {name: length / total for name, length in lengths.items()}
+    return table.assign(weight=pd.Series({"loss": 1.0} | weights), share=pd.Series({"loss": 1.0} | shares))

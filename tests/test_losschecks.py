@@ -1,4 +1,4 @@
-"""Losses that are sound are left alone, over shares and settings; each fault of a loss is found by its name."""
+"""Sound losses are left alone, over shares and settings; each fault of a loss is found by its name."""
 
 import copy
 import time
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from glacier_nb.config import DEFAULT_LOSS_WEIGHTS
-from glacier_nb.losses import CombinedLoss, class_weights
 from glacier_nb.losschecks import check_loss
+from glacier_nb.losses import CombinedLoss, class_weights
 from glacier_nb.lossmaps import (
     MAPS,
     gradient_table,
@@ -229,9 +229,11 @@ def test_a_loss_that_fails_says_why():
         return F.cross_entropy(logits, label)
 
     (finding,) = check_loss(never, SHARES["demo"])
-    assert finding.severity == "fatal" and "no such device" in finding.evidence
+    assert finding.severity == "fatal"
+    assert "no such device" in finding.evidence
     (finding,) = check_loss(not_with_255, SHARES["demo"])
-    assert finding.severity == "warning" and "255" in finding.evidence
+    assert finding.severity == "warning"
+    assert "255" in finding.evidence
 
 
 def test_nothing_of_a_run_changes():
@@ -249,7 +251,8 @@ def test_nothing_of_a_run_changes():
     loss, before = Counting(), (torch.get_rng_state(), copy.deepcopy(np.random.get_state()[1]))  # noqa: NPY002
     tables = [loss_table(loss, synthetic_targets(SHARES["demo"])) for _ in range(2)]
     check_loss(loss, SHARES["demo"])
-    assert loss.calls == 0 and torch.equal(before[0], torch.get_rng_state())
+    assert loss.calls == 0
+    assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert tables[0].equals(tables[1])
 
@@ -259,7 +262,9 @@ def test_reference_maps_have_the_quality_of_their_names(name):
     targets = synthetic_targets(SHARES[name])
     maps, n = reference_maps(targets), len(SHARES[name])
     scores = {k: mcc(confusion(v, targets.label, n, targets.known)) for k, v in maps.items()}
-    assert scores["perfect"] == 1 and 0.8 < scores["good"] < 0.97 and abs(scores["random"]) < 0.05
+    assert scores["perfect"] == 1
+    assert 0.8 < scores["good"] < 0.97
+    assert abs(scores["random"]) < 0.05
     assert scores["majority"] == scores["constant"] == 0 > scores["inverted"]
     present = np.bincount(targets.label[targets.known], minlength=n) > 0
     assert present.tolist() == [share > 0 for share in SHARES[name]]
