@@ -477,7 +477,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'glacier_nb.lossmaps._patches': ('lossmaps.html#_patches', 'glacier_nb/lossmaps.py'),
                                      'glacier_nb.lossmaps._scored': ('lossmaps.html#_scored', 'glacier_nb/lossmaps.py'),
                                      'glacier_nb.lossmaps._slopes': ('lossmaps.html#_slopes', 'glacier_nb/lossmaps.py'),
-                                     'glacier_nb.lossmaps._soft': ('lossmaps.html#_soft', 'glacier_nb/lossmaps.py'),
                                      'glacier_nb.lossmaps._term': ('lossmaps.html#_term', 'glacier_nb/lossmaps.py'),
                                      'glacier_nb.lossmaps._tried': ('lossmaps.html#_tried', 'glacier_nb/lossmaps.py'),
                                      'glacier_nb.lossmaps._values': ('lossmaps.html#_values', 'glacier_nb/lossmaps.py'),

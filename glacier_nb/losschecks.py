@@ -82,7 +82,7 @@ def _drowned(slopes: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
     terms = slopes.drop("loss")
     for name, s in terms[(terms["share"] > DROWNED) & (terms["weight"] < 0.9)].iterrows():
         others = ", ".join(terms.index.drop(name))
-        told = f"gives {s['share']:.1%} of the gradient with {s['weight']:.0%} of the weight; {others} hardly count"
+        told = f"gives {s['share']:.1%} of the gradient at {s['weight']:.0%} of the weight: {others} drown"
         yield name, "loss-drowned", "warning", told
 
 # %% ../nbs/15h_losschecks.ipynb #073020f4
@@ -160,7 +160,7 @@ def _judged(loss: Callable, values: pd.DataFrame, slopes: pd.DataFrame) -> list[
 
 
 def check_loss(
-    loss: Callable,  # (logits, label, valid, distance) -> (total, terms), or a scalar of fewer; stays as it is
+    loss: Callable,  # (logits, label, valid, distance) -> (total, terms), or a scalar of fewer
     shares: Sequence[float],  # (C,) labelled training pixels of each class, or their shares
     classes: Sequence[str] = (),  # names of the classes; empty: not checked against the shares
     batch: int = 8,  # crops of the run's batch
@@ -172,7 +172,7 @@ def check_loss(
         raise ValueError(
             f"found {len(shares)} shares for the classes {', '.join(classes)}: expected one of each"
         )
-    if np.count_nonzero(shares) == 1 and np.isfinite(shares).all():
+    if len(shares) > 1 and np.count_nonzero(shares) == 1 and np.max(shares) > 0:
         return []
     errors = []
     for ignored in (True, False):

@@ -112,7 +112,7 @@ def _misplaced(label: np.ndarray, known: np.ndarray, share: float, rng: np.rando
     found.flat[chosen] = label.flat[rng.permutation(chosen)]
     return found
 
-# %% ../nbs/15h0_lossmaps.ipynb #79640f27
+
 def reference_maps(
     targets: Targets,  # what is true
     seed: int = 0,  # of the random map
@@ -140,7 +140,7 @@ def _logits(found: Tensor, n_classes: int, confidence: float) -> Tensor:
     "Logits (B, C, H, W) that choose a class."
     return confidence * nn.functional.one_hot(found, n_classes).movedim(-1, 1).float()
 
-# %% ../nbs/15h0_lossmaps.ipynb #b7a37983
+# %% ../nbs/15h0_lossmaps.ipynb #f15ad95b
 def _arguments(loss: Callable, logits: Tensor, targets: Targets) -> list[Tensor]:
     "As many of logits, label, valid and distance as the loss takes."
     function = loss.forward if isinstance(loss, nn.Module) else loss
@@ -167,7 +167,7 @@ def _values(loss: Callable, logits: Tensor, targets: Targets) -> pd.Series:
         {"loss": total.item(), **{name: value.item() for name, value in terms.items()}}, dtype=float
     )
 
-# %% ../nbs/15h0_lossmaps.ipynb #0f93a5a0
+
 MAPS = ("perfect", "good", "uniform", "random", "majority", "constant", "inverted")
 
 
@@ -199,7 +199,7 @@ def loss_table(
             rows[name] = pd.concat(tried, axis=1).min(axis=1, skipna=False)
     return pd.DataFrame(rows)[list(MAPS)]
 
-# %% ../nbs/15h0_lossmaps.ipynb #c6143610
+# %% ../nbs/15h0_lossmaps.ipynb #8f0ad27f
 FIRM = 8.0  # logit of the chosen class where even a softmax in float32 has a gradient left: 3e-4
 STEPS, STEP = 10, 0.3  # Adam's way: each logit by 0.3, ten times; the mediocre map's logits are 1
 
@@ -235,21 +235,17 @@ def _gradient(function: Callable, logits: Tensor) -> Tensor:
     found = torch.autograd.grad(value, logits, allow_unused=True)[0] if value.requires_grad else None
     return torch.zeros_like(logits) if found is None else found.detach()
 
-# %% ../nbs/15h0_lossmaps.ipynb #955323e9
+
 def _scored(logits: Tensor, targets: Targets) -> float:
     "MCC of the classes with the highest logits."
     return mcc(confusion(logits.argmax(1), targets.label, logits.shape[1], targets.known))
 
 
-def _soft(logits: Tensor, targets: Targets) -> Tensor:
-    "Soft MCC."
-    return soft_mcc(soft_confusion(logits.softmax(1), targets.label, targets.known))
-
-
 def _slopes(function: Callable, targets: Targets, maps: Mapping[str, Tensor]) -> tuple[dict, Tensor]:
     "A row of `gradient_table`, and the gradient at the mediocre map."
     start, at = (_gradient(function, maps[name]) for name in ("start", "mediocre"))
-    rise = _gradient(lambda x: _soft(x, targets), maps["mediocre"])
+    label, known = targets.label, targets.known
+    rise = _gradient(lambda x: soft_mcc(soft_confusion(x.softmax(1), label, known)), maps["mediocre"])
     length, moved = start.norm().item(), maps["mediocre"]
     for _ in range(STEPS):
         moved = moved - STEP * _gradient(function, moved).sign()
@@ -277,7 +273,7 @@ def _mediocre(targets: Targets, inverted: Tensor, seed: int) -> dict[str, Tensor
         "sure": _logits(inverted, n_classes, SURE),
     }
 
-# %% ../nbs/15h0_lossmaps.ipynb #d40912c2
+
 def term_weights(
     loss: Callable,  # with a mapping `weights`, or without: then all are the same
     names: Sequence[str],  # of its terms
