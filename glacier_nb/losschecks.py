@@ -59,7 +59,7 @@ def _way(s: pd.Series) -> Iterator[tuple[str, str, str]]:
     "Cause, severity and evidence where the gradient leads astray."
     told = (
         f"ten steps down turn a poor map (MCC {s['before']:.2f}) into one of MCC {s['after']:.2f}; usual is "
-        f"above 0.95. The cosine of a step with that up the soft MCC is {s['cosine']:.2f}"
+        f"above 0.95. The cosine of its step and one up the soft MCC is {s['cosine']:.2f}"
     )
     if not s["after"] >= s["before"] - 0.02:
         yield "loss-direction", "fatal", f"leads away from good maps: {told}"

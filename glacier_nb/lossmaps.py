@@ -6,10 +6,9 @@
 __all__ = ['LEAST', 'SURE', 'CONFIDENCES', 'WRONG', 'MAPS', 'FIRM', 'STEPS', 'STEP', 'Targets', 'synthetic_targets',
            'reference_maps', 'loss_table', 'term_weights', 'gradient_table']
 
-# %% ../nbs/15h0_lossmaps.ipynb #0c659590
+# %% ../nbs/15h0_lossmaps.ipynb #3d1b9a44
 import copy
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +53,7 @@ def _patches(shares: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> 
         label.flat[highest], free.flat[highest] = k, False
     return label
 
-# %% ../nbs/15h0_lossmaps.ipynb #d33cc0ad
+
 def synthetic_targets(
     shares: Sequence[float],  # (C,) pixels of each class, or their shares
     batch: int = 8,  # crops; more than 8 are not needed
@@ -84,7 +83,7 @@ def synthetic_targets(
     distance = [signed_distance(x, len(shares), valid=v) for x, v in zip(label, valid, strict=True)]
     return Targets(torch.from_numpy(label), torch.from_numpy(valid), torch.from_numpy(np.stack(distance)))
 
-# %% ../nbs/15h0_lossmaps.ipynb #1cbf7720
+# %% ../nbs/15h0_lossmaps.ipynb #f7044220
 SURE = 20.0  # logit of the chosen class, others 0, where the network is sure: 2e-9 is left for another class
 CONFIDENCES = (0.5, 1.0, 2.0, 4.0, 8.0)  # logits that are tried for maps that may be as sure as they like
 WRONG = 0.1  # of the pixels of a class in a good map
@@ -140,7 +139,7 @@ def _logits(found: Tensor, n_classes: int, confidence: float) -> Tensor:
     "Logits (B, C, H, W) that choose a class."
     return confidence * nn.functional.one_hot(found, n_classes).movedim(-1, 1).float()
 
-# %% ../nbs/15h0_lossmaps.ipynb #f15ad95b
+# %% ../nbs/15h0_lossmaps.ipynb #3f3af69c
 def _arguments(loss: Callable, logits: Tensor, targets: Targets) -> list[Tensor]:
     "As many of logits, label, valid and distance as the loss takes."
     function = loss.forward if isinstance(loss, nn.Module) else loss
@@ -199,7 +198,7 @@ def loss_table(
             rows[name] = pd.concat(tried, axis=1).min(axis=1, skipna=False)
     return pd.DataFrame(rows)[list(MAPS)]
 
-# %% ../nbs/15h0_lossmaps.ipynb #8f0ad27f
+# %% ../nbs/15h0_lossmaps.ipynb #3f7dcbc6
 FIRM = 8.0  # logit of the chosen class where even a softmax in float32 has a gradient left: 3e-4
 STEPS, STEP = 10, 0.3  # Adam's way: each logit by 0.3, ten times; the mediocre map's logits are 1
 
@@ -253,7 +252,7 @@ def _slopes(function: Callable, targets: Targets, maps: Mapping[str, Tensor]) ->
         "start": length,
         "cosine": torch.cosine_similarity(-at.flatten().double(), rise.flatten().double(), dim=0).item(),
         "before": _scored(maps["mediocre"], targets),
-        "after": _scored(moved, targets) if moved.isfinite().all() else math.nan,
+        "after": _scored(moved, targets) if moved.isfinite().all() else np.nan,
         **{k: _gradient(function, maps[k]).norm().item() / (length or 1.0) for k in ("firm", "sure")},
         "ignored": ((at * ~targets.known[:, None]).norm() / at.norm().clamp_min(1e-30)).item(),
     }
