@@ -36,8 +36,7 @@ class Targets:
     distance: Tensor  # (B, C, H, W) float32 from `signed_distance`
 
     @property
-    def known(self) -> Tensor:  # (B, H, W) bool
-        "Pixels that count."
+    def known(self) -> Tensor:  # (B, H, W) bool: pixels that count
         return self.valid & (self.label != IGNORE)
 
 
@@ -45,9 +44,10 @@ def _patches(shares: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> 
     "Class index (B, H, W): of each class smooth patches in the free pixels, the largest class around them."
     order = np.argsort(-shares, kind="stable")
     label, free = np.full(free.shape, order[0]), free.copy()
-    width = free.shape[-1] / 12
     for k in order[:0:-1]:
-        field = np.where(free, gaussian_filter(rng.normal(size=free.shape), (0, width, width)), -np.inf)
+        field = np.where(
+            free, gaussian_filter(rng.normal(size=free.shape), (0, *[free.shape[-1] / 12] * 2)), -np.inf
+        )
         pixels = min(max(LEAST, round(shares[k] * free.size)), free.sum() // 2) * (shares[k] > 0)
         highest = np.argsort(field, axis=None)[free.size - pixels :]
         label.flat[highest], free.flat[highest] = k, False
@@ -295,9 +295,8 @@ def gradient_table(
         maps = _mediocre(targets, reference_maps(targets, seed)["inverted"], seed)
         found = {name: _slopes(f, targets, maps) for name, f in _functions(own, targets).items()}
     table = pd.DataFrame({name: row for name, (row, _) in found.items()}).T
-    terms = [name for name in found if name != "loss"]
-    weights = term_weights(own, terms)
-    lengths = {name: weights[name] * found[name][1].norm().item() for name in terms}
+    weights = term_weights(own, [*found][1:])
+    lengths = {name: weights[name] * found[name][1].norm().item() for name in weights}
     total = sum(lengths.values()) or 1.0
     shares = {name: length / total for name, length in lengths.items()}
     return table.assign(weight=pd.Series({"loss": 1.0} | weights), share=pd.Series({"loss": 1.0} | shares))
