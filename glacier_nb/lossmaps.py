@@ -45,9 +45,8 @@ def _patches(shares: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> 
     order = np.argsort(-shares, kind="stable")
     label, free = np.full(free.shape, order[0]), free.copy()
     for k in order[:0:-1]:
-        field = np.where(
-            free, gaussian_filter(rng.normal(size=free.shape), (0, *[free.shape[-1] / 12] * 2)), -np.inf
-        )
+        field = gaussian_filter(rng.normal(size=free.shape), (0, *[free.shape[-1] / 12] * 2))
+        field[~free] = -np.inf
         pixels = min(max(LEAST, round(shares[k] * free.size)), free.sum() // 2) * (shares[k] > 0)
         highest = np.argsort(field, axis=None)[free.size - pixels :]
         label.flat[highest], free.flat[highest] = k, False
@@ -118,12 +117,11 @@ def reference_maps(
 ) -> dict[str, Tensor]:  # good, random, majority, constant, inverted -> (B, H, W) int64 class index
     "Maps of known quality."
     label, known, rng = targets.label.numpy(), targets.known.numpy(), np.random.default_rng(seed)
-    n_classes = targets.distance.shape[1]
-    counts = np.bincount(label[known], minlength=n_classes)
+    counts = np.bincount(label[known], minlength=targets.distance.shape[1])
     present = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
     label = np.where(label == IGNORE, present[0], label)
-    other = np.arange(n_classes)
-    other[present] = np.roll(present, -1) if len(present) > 1 else (present[0] + 1) % n_classes
+    other = np.arange(len(counts))
+    other[present] = np.roll(present, -1) if len(present) > 1 else (present[0] + 1) % len(counts)
     maps = {
         "perfect": label,
         "good": _good(label, known, targets.distance.numpy()),
@@ -243,9 +241,9 @@ def _scored(logits: Tensor, targets: Targets) -> float:
 def _slopes(function: Callable, targets: Targets, maps: Mapping[str, Tensor]) -> tuple[dict, Tensor]:
     "A row of `gradient_table`, and the gradient at the mediocre map."
     start, at = (_gradient(function, maps[name]) for name in ("start", "mediocre"))
-    label, known = targets.label, targets.known
+    label, known, moved = targets.label, targets.known, maps["mediocre"]
     rise = _gradient(lambda x: soft_mcc(soft_confusion(x.softmax(1), label, known)), maps["mediocre"])
-    length, moved = start.norm().item(), maps["mediocre"]
+    length = start.norm().item()
     for _ in range(STEPS):
         moved = moved - STEP * _gradient(function, moved).sign()
     row = {
