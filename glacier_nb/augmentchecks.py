@@ -122,7 +122,7 @@ def _left_behind(learner: Learner) -> list[Finding]:
     parts = [f"{n} in {share[n]:.0%} of {len(table)} crops (median {v:.2f})" for n, v in worst.items()]
     told = (
         "Crops were drawn from their own label and then augmented. These no longer explain the image "
-        f"afterwards: {', '.join(parts)}. They explain more than {AGREES:g} of its variance when they move with it."
+        f"afterwards: {', '.join(parts)}. Where they move with it they explain more than {AGREES:g}."
     )
     fix = "Move label, valid and distance as the image is moved, or take augment = 'photometric'."
     return [Finding("label-left-behind", "fatal", told, fix, {"explained": worst}, {})]

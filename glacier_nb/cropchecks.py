@@ -126,7 +126,7 @@ def _skewed(train: TileSet, table: pd.DataFrame, positions: np.ndarray) -> list[
     "The finding about tiles that are never drawn and shares that are far from the tiles', if there is one."
     pixels = PixelIndex(train).per_tile()[:, -1]
     never = np.setdiff1d(np.flatnonzero(pixels), positions[:, 0])
-    lost, moved = pixels[never].sum() / max(pixels.sum(), 1), _moved(table)
+    lost, moved = float(pixels[never].sum() / max(pixels.sum(), 1)), _moved(table)
     if lost <= NEVER and moved <= MOVED:
         return []
     names = [train.ids[i] for i in never[:5]] + [f"and {len(never) - 5} more"] * (len(never) > 5)

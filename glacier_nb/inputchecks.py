@@ -61,7 +61,7 @@ def input_table(
 # %% ../nbs/15l_inputchecks.ipynb #i007
 OFF_CENTRE, OFF_SCALE = 0.3, 1.5  # healthy: at most 0.02 and 1.02
 FAR_CENTRE, FAR_SCALE = 5.0, 20.0  # no longer normalised: DN have centres of thousands
-VAL_CENTRE, VAL_SCALE = 5.0, 8.0  # of validation, in training scales; healthy folds stay far below
+VAL_CENTRE, VAL_SCALE = 5.0, 8.0  # of validation; healthy folds stay far below
 EXTREME = 50.0  # training scales; DN fit into some 30 of them
 
 
