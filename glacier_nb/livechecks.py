@@ -31,7 +31,7 @@ from glacier_nb.livesteps import (
 )
 
 # %% ../nbs/15j_livechecks.ipynb #live0005
-PART = 0.5  # share of a part that stands still: the most of a healthy network was 0.11 (layers without use)
+PART = 0.5  # share of a part that stands still; layers without use are less
 
 
 def _frozen_parts(table: pd.DataFrame) -> pd.DataFrame:
@@ -169,7 +169,7 @@ def _drowned(table: pd.DataFrame) -> list[Finding]:
             "loss-drowned",
             "warning",
             f"The term {name} has {weight[name]:.0%} of the loss weights and {row['share']:.1%} of the "
-            f"gradient's length on {table['batch'].nunique()} real batches. Usual is below 60 %.",
+            f"gradient's length on {table['batch'].nunique()} real batches. Usual is that no term has nearly all.",
             f"Lower {name}'s weight until the terms pull alike, or look whether it is a mean over pixels.",
             {"term": name, "weight": float(weight[name]), "share": float(row["share"])},
         )
@@ -177,8 +177,8 @@ def _drowned(table: pd.DataFrame) -> list[Finding]:
     ]
 
 # %% ../nbs/15j_livechecks.ipynb #live0014
-LEARNED = 0.6  # MCC on the crops: healthy networks reach at least HEALTHY_MCC in 100 steps
-NOTHING = 0.25  # MCC on the crops: the faults of the lesson reach at most FAULT_MCC
+LEARNED = 0.6  # MCC on the crops: healthy ResNet-18 reached 0.95 in 14 to 43 steps
+NOTHING = 0.25  # MCC on the crops: at learning rate 1e-7 it was 0.03
 ENOUGH = 25  # steps without which a failure is no evidence
 MANY = 50  # steps that make a failure fatal; with fewer only if it diverged, or its rate is far off
 FAR = 90.0  # a learning rate this many times too high or low needs no more proof than a try that works
