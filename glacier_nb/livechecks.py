@@ -169,7 +169,7 @@ def _drowned(table: pd.DataFrame) -> list[Finding]:
             "loss-drowned",
             "warning",
             f"The term {name} has {weight[name]:.0%} of the loss weights and {row['share']:.1%} of the "
-            f"gradient's length on {table['batch'].nunique()} real batches. Usual is that no term has nearly all.",
+            f"gradient's length on {table['batch'].nunique()} real batches. Usual is below 95 %.",
             f"Lower {name}'s weight until the terms pull alike, or look whether it is a mean over pixels.",
             {"term": name, "weight": float(weight[name]), "share": float(row["share"])},
         )
