@@ -62,7 +62,7 @@ def check_frozen(
     bad = (
         start.startswith("random") or last in parts.index or not parts["state"].eq("needs no gradient").all()
     )
-    told = "; ".join(f"{part}: {p['share']:.0%} of {p['size']} numbers ({p['state']})" for part, p in parts.T.items())
+    told = "; ".join(f"{part}: {p['share']:.0%} of {p['size']} ({p['state']})" for part, p in parts.T.items())
     return [
         Finding(
             "frozen",
