@@ -23,7 +23,7 @@ MODULES = (
     "geometry augment mixing overlaps losses metrics baseline scratch weights unet syncnorm schedules "
     "stopping checkpoints device arithmetic ema recipe validation moments learner callbacks lr_find "
     "distributed members views predict runs compare evidence plot_findings findings labelchecks bandchecks "
-    "registration splitchecks losschecks pipechecks livechecks historychecks diagnose jobs sweep train "
+    "registration splitchecks losschecks pipechecks livechecks historycurves historychecks runchecks diagnose jobs sweep train "
     "proposals autopilot faults hkh hkh_like"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
