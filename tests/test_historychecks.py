@@ -71,7 +71,8 @@ def test_runs_of_the_record_have_nothing_fatal(tiles, name):
         json.dumps(dict(f.numbers), allow_nan=False)
         TrainConfig(**parameters(name) | dict(f.change))
     if name[:2] in ("01", "02", "03", "04"):
-        assert {f.cause for f in found} == {"still-rising", "below-baseline"}
+        flat = (tiles, name) == ("demo", "02_mcc_added")  # its MCC stays at 0.38 to 0.39 from epoch 24 on
+        assert {f.cause for f in found} == {"below-baseline"} | (set() if flat else {"still-rising"})
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -243,3 +244,16 @@ def test_ablations():
     assert check_ablations({n: RECORD["demo"][n] for n in names}) == []  # parameters are not known
     assert one_change({"run": "a", "workers": 1}, {"run": "b", "lr": 0.1}) == "lr"
     assert one_change({"lr": 0.2, "seed": 1}, {}) is one_change({}, {}) is None
+
+
+def test_run_that_ends_in_a_young_cycle_is_not_said_to_overfit():
+    found = pd.DataFrame(RECORD["demo"]["13_longer_cycle"]["curves"]).to_dict("records")
+    assert turning(history_table(found))["val_rise"] > 0.1  # three epochs after a restart
+    assert check_history(found, parameters("13_longer_cycle")) == []
+    assert check_history(found, CALM | {"epochs": 9})[0].cause == "overfitting"
+
+
+def test_large_gradient_norm_alone_is_no_divergence():
+    assert causes(history(grad_norm=np.where(E == 9, 1e6, 1.0))) == []
+    worse = {"grad_norm": np.where(E == 9, 1e6, 1.0), "train_loss": 0.7 + 0.001 * E}
+    assert causes(history(**worse)) == ["diverged"]
