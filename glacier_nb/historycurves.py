@@ -141,7 +141,7 @@ def loss_jumps(
     return {"level": float(level), "swing": float(jumps.abs().median() / level), "spikes": spikes} | largest
 
 # %% ../nbs/15j_historycurves.ipynb #3a225732
-FALL = 0.03  # MCC from the smoothed best to the smoothed end; 0.01 in runs without restarts, 0.035 in one that scatters by 0.08
+FALL = 0.03  # MCC from the smoothed best to the smoothed end; mostly 0.01, 0.035 in a run that scatters
 VAL_RISE, TRAIN_FALL = 0.10, 0.05  # over-fitting: of the loss at the turning point
 LEAST_EPOCHS = 8
 
