@@ -231,10 +231,8 @@ def _nowhere(names, table, picture):
 def _uneven(table, chance, picture):
     "The finding of classes whose shares differ by more than chance."
     both = (table["train pixels"] > 0) & (table["val pixels"] > 0)
-    low, high = (
-        table[["train share", "val share"]].min(axis=1),
-        table[["train share", "val share"]].max(axis=1),
-    )
+    shares = table[["train share", "val share"]]
+    low, high = shares.min(axis=1), shares.max(axis=1)
     factor = (high / low.where(low > 0)).fillna(1)
     odd = list(table.index[both & (factor > FACTOR) & (chance < CHANCE)])
     if not odd:
