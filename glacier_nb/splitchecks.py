@@ -221,21 +221,18 @@ def _lacking(side, names, table, tiles, n_folds, picture):
 
 def _nowhere(names, table, picture):
     "The finding of classes that no tile holds."
-    n = int(table[["train pixels", "val pixels"]].to_numpy().sum())
+    n = int((table["train pixels"] + table["val pixels"]).sum())
     severe = "fatal" if len(table) - len(names) < 2 else "note"
     evidence = f"None of {n} labelled pixels is {' or '.join(names)}: neither learned nor scored."
-    numbers = {"side": "both", "classes": names}
-    return Finding("class-missing", severe, evidence, "Check the label scheme.", numbers, {}, picture)
+    told = {"side": "both", "classes": names}
+    return Finding("class-missing", severe, evidence, "Check the label scheme.", told, {}, picture)
 
 
 def _uneven(table, chance, picture):
     "The finding of classes whose shares differ by more than chance."
     both = (table["train pixels"] > 0) & (table["val pixels"] > 0)
-    low, high = (
-        table[["train share", "val share"]].min(axis=1),
-        table[["train share", "val share"]].max(axis=1),
-    )
-    factor = (high / low.where(low > 0)).fillna(1)
+    ratio = table["train share"] / table["val share"].where(both)
+    factor = np.maximum(ratio, 1 / ratio.where(both)).fillna(1)
     odd = list(table.index[both & (factor > FACTOR) & (chance < CHANCE)])
     if not odd:
         return []
@@ -271,8 +268,7 @@ def check_sides(
 ) -> list[Finding]:
     "Whether a score on the validation side says what it should. Empty: all is well."
     if not train_tiles or not val_tiles:
-        side = "training" if not train_tiles else "validation"
-        return [split_finding(SplitError(f"no {side} tile: expected at least one on each side"))]
+        return [split_finding(SplitError("a side has no tile: expected at least one on each side"))]
     found = [*check_shared(train_tiles, val_tiles), *check_classes(train_tiles, val_tiles, n_folds)]
     if train_set is None or val_set is None or "split-shared" in {f.cause for f in found}:
         return found
