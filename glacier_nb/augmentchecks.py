@@ -109,7 +109,7 @@ def _agreements(shown: dict, masked: dict, b: int) -> dict[str, float]:
 AGREES, LEFT = (
     0.5,
     0.1,
-)  # explained at least; share of the crops that may have less; healthy crops have 0.6 or more
+)  # explained at least; share of the crops that may have less; healthy crops have 0.97 or more
 
 
 def _left_behind(learner: Learner) -> list[Finding]:

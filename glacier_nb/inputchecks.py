@@ -59,10 +59,10 @@ def input_table(
     return pd.DataFrame(columns, index=pd.Index(names, name="channel"))
 
 # %% ../nbs/15l_inputchecks.ipynb #i007
-OFF_CENTRE, OFF_SCALE = 0.3, 1.5  # healthy: at most 0.02 and 1.02
+OFF_CENTRE, OFF_SCALE = 0.3, 1.5  # healthy: at most 0.05 and 1.05
 FAR_CENTRE, FAR_SCALE = 5.0, 20.0  # no longer normalised: DN have centres of thousands
-VAL_CENTRE, VAL_SCALE = 5.0, 8.0  # of validation; healthy folds stay far below
-EXTREME = 50.0  # training scales; DN fit into some 30 of them
+VAL_CENTRE, VAL_SCALE = 5.0, 8.0  # of validation; healthy folds: at most 0.76 and 2.6
+EXTREME = 200.0  # training scales; healthy: at most 22, robust texture 73
 
 
 def _not_finite(data: RunData) -> list[Finding]:
@@ -96,7 +96,7 @@ def _input_words(data: RunData, table: pd.DataFrame) -> tuple[list[str], bool]: 
         usual = "expected are 0 and 1" if key == "train" else f"usual are within {centre:g} and {scale:g}"
         words += [f"Centre and scale of the {who} inputs are {', '.join(rows)}; {usual}."] if rows else []
     if (largest := table[["train largest", "val largest"]].max().max()) > EXTREME:
-        words.append(f"The largest input is {largest:.3g} scales from the centre; usual is less than 30.")
+        words.append(f"The largest input is {largest:.3g} scales from the centre; usual is less than 80.")
     filled = {name: _values(t)[2] for name, t in (("training", data.train), ("validation", data.val))}
     words += [f"{n} {name} pixels without data are not 0." for name, n in filled.items() if n]
     if data.train.stats != data.val.stats:
