@@ -655,6 +655,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'glacier_nb.livesteps.norm_lag': ('livesteps.html#norm_lag', 'glacier_nb/livesteps.py'),
                                       'glacier_nb.livesteps.overfit': ('livesteps.html#overfit', 'glacier_nb/livesteps.py'),
                                       'glacier_nb.livesteps.run_rate': ('livesteps.html#run_rate', 'glacier_nb/livesteps.py'),
+                                      'glacier_nb.livesteps.some_crops': ('livesteps.html#some_crops', 'glacier_nb/livesteps.py'),
                                       'glacier_nb.livesteps.trial_of': ('livesteps.html#trial_of', 'glacier_nb/livesteps.py')},
             'glacier_nb.loader': { 'glacier_nb.loader.CropLoader': ('loader.html#croploader', 'glacier_nb/loader.py'),
                                    'glacier_nb.loader.CropLoader.__init__': ('loader.html#croploader.__init__', 'glacier_nb/loader.py'),

@@ -27,6 +27,7 @@ from glacier_nb.livesteps import (
     mode_gap,
     norm_lag,
     overfit,
+    some_crops,
     trial_of,
 )
 
@@ -120,7 +121,7 @@ def check_step(
     classes = len(learner.data.classes)
     try:
         with trial_of(learner, 0.0) as trial, torch.no_grad():
-            batch = next(trial.batches(0))
+            batch = some_crops(next(trial.batches(0)))
             with trial.autocast():
                 logits = trial.model(batch["image"])
         expected = (len(batch["image"]), classes, *batch["label"].shape[-2:])
