@@ -23,9 +23,10 @@ MODULES = (
     "geometry augment mixing overlaps losses metrics baseline scratch weights unet syncnorm schedules "
     "stopping checkpoints device arithmetic ema recipe validation moments learner callbacks lr_find "
     "distributed members views predict runs compare evidence plot_findings findings report_text "
-    "report_html report labelchecks bandchecks registration splitchecks losschecks pipechecks livechecks "
-    "historychecks diagnose jobs sweep train records decisions proposals steps autopilot faults hkh "
-    "hkh_like"
+    "report_html report bandphysics labelchecks bandchecks alignment registration splitchecks lossmaps "
+    "losschecks pipechecks cropchecks inputchecks augmentchecks livesteps livechecks historycurves "
+    "historychecks runchecks faults diagnose jobs sweep train records decisions proposals steps autopilot "
+    "hkh hkh_like"
 )
 ORDER = MODULES.split()  # a module imports only from those before it
 PLOTS = ["pictures", "plot", "plot_runs"]  # imported by notebooks only
