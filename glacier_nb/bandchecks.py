@@ -138,7 +138,9 @@ def check_flaws(
             worst = next(s.tile for s in samples if s.id in next(iter(named.values())))
             picture = band_maps(worst, f"Bands of {worst.id}.")
             fix = "Write the band again from its source, and compare the file names."
-            found.append(Finding(cause, "warning", evidence, fix, {"tiles": named}, {}, picture))
+            everywhere = named is flat and any(len(ids) == len(samples) for ids in flat.values())
+            severity = "fatal" if everywhere else "warning"  # no statistics can scale it
+            found.append(Finding(cause, severity, evidence, fix, {"tiles": named}, {}, picture))
     return found
 
 # %% ../nbs/15i_bandchecks.ipynb #1b00000f

@@ -81,7 +81,7 @@ def _class_table(train: TileSet, classes: np.ndarray, more: float) -> pd.DataFra
     return table.set_axis(pd.Index(train.classes, name="class"))
 
 # %% ../nbs/15p_cropchecks.ipynb #c009
-SMALL = 200  # labelled pixels; of a class with fewer nothing is said
+SMALL = 50  # labelled pixels; of a class with fewer nothing is said
 CHANCE = 0.01  # that crops that fall anywhere never show a class which these do not show either
 RARELY = 0.1  # a pixel of the class is shown this often, relative to all
 MOVED, NEVER = 0.5, 0.2  # of the class shares, in total; share of the labelled pixels in tiles never drawn

@@ -25,7 +25,7 @@ from .cropchecks import check_exposure
 from .data import DataError
 from .findings import SEVERITIES, Finding
 from .historychecks import check_history
-from .inputchecks import check_inputs
+from .inputchecks import check_inputs, shared_arrays
 from .labelchecks import check_label_files, check_labels, label_table, unreadable
 from .lazytiles import LazyTile
 from .learner import Learner
@@ -136,7 +136,9 @@ def _labels(subject: Subject) -> list[Finding]:
 
 
 def _sides(cfg: TrainConfig, data: RunData) -> list[Finding]:
-    "Both sides of the split."
+    "Both sides of the split; of one set for both only the tiles, the rest is told by `set-shared`."
+    if not shared_arrays(data).empty:
+        return check_sides(data.train_tiles, data.val_tiles, n_folds=cfg.n_folds)
     return check_sides(data.train_tiles, data.val_tiles, data.train, data.val, cfg.n_folds)
 
 

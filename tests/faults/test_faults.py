@@ -1,0 +1,41 @@
+"""Each fault in a healthy set-up: the diagnosis names its cause first."""
+
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+from setups import FAULTS, setup
+
+from glacier_nb.config import check_names
+from glacier_nb.diagnose import diagnose
+from glacier_nb.learner import Learner
+
+ROWS: list[str] = []  # of the table
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    yield setup(tmp_path_factory.mktemp("healthy") / "demo")
+    print("\n\nfault | cause | named first | severity | seconds", *ROWS, sep="\n")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_named_first(fault, healthy, tmp_path):
+    shutil.copytree(healthy.data_dir, tmp_path / "demo")
+    made = fault.spoil(replace(healthy, data_dir=str(tmp_path / "demo")))
+    cfg, learner = (made.cfg, made) if isinstance(made, Learner) else (made, None)
+    start = time.perf_counter()
+    report = diagnose(cfg, learner=learner, live=fault.live)
+    seconds = time.perf_counter() - start
+    cause, severity = (report.first.cause, report.first.severity) if report.first else ("nothing", "")
+    named = "yes" if cause == fault.cause else f"no: {cause}"
+    ROWS.append(f"{fault.name} | {fault.cause} | {named} | {severity} | {seconds:.1f}")
+    assert cause == fault.cause, str(report)
+    for finding in report.findings:
+        check_names(finding.change)
+
+
+def test_there_are_twenty_faults_of_all_parts():
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
+    assert len({fault.cause for fault in FAULTS}) >= 20

@@ -1,0 +1,47 @@
+"""Healthy set-ups of many seeds, sizes and kinds: nothing fatal, and no complaint about files and tiles."""
+
+import pytest
+from setups import setup
+
+from glacier_nb import faults as f
+from glacier_nb.diagnose import diagnose
+from glacier_nb.findings import CAUSES
+
+OF_TILES = tuple(CAUSES)[: list(CAUSES).index("split-impossible")]
+HEALTHY = (
+    {"seed": 0, "n_tiles": 9, "size": 128},
+    {"seed": 2, "n_tiles": 12, "size": 96},
+    {"seed": 3, "n_tiles": 6, "size": 256, "crop_size": 128, "samples_per_epoch": 64},
+    {"seed": 4, "n_tiles": 25, "size": 64, "n_folds": 5, "crop_size": 32, "samples_per_epoch": 256},
+    {"seed": 5, "n_tiles": 16, "size": 128, "sampler": "random", "augment": "strong"},
+    {"seed": 6, "n_tiles": 9, "size": 160, "include_glcm": True, "normalisation": "robust"},
+    {"seed": 7, "n_tiles": 12, "size": 128, "focal_weight": 0.0, "dice_weight": 0.0, "mcc_weight": 1.0},
+    {"seed": 8, "n_tiles": 9, "size": 128, "sampler": "weighted", "schedule": "plateau", "lr": 3e-3},
+    {
+        "seed": 9,
+        "n_tiles": 12,
+        "size": 128,
+        "architecture": "scratch",
+        "class_fractions": "0.25,0.25,0.25,0.25",
+    },
+    {"seed": 10, "n_tiles": 12, "size": 128, "binary": True, "mixup": 0.2, "batch_size": 16},
+)
+LIVE = (0, 7, 10)  # seeds of those that also train a hundred steps
+
+
+@pytest.mark.parametrize("given", HEALTHY, ids=lambda given: f"seed {given['seed']}")
+def test_a_healthy_set_up_has_nothing_fatal(given, tmp_path):
+    given = dict(given)
+    binary = given.pop("binary", False)
+    cfg = setup(tmp_path / "demo", **given)
+    if binary:
+        f.rewrite(tmp_path / "demo/label", lambda label: 255 * (label > 0))
+    report = diagnose(cfg, live=given["seed"] in LIVE)
+    assert not report.fatal, str(report)
+    told = [x.cause for x in report.findings if x.severity == "warning" and x.cause in OF_TILES]
+    assert not told, str(report)
+    assert len([done for *_, done in report.checks if not done.startswith("not done")]) >= 11
+
+
+def test_every_seed_and_kind_is_another():
+    assert len({given["seed"] for given in HEALTHY}) == len(HEALTHY) >= 10
