@@ -137,7 +137,7 @@ def _labels(subject: Subject) -> list[Finding]:
 
 def _sides(cfg: TrainConfig, data: RunData) -> list[Finding]:
     "Both sides of the split; of one set for both only the tiles, the rest is told by `set-shared`."
-    if not shared_arrays(data).empty:
+    if shared_arrays(data):
         return check_sides(data.train_tiles, data.val_tiles, n_folds=cfg.n_folds)
     return check_sides(data.train_tiles, data.val_tiles, data.train, data.val, cfg.n_folds)
 

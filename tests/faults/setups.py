@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from glacier_nb import faults as f
 from glacier_nb.augment import make_augment
@@ -154,8 +155,16 @@ def wrong_sign(learner):
 
 
 def blind(learner):
-    "A network that does not look at its input."
+    "A network that gets nothing of its input."
     learner.model.encoder.register_forward_pre_hook(lambda _module, args: (args[0] * 0,))
+
+
+def listening_to_noise(learner):
+    "A network that gets noise instead of its input."
+    noise = torch.Generator().manual_seed(0)
+    learner.model.encoder.register_forward_pre_hook(
+        lambda _module, args: (torch.randn(args[0].shape, generator=noise),)
+    )
 
 
 def recorded(name: str) -> Callable:
@@ -210,7 +219,8 @@ FAULTS = (
     Fault("learning rate 10", "lr-high", in_config(lr=10.0)),
     Fault("a frozen encoder", "frozen", in_learner(lambda learner: f.freeze(learner.model.encoder))),
     Fault("batch norm momentum 1e-4", "norm-lag", in_learner(lambda lrn: f.slow_norms(lrn.model, 1e-4))),
-    Fault("a network that sees nothing", "cannot-overfit", in_learner(blind), live=True),
+    Fault("a network that sees nothing", "frozen", in_learner(blind)),
+    Fault("a network that sees noise", "cannot-overfit", in_learner(listening_to_noise), live=True),
     # loss
     Fault("soft MCC with the wrong sign", "loss-sign", in_learner(wrong_sign)),
     Fault(
