@@ -126,7 +126,7 @@ def check_flaws(
             twins,
             "band-duplicate",
             "are copies of each other, up to scale and offset,",
-            f"{COPY_LIMIT:.1%} of the spread is left",
+            f"{COPY_LIMIT:.1%} of the spread is left between them",
         ),
         (flat, "band-constant", "is constant", "no two pixels differ"),
     ):
@@ -157,7 +157,7 @@ def check_order(
     wrong = [(name, o) for name, o, right in zip(BANDS, order, named, strict=True) if o != right]
     evidence = (
         f"In {len(orders)} of {len(samples)} tiles ({listing(orders, 5)}) another order of the bands fits "
-        f"physics better, by {gain:.2f} of 1 (bands in order: below 0): "
+        f"physics better, by {gain:.2f} on a scale of 1 (usual: below 0): "
         + ", ".join(f"{name} looks like {'a visible band' if o == 'visible' else o}" for name, o in wrong)
         + f". B10 lies between {KELVIN[0]:.0f} and {KELVIN[1]:.0f} K, and snow is dark in B6 alone."
     )
@@ -183,7 +183,7 @@ def check_scale(
         scale, offset, unit = (ST_SCALE, ST_OFFSET, " K") if k == 4 else (SR_SCALE, SR_OFFSET, "")
         means = f"{found['median'] * scale + offset:.4g}{unit}"
         texts.append(
-            f"{BANDS[k]} has median {found['median']:.4g} (as DN {means}; it may be {found['unit']})"
+            f"{BANDS[k]} has median {found['median']:.4g} (read as DN, {means}; it may be {found['unit']})"
         )
         numbers[BANDS[k]] = found
     ids = list(dict.fromkeys(s.id for _, s in outside))
@@ -194,7 +194,9 @@ def check_scale(
     fix = "Use the digital numbers as they were delivered, in all tiles alike."
     medians = {b: abs(n["median"]) for b, n in numbers.items()}
     usual = {b: 31000.0 if b == "B10" else 8000.0 if b == "B6" else 37000.0 for b in medians}
-    picture = bars({"found": medians, "usual": usual}, "median, size", "Medians of the bands.", log=True)
+    picture = bars(
+        {"found": medians, "usual": usual}, "size of the median", "Medians of the bands.", log=True
+    )
     return [Finding("dn-scale", mixed(ids, samples), evidence, fix, numbers, {}, picture)]
 
 # %% ../nbs/15i_bandchecks.ipynb #1b000011

@@ -109,11 +109,14 @@ def _blind(cfg: TrainConfig, train: TileSet, table: pd.DataFrame, crops: int) ->
     if not rare.any() and not never.any():
         return []
     sure = never & (_missed(cfg, train, table["held"].to_numpy(), crops) < CHANCE)
-    rows = [f"{n} ({r.shown} pixels shown, {r.held} held)" for n, r in table[rare | never].iterrows()]
+    rows = [
+        f"{n} ({r.shown:,.0f} pixels shown, {r.held:,.0f} in the tiles)"
+        for n, r in table[rare | never].iterrows()
+    ]
     how = "never" if never.any() else "hardly"
     told = (
-        f"In {crops} crops of the run that were looked at, some classes are {how} shown: {', '.join(rows)}, "
-        f"over the whole run. An average labelled pixel is shown {all_seen:.2g} times."
+        f"Over the whole run, judged by {crops:,} of its crops, some classes are {how} shown: "
+        f"{', '.join(rows)}. An average labelled pixel is shown {all_seen:.2g} times."
     )
     fix = "Draw crops by class: sampler pixel, class_fractions empty; or mend the sampler that you wrote."
     change = {"sampler": "pixel", "class_fractions": "", "interface_fraction": 0.0}

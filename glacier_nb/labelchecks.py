@@ -115,7 +115,10 @@ def lake_finding(
     "The finding for lakes that cannot be lakes: fatal above `LAKE_LIMIT`, else a warning."
     usual = "in the competition's four-class tiles lakes cover 0.05 %, glacier and debris 30 %"
     if cause == "label-binary":
-        evidence = f"255 is read as lake on {share:.1%} of all pixels, in {where} without ice; {usual}."
+        evidence = (
+            f"255 is read as lake on {share:.1%} of all pixels, in {where}, and none of these holds another "
+            f"class of ice; {usual}."
+        )
         mends = (
             'Read them with classes="binary": 255 is glacier.',
             "Keep labels of two kinds in separate folders.",

@@ -59,7 +59,7 @@ def _way(s: pd.Series) -> Iterator[tuple[str, str, str]]:
     "Cause, severity and evidence where the gradient leads astray."
     told = (
         f"ten steps down turn a poor map (MCC {s['before']:.2f}) into one of MCC {s['after']:.2f}; usual is "
-        f"above 0.95. The cosine of its step and one up the soft MCC is {s['cosine']:.2f}"
+        f"above 0.95. The cosine between its step and the one that raises the soft MCC is {s['cosine']:.2f}"
     )
     if not s["after"] >= s["before"] - 0.02:
         yield "loss-direction", "fatal", f"leads away from good maps: {told}"
@@ -73,7 +73,7 @@ def _way(s: pd.Series) -> Iterator[tuple[str, str, str]]:
         told = f"has {s['firm']:.1g} {left} {FIRM:g}; a softmax alone leaves 1e-3, focal loss 1"
         yield "loss-saturated", "warning", told
     elif s["sure"] < FADED:
-        told = f"has {s['sure']:.1g} {left} {SURE:g}, as all losses of areas alone; with focal loss it is 1"
+        told = f"has {s['sure']:.1g} {left} {SURE:g}, as with Dice or MCC alone; with focal loss it is 1"
         yield "loss-saturated", "note", told
 
 
@@ -89,7 +89,7 @@ def _drowned(slopes: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
 FIXES = {
     "loss-sign": "Minimise 1 - score, not the score or 1 + score",
     "loss-flat": "Use probabilities (softmax), no argmax, rounding, clamp or constant return value",
-    "loss-majority": "Let the loss see every class: no case apart for maps of one class",
+    "loss-majority": "Let the loss see every class, and treat maps of one class as all others",
     "loss-direction": "Let only pixels that are valid and not 255 count, and check each sum for its class",
     "loss-saturated": "Give focal_weight a share, and clamp no probability",
     "loss-drowned": "Lower the weight of that term, and take means over pixels, not sums",

@@ -103,7 +103,13 @@ def _few_steps(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding
     )
     fix = "Take more and smaller batches: more crops an epoch, fewer of them in a batch, more epochs."
     heights = {"this run": steps, "defaults": 256}
-    picture = bars(heights, "optimizer steps", "The steps of the run.", {"needed": FEW_STEPS}, log=True)
+    picture = bars(
+        heights,
+        "optimizer steps",
+        "Below a hundred steps a network is of little use.",
+        {"needed": FEW_STEPS},
+        log=True,
+    )
     return [Finding("starved", severity, told, fix, _plain(facts), change, picture)]
 
 
@@ -118,16 +124,17 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
     if peak > HIGH_LR:
         told = (
             f"The learning rate rises to {peak:.2g}. AdamW moves each weight by about that a step, and "
-            f"the weights are some 0.03 in size. Usual is {RECIPE.lr:g}; more than {HIGH_LR:g} rarely trains."
+            f"the weights are some 0.03 in size. Usual is {RECIPE.lr:g}; with more than "
+            f"{HIGH_LR:g} a network rarely learns."
         )
         severity, fix = "fatal" if peak >= FATAL_LR else "warning", "Lower lr."
         return [Finding("lr-high", severity, told, fix, _plain(facts), rate)]
     if total >= LOW_SUM:
         return []
     told = (
-        f"The learning rate, at most {peak:.2g}, sums to {total:.2g} over the {facts['steps']} steps of the "
-        "run. AdamW moves a weight by about the learning rate a step, so no weight can go further than "
-        f"this. The defaults sum to 0.13; below {LOW_SUM:g} the networks we tried had not finished learning."
+        f"AdamW moves a weight by about the learning rate a step: at most {peak:.2g} here, so over the "
+        f"{facts['steps']} steps of the run no weight goes further than {total:.2g}. With the defaults it "
+        f"is 0.13; below {LOW_SUM:g} the networks we tried had not finished learning."
     )
     severity = "fatal" if total < FATAL_SUM and not cfg.init_from else "warning"
     low = peak * FEW_STEPS < LOW_SUM or cfg.lr < RECIPE.lr / 3
@@ -173,8 +180,11 @@ def check_restarts(
     short, cut = shortest < FEW_CYCLE_STEPS, bool(last > LATE_RATE * peak)
     if len(table) == 1 or not (short or cut):
         return []
-    told = f"The learning rate goes back to its peak of {peak:.2g} {len(table) - 1} times in {steps} steps."
-    told += f" The shortest cycle has {shortest} steps; fewer than {FEW_CYCLE_STEPS} win nothing." * short
+    back = "once" if len(table) == 2 else f"{len(table) - 1} times"
+    told = f"Within {steps} steps the learning rate goes back {back} to its peak of {peak:.2g}."
+    told += (
+        f" The shortest cycle has {shortest} steps; in fewer than {FEW_CYCLE_STEPS} nothing is won." * short
+    )
     told += f" The run ends at {last:.2g}, in the middle of a cycle; a finished one ends far below." * cut
     change = {"schedule": "cosine", "warmup_epochs": min(cfg.warmup_epochs, cfg.epochs // 2)}
     change = {name: value for name, value in change.items() if value != getattr(cfg, name)}

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .evidence import PALETTE, Picture
 
@@ -88,7 +89,8 @@ def _draw_curves(values: Mapping) -> Figure:
     ax.grid(alpha=0.2)
     _margins(ax, x)
     _marks(ax, values["marks"])
-    _right_labels(ax, _ends(ax, drawn, values["levels"]))
+    alone = list(drawn) == [values["ylabel"]]  # the axis says it
+    _right_labels(ax, _ends(ax, {} if alone else drawn, values["levels"]))
     return figure
 
 
@@ -136,7 +138,6 @@ def _draw_bars(values: Mapping) -> Figure:
     ax.set(yticks=range(len(groups)), yticklabels=list(groups), ylim=(len(groups) - 0.45, -0.55))
     if values["log"]:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter("{x:,.10g}")
     thick = 0.8 / max(len(series), 1)
     for i, (name, colour) in enumerate(zip(series, _series_colours(series), strict=True)):
         at = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * thick
@@ -145,6 +146,8 @@ def _draw_bars(values: Mapping) -> Figure:
     _levels(ax, values["levels"])
     ax.margins(x=0.12)
     ax.tick_params(axis="y", length=0)
+    if values["log"]:
+        _log_ticks(ax)
     if not flat:
         _legend(figure, series, _series_colours(series), "outside upper right")
     return figure
@@ -178,6 +181,15 @@ def _one_series(ax: Axes, at, heights, thick: float, colour: str, log: bool) -> 
             va="center",
             ha="right" if left else "left",
         )
+
+
+def _log_ticks(ax: Axes) -> None:
+    "Plain numbers; between the powers of ten where there are few of them."
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_formatter("{x:,.10g}")
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    ax.xaxis.set_minor_formatter("{x:,.10g}" if high < 100 * low else NullFormatter())
+    ax.tick_params(which="minor", labelsize=SMALL)
 
 
 def _levels(ax: Axes, levels: Mapping[str, float]) -> None:

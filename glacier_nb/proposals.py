@@ -59,12 +59,14 @@ class Proposal:
         return _wrapped([*parts, f"Expected: {self.expected}"])
 
     def _repr_html_(self):
-        rows = [f"<tr><td>{k}</td><td>{a!r}</td><td>{b!r}</td></tr>" for k, (a, b) in self.changed.items()]
-        head = f"<tr><th>changed</th><th>in {self.based_on}</th><th>here</th></tr>"
+        name, base, expected = map(html.escape, (self.name, self.based_on, self.expected))
+        rows = [(k, html.escape(repr(a)), html.escape(repr(b))) for k, (a, b) in self.changed.items()]
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        table = f"<table><tr><th>changed</th><th>in {base}</th><th>here</th></tr>{body}</table>"
         why = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
-        title = f"<b>{html.escape(self.name)}</b> (rule {self.rule})"
-        table = f"<table>{head}{''.join(rows)}</table>"
-        return f"{title}{table}<ul>{why}</ul><p>Expected: {html.escape(self.expected)}</p>"
+        title = f"<p><b>{name}</b>: as {base}, {'but' if rows else 'nothing changed'}</p>"
+        reasons = f"<p><b>Why</b></p><ul>{why}</ul>" if why else ""
+        return f"{title}{table * bool(rows)}{reasons}<p><b>What to expect</b>: {expected}</p>"
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,8 @@ def _common(found):
     a, n, (s, i, j) = agreement(found.moments), len(found.seen), found.place(found.moments.sum(0))
     better = int((a[:, s, i, j] > a[:, 0, found.reach, found.reach]).sum())
     evidence = (
-        f"{better} of {n} labels agree with their image better when {how}: correlation with what the bands "
-        f"say of ice is {p['as_it_is']:.2f} as they are, {p['mended']:.2f} then (usual: 0.4 to 0.7)."
+        f"{better} of {n} labels agree with their image better when {how}: their correlation with the ice "
+        f"that the bands show is {p['as_it_is']:.2f} as they are, {p['mended']:.2f} then (usual: 0.4 to 0.7)."
     )
     t = int(np.argmax(a[:, s, i, j]))
     label = placed_label(turned(found.seen[t], p["by"])[0], i - found.reach, j - found.reach)
@@ -160,7 +160,8 @@ def _foreign(found, table):
     pairs = [f"{r.tile} (fits the image of {r['fits image']})" for _, r in bad.iterrows()]
     evidence = (
         f"{len(bad)} of {len(table)} labels fit the image of another tile: {_names(pairs)}. Mean "
-        f"correlation with what the bands say is {here:.2f} with their own image, {there:.2f} with the other "
+        f"correlation with the ice that the bands show is {here:.2f} with their own image, "
+        f"{there:.2f} with the other "
         "(usual: 0.4 to 0.7 with their own)."
     )
     severe = "fatal" if len(bad) >= len(table) / 3 else "warning"

@@ -8,10 +8,10 @@ __all__ = ['COLOURS', 'WELL', 'card', 'table', 'page']
 # %% ../nbs/15e_report_html.ipynb #5c409497
 import html
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from .findings import CAUSES, Finding
-from .report_text import WORDS, plain, settings
+from .findings import Finding
+from .report_text import ABOVE, WORDS, changes, heading, plain, settings
 
 # %% ../nbs/15e_report_html.ipynb #ee4ba525
 COLOURS = {
@@ -55,16 +55,19 @@ def _figure(finding: Finding) -> str:
 def card(
     finding: Finding,  # what was found
     number: int | None = None,  # in the order of mending; None: no number
+    change: Mapping | None = None,  # its parameters that no finding before it has; None: all
+    before: Mapping | None = None,  # parameters of the run
 ) -> str:  # HTML
     "Cause, evidence, fix, parameters and picture of one finding."
-    name = CAUSES[finding.cause]
-    title = html.escape(f"{number}. {name}" if number else name[:1].upper() + name[1:])
+    title = html.escape(heading(finding, number))
     head = _tag("strong", title, "font-size:1.08em") + " &nbsp;" + _badge(finding.severity)
     parts = [_tag("div", head), _tag("p", html.escape(finding.evidence), "margin:6px 0")]
     parts.append(_tag("p", _tag("b", "What to do: ") + html.escape(finding.fix), "margin:6px 0"))
+    change = finding.change if change is None else change
     if finding.change:
-        parts.append(_tag("div", "For the next run:", "font-size:.9em;opacity:.85"))
-        parts.append(_tag("pre", html.escape(settings(finding.change)), _CODE))
+        parts.append(_tag("div", "For the next run:" if change else ABOVE, "font-size:.9em;opacity:.85"))
+    if change:
+        parts.append(_tag("pre", html.escape(settings(change, before)), _CODE))
     if finding.picture is not None:
         parts.append(_figure(finding))
     side = f"border:{_LINE};border-left:5px solid {COLOURS[finding.severity][0]};border-radius:5px;"
@@ -91,18 +94,19 @@ def page(
     report,  # a `Report`
 ) -> str:  # HTML without head and body, to stand in a notebook
     "The whole report."
-    parts = [_tag("h3", html.escape(report.title), "margin:0 0 6px;color:inherit")]
+    parts = [_tag("h3", html.escape(report.title), "margin:10px 0 6px;color:inherit")]
     done = any(not outcome.startswith("not done") for _, _, outcome in report.checks)
     side = COLOURS[report.first.severity][0] if report.first else WELL if done else "gray"
     look = f"font-size:1.12em;margin:6px 0 12px;padding:2px 12px;border-left:5px solid {side}"
     parts.append(_tag("p", html.escape(report.verdict), look))
-    parts += [card(f, i) for i, f in enumerate(report.causes, 1)]
+    new = changes(report.causes)
+    parts += [card(f, i, new[i - 1], report.cfg) for i, f in enumerate(report.causes, 1)]
     if report.symptoms:
         parts.append(_heading(report.symptoms_heading))
         parts += [card(f) for f in report.symptoms]
-    if sum(bool(f.change) for f in report.causes) > 1 and report.change:
+    if sum(map(bool, new)) > 1 and report.change:
         parts.append(_heading("All parameters of the next run together"))
-        parts.append(_tag("pre", html.escape(settings(report.change)), _CODE))
+        parts.append(_tag("pre", html.escape(settings(report.change, report.cfg)), _CODE))
     if report.facts:
         parts += [_heading("What the run is made of"), table(report.facts.items())]
     parts.append(_checks(report))

@@ -169,7 +169,7 @@ def check_noise(
     said = (
         f"{best} has the highest MCC of {len(scores)} runs, {scores[best]:.3f}, but is not better by "
         f"more than chance than {named}{more}. The paired 95 % interval over {tiles} tiles holds 0 (next: "
-        f"{second['low']:+.3f} to {second['high']:+.3f}).{_few(tiles)} Chance of the seed comes on top."
+        f"{second['low']:+.3f} to {second['high']:+.3f}).{_few(tiles)} Another seed adds to that."
     )
     numbers = {"best": best, "alike": alike, "tiles": tiles, "next": second}
     fix = "Choose among these by cost, or compare on more folds and seeds."

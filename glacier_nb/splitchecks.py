@@ -79,7 +79,7 @@ def check_shared(
     if len(near):
         gap, pixels = float(near.gap.min()), int(near.pixels.sum())
         evidence = (
-            f"{pixels} labelled training pixels lie nearer than {buffer} pixels to a validation tile, in "
+            f"{pixels:,} labelled training pixels lie nearer than {buffer} pixels to a validation tile, in "
             f"{near.train.nunique()} of {len(train_tiles)} training tiles: {_names(near.train)}. The "
             f"smallest gap is {gap:g} pixels; expected: {buffer} or more."
         )
@@ -192,7 +192,7 @@ def _lacking(side, names, table, tiles, n_folds, picture):
     fold = holding_fold(tiles, classes.index(names[0]), n_folds)
     where, other = ("training", "validation") if side == "train" else ("validation", "training")
     pixels = {c: int(max(table.loc[c, "train pixels"], table.loc[c, "val pixels"])) for c in names}
-    told = ", ".join(f"{c} ({n} pixels in {other})" for c, n in pixels.items())
+    told = ", ".join(f"{c} ({n:,} pixels in {other})" for c, n in pixels.items())
     if side == "train":
         severe, so = ("fatal" if common >= RARE else "warning"), "The network cannot learn it"
     else:
@@ -223,7 +223,7 @@ def _nowhere(names, table, picture):
     "The finding of classes that no tile holds."
     n = int((table["train pixels"] + table["val pixels"]).sum())
     severe = "fatal" if len(table) - len(names) < 2 else "note"
-    evidence = f"None of {n} labelled pixels is {' or '.join(names)}: neither learned nor scored."
+    evidence = f"None of {n:,} labelled pixels is {' or '.join(names)}: neither learned nor scored."
     told = {"side": "both", "classes": names}
     return Finding("class-missing", severe, evidence, "Check the label scheme.", told, {}, picture)
 
