@@ -274,7 +274,7 @@ def test_two_real_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     tiny = {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
     tiny |= {"encoder": "resnet18", "n_folds": 3, "precision": "fp32", "include_glcm": False}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny | {"decoder_attention": "none"}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny | {"decoder_attention": "none", "checks": "off"}))
 
     def diagnose(cfg, run=None, live=True):
         return SimpleNamespace(findings=[finding("still-rising")] if run else [], save=lambda folder: None)

@@ -372,7 +372,7 @@ def test_pretraining_leaves_a_run_folder(project, run_files):
 
 def test_training_starts_from_pretraining(project):
     make_demo(project / "data/demo", n_tiles=9, size=64, seed=3)
-    given = TINY | {"init_from": "outputs/hkh/best.pt", "run": "started"}
+    given = TINY | {"init_from": "outputs/hkh/best.pt", "run": "started", "checks": "off"}
     papermill.execute_notebook(
         project / "nbs/train.ipynb", project / "o.ipynb", given, cwd=project, progress_bar=False
     )

@@ -10,11 +10,13 @@ from papermill.exceptions import PapermillExecutionError
 
 from glacier_nb.config import ConfigError, load_config
 from glacier_nb.demo import make_demo
+from glacier_nb.locks import holds_run
+from glacier_nb.train import main
 
 ROOT = Path(__file__).parents[1]
 TINY = {
     **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 2},
-    **{"n_folds": 3, "precision": "fp32"},
+    **{"n_folds": 3, "precision": "fp32", "checks": "off"},
 }
 
 
@@ -39,9 +41,10 @@ def train(root: Path, cwd: Path, **parameters) -> Path:
 
 
 def metrics(root: Path, run: str) -> dict:
-    "The metrics of a run without its duration and its name."
+    "The metrics of a run without its duration, its name and what was looked at before it."
     found = json.loads((root / "outputs" / run / "metrics.json").read_text())
     assert found["parameters"].pop("run") == run
+    assert found["parameters"].pop("checks") in ("off", "report")
     return {k: v for k, v in found.items() if k != "seconds"}
 
 
@@ -60,9 +63,38 @@ def test_run_folder_is_complete(project, first, run_files):
     assert load_config(folder / "config.json").epochs == TINY["epochs"]
 
 
-def test_same_seed_same_metrics_from_jupyterlab(project, first):
-    train(project, project / "nbs", run="second")
+@pytest.fixture(scope="module")
+def second(project):
+    "The second run, as JupyterLab runs it, with the checks before it."
+    return train(project, project / "nbs", run="second", checks="report")
+
+
+def test_same_seed_same_metrics_from_jupyterlab(project, first, second):
     assert metrics(project, "first") == metrics(project, "second")
+
+
+def test_the_checks_before_a_run_are_shown_and_kept(project, second):
+    folder = project / "outputs/second"
+    found = json.loads((folder / "diagnosis.json").read_text())
+    fatal = {f["cause"] for f in found["findings"] if f["severity"] == "fatal"}
+    assert "starved" in fatal
+    assert found["verdict"] in (folder / "diagnosis.md").read_text()
+    assert found["verdict"] in second.read_text()
+
+
+def test_a_starved_run_is_not_begun(project, monkeypatch, capsys):
+    "With the default of `checks`; the note stays, a run is not left behind."
+    asked = {k: v for k, v in TINY.items() if k != "checks"} | {"run": "starved"}
+    (project / "starved.json").write_text(json.dumps(asked))
+    monkeypatch.chdir(project)
+    assert main(["--config", "starved.json"]) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert "4 optimizer steps" in err
+    folder = project / "outputs/starved"
+    assert not holds_run(folder)
+    assert (folder / "diagnosis.md").is_file()
+    assert not (folder / "history.jsonl").exists()
 
 
 def test_output_is_not_flooded(first):
