@@ -660,7 +660,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'glacier_nb.livesteps.Overfit': ('livesteps.html#overfit', 'glacier_nb/livesteps.py'),
                                       'glacier_nb.livesteps.Overfit.diverged': ( 'livesteps.html#overfit.diverged',
                                                                                  'glacier_nb/livesteps.py'),
-                                      'glacier_nb.livesteps.Overfit.fall': ('livesteps.html#overfit.fall', 'glacier_nb/livesteps.py'),
                                       'glacier_nb.livesteps.Overfit.mcc': ('livesteps.html#overfit.mcc', 'glacier_nb/livesteps.py'),
                                       'glacier_nb.livesteps._norm': ('livesteps.html#_norm', 'glacier_nb/livesteps.py'),
                                       'glacier_nb.livesteps._norms': ('livesteps.html#_norms', 'glacier_nb/livesteps.py'),

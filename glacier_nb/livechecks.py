@@ -152,7 +152,7 @@ def check_terms(
     if not isinstance(weights, dict) or len(weights) < 2:
         return []
     table = gradient_shares(learner)
-    single = table[table["term"] != "total"].groupby("term")[["weight", "norm", "share"]].mean()
+    single = table[table["term"] != "total"].set_index("term")
     weight = single["weight"] / single["weight"].sum()
     bad = single[(single["share"] > DROWNS) & (weight < 0.5)]
     return [

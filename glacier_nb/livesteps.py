@@ -14,13 +14,11 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .learner import Learner
 from .loader import cut
@@ -128,8 +126,9 @@ def first_step(
             error = e if seen["learns"] or isinstance(e, TrainingError) else None
         expected = len(image), len(learner.data.classes), *image.shape[-2:]
         dark, logits = 1 - float(image.isfinite().double().mean()), seen.get("logits")
-        shape, finite = (None, True) if logits is None else (logits.shape, bool(logits.isfinite().all()))
-        return FirstStep(expected, shape and tuple(shape), dark, finite, error, _states(learner, trial))
+        finite = logits is None or bool(logits.isfinite().all())
+        shape = None if logits is None else tuple(logits.shape)
+        return FirstStep(expected, shape, dark, finite, error, _states(learner, trial))
 
 # %% ../nbs/15s_livesteps.ipynb #live0011
 SIZE = 64  # pixels of a crop; half the time of 128 pixels
@@ -146,9 +145,9 @@ def fixed_batch(
     counts = torch.stack([((batch["label"] == k) & batch["valid"]).sum((1, 2)) for k in classes], 1).numpy()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     second = np.sort(shares, axis=1)[:, -2] * (counts.sum(1) / batch["label"][0].numel())  # of all pixels
-    order, seen = np.argsort(-second, kind="stable").tolist(), set()
-    first = [k for k in order if not (positions[k, 0] in seen or seen.add(positions[k, 0]))]
-    best = (first + [k for k in order if k not in first])[:CROPS]
+    order = np.argsort(-second, kind="stable")
+    again = pd.Series(positions[order, 0]).duplicated()  # the first crop of each tile comes before the others
+    best = order[np.argsort(again, kind="stable")][:CROPS].tolist()
     return {name: tensor[best].to(learner.device) for name, tensor in batch.items()}
 
 # %% ../nbs/15s_livesteps.ipynb #live0014
@@ -172,15 +171,11 @@ class Overfit:
         return float(self.table["mcc"].iloc[-3:].mean()) if len(self.table) else 0.0
 
     @property
-    def fall(self) -> float:
-        "How far the loss fell, as a share of its size at the first step; below 0: it rose."
-        losses = self.table["loss"].to_numpy()
-        return float((losses[0] - losses[-3:].mean()) / max(abs(losses[0]), 1e-9)) if len(losses) else 0.0
-
-    @property
     def diverged(self) -> bool:
         "Did the loss, or its gradient, cease to be finite, or end above its beginning?"
-        return "finite" in self.ended or self.fall < -0.05
+        losses = self.table["loss"].to_numpy()
+        rose = len(losses) and losses[-3:].mean() - losses[0] > 0.05 * max(abs(losses[0]), 1e-9)
+        return "finite" in self.ended or bool(rose)
 
 
 def batch_mcc(
@@ -201,8 +196,7 @@ def overfit(
     batch: dict[str, Tensor] | None = None,  # of crops; None: `fixed_batch`
 ) -> Overfit:
     "Train a copy on a few fixed crops. Raises what the network or the loss raises at the first step."
-    lr, rows, seen = run_rate(learner) if lr is None else lr, [], {}
-    batch = fixed_batch(learner) if batch is None else batch
+    lr, batch, rows, seen = run_rate(learner) if lr is None else lr, batch or fixed_batch(learner), [], {}
     start, ended = time.perf_counter(), f"all {steps} steps were taken"
     with trial_of(learner, lr) as trial:
         trial.loss = _watched(trial.loss, seen)
@@ -228,9 +222,10 @@ def run_rate(
     return max(float(learner.rate(int(step))) for step in np.linspace(0, total - 1, min(total, 200)))
 
 # %% ../nbs/15s_livesteps.ipynb #live0018
-def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def _norms(model: nn.Module) -> dict[str, nn.Module]:
     "The batch norms that collect statistics, by name."
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, kind) and m.training}
     return {n: m for n, m in norms.items() if m.track_running_stats and m.running_mean is not None}
 
 
@@ -290,21 +285,18 @@ def _norm(total: Tensor, params: list[Tensor]) -> float:
 
 def gradient_shares(
     learner: Learner,  # stays as it is
-    n_batches: int = 1,  # of the run's first epoch
-) -> pd.DataFrame:  # a row a batch and term: batch, term, weight, loss, norm, share, clip
-    "Length of the gradient of each weighted loss term, and of all together."
+) -> pd.DataFrame:  # a row a term: term, weight, loss, norm, share, clip
+    "Length of the gradient of each weighted loss term, and of all together, on a few crops of a batch."
     rows = []
     with trial_of(learner, 0.0) as trial:
         params = [p for p in trial.model.parameters() if p.requires_grad]
-        losses = {**_terms(trial.loss), "total": trial.loss}
-        for k, batch in enumerate(map(some_crops, islice(trial.batches(0), n_batches))):
-            with trial.autocast():
-                logits = trial.network(batch["image"].to(memory_format=trial.arithmetic.memory_format))
-            for name, loss in losses.items():
-                total, _ = loss(logits, batch["label"], batch["valid"], batch.get("distance"), trial.ranks)
-                weight = getattr(loss, "weights", {}).get(name, math.nan)
-                rows.append((k, name, weight, float(total.detach()), _norm(total, params)))
-    table = pd.DataFrame(rows, columns=["batch", "term", "weight", "loss", "norm"])
-    single = table[table["term"] != "total"]
-    table["share"] = single["norm"] / single.groupby("batch")["norm"].transform("sum").clip(lower=1e-30)
-    return table.assign(clip=learner.cfg.clip or math.inf)
+        batch = some_crops(next(trial.batches(0)))
+        with trial.autocast():
+            logits = trial.network(batch["image"].to(memory_format=trial.arithmetic.memory_format))
+        for name, loss in {**_terms(trial.loss), "total": trial.loss}.items():
+            total, _ = loss(logits, batch["label"], batch["valid"], batch.get("distance"), trial.ranks)
+            weight = getattr(loss, "weights", {}).get(name, math.nan)
+            rows.append((name, weight, float(total.detach()), _norm(total, params)))
+    table = pd.DataFrame(rows, columns=["term", "weight", "loss", "norm"])
+    single = table.loc[table["term"] != "total", "norm"]
+    return table.assign(share=single / max(single.sum(), 1e-30), clip=learner.cfg.clip or math.inf)
