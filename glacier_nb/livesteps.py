@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -86,16 +87,12 @@ class FirstStep:
     parameters: pd.DataFrame  # a row a parameter: part, size, state: trains, or why not
 
 
-def _watched(loss: Callable, seen: dict[str, object]) -> Callable:
-    "The loss, which notes the logits and whether it depends on a parameter."
-
-    def watched(logits, *rest):
-        seen["logits"] = logits.detach()
-        total, terms = loss(logits, *rest)
-        seen["learns"] = total.requires_grad
-        return total, terms
-
-    return watched
+def _watched(loss: Callable, seen: dict[str, object], logits: Tensor, *rest) -> tuple[Tensor, dict]:
+    "What the loss says; notes the logits and whether it depends on a parameter."
+    seen["logits"] = logits.detach()
+    total, terms = loss(logits, *rest)
+    seen["learns"] = total.requires_grad
+    return total, terms
 
 
 def _states(learner: Learner, trial: Learner) -> pd.DataFrame:
@@ -118,7 +115,7 @@ def first_step(
     seen, error = {"learns": True}, None
     with trial_of(learner, USUAL_LR) as trial:
         image = (batch := some_crops(next(trial.batches(0))))["image"]
-        trial.loss = _watched(trial.loss, seen)
+        trial.loss = partial(_watched, trial.loss, seen)
         try:
             for _ in range(8 if trial.scaler.is_enabled() else 1):  # half precision looks for its scale
                 trial.train_step([batch])
@@ -199,7 +196,7 @@ def overfit(
     lr, batch, rows, seen = run_rate(learner) if lr is None else lr, batch or fixed_batch(learner), [], {}
     start, ended = time.perf_counter(), f"all {steps} steps were taken"
     with trial_of(learner, lr) as trial:
-        trial.loss = _watched(trial.loss, seen)
+        trial.loss = partial(_watched, trial.loss, seen)
         for step in progress(range(steps)):
             try:
                 value = trial.train_step([batch])["train_loss"]
