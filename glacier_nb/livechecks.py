@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PART', 'LEFT_FATAL', 'LEFT_WARNING', 'DROWNS', 'LEARNED', 'NOTHING', 'ENOUGH', 'MANY', 'FAR', 'NEAR', 'check_frozen',
-           'check_norm_lag', 'check_step', 'check_learning', 'check_network', 'check_live']
+           'check_norm_lag', 'check_step', 'check_terms', 'check_learning', 'check_network', 'check_live']
 
 # %% ../nbs/15t_livechecks.ipynb #live0002
 import math
+import time
 
 import numpy as np
 import pandas as pd
-import torch
 
 from .evidence import Picture, curves
 from .findings import Finding
@@ -21,15 +21,16 @@ from glacier_nb.livesteps import (
     STEP_ERRORS,
     TRAINS,
     USUAL_LR,
+    FirstStep,
     Overfit,
-    frozen_parameters,
+    first_step,
+    fixed_batch,
     gradient_shares,
     mode_gap,
     norm_lag,
     overfit,
-    some_crops,
-    trial_of,
 )
+from .moments import TrainingError
 
 # %% ../nbs/15t_livechecks.ipynb #live0005
 PART = 0.5  # share of a part that stands still; layers without use are less
@@ -50,12 +51,12 @@ def _frozen_parts(table: pd.DataFrame) -> pd.DataFrame:
 
 def check_frozen(
     learner: Learner,  # stays as it is
+    step: FirstStep,  # of it
 ) -> list[Finding]:
     "Parts of the network that one real step leaves as they are; silent for steps that raise."
-    try:
-        table = frozen_parameters(learner)
-    except STEP_ERRORS:
-        return []  # `check_live` says what the step raised
+    if step.error is not None:
+        return []  # `check_step` says what the step raised
+    table = step.parameters
     parts, start = _frozen_parts(table), getattr(learner.model, "started_from", "weights that nobody named")
     if parts.empty:
         return []
@@ -86,10 +87,7 @@ def check_norm_lag(
     found: Overfit | None = None,  # of it: then what the lag costs is measured
 ) -> list[Finding]:
     "Batch norms that after the whole run still remember what they began with; silent without any."
-    try:
-        table = norm_lag(learner)
-    except STEP_ERRORS:
-        return []  # `check_live` says what the step raised
+    table = norm_lag(learner)
     worst = table["left"].max() if len(table) else 0.0
     if worst <= LEFT_WARNING:
         return []
@@ -103,8 +101,7 @@ def check_norm_lag(
             "fatal" if worst > LEFT_FATAL else "warning",
             f"{(table['left'] > LEFT_WARNING).sum()} of {len(table)} batch norms keep up to {worst:.0%} of "
             f"the statistics they began with until the end of the run: momentum {row['momentum']:g}, "
-            f"{row['steps']:.0f} steps. Usual is below 5 %. The input of the layers lies "
-            f"{table['distance'].median():.2g} standard deviations from where they began." + told,
+            f"{row['steps']:.0f} steps. Usual is below 5 %." + told,
             f"Set the momentum of the batch norms to 0.1, or at least {3 / row['steps']:.2g}.",
             {"left": float(worst), "momentum": float(row["momentum"]), "steps": int(row["steps"]), **gap},
         )
@@ -116,43 +113,30 @@ DROWNS = 0.95  # share of the gradient; healthy losses of several terms stay bel
 
 def check_step(
     learner: Learner,  # stays as it is
+    step: FirstStep,  # of it
 ) -> list[Finding]:
-    "Logits of the wrong shape or without a number, and steps that raise."
-    classes = len(learner.data.classes)
-    try:
-        with trial_of(learner, 0.0) as trial, torch.no_grad():
-            batch = some_crops(next(trial.batches(0)))
-            with trial.autocast():
-                logits = trial.model(batch["image"])
-        expected = (len(batch["image"]), classes, *batch["label"].shape[-2:])
-        if tuple(logits.shape) != expected:
-            what = f"The logits of a batch have the shape {tuple(logits.shape)}, expected {expected}"
-            return [_broken(f"{what}: {classes} classes.", "Give the network one output map for each class.")]
-        if not batch["image"].isfinite().all():
-            share = float((~batch["image"].isfinite()).float().mean())
-            return [_not_finite("not-finite", f"{share:.2%} of a batch's image values are no finite numbers")]
-        if not logits.isfinite().all():
-            return [
-                _not_finite("diverged", "The logits of a real batch are not finite, although its image is")
-            ]
-        table = gradient_shares(learner)
-    except STEP_ERRORS as e:
-        return [
-            _broken(
-                f"A step on a real batch raises {type(e).__name__}: {str(e)[:300]}", "Mend what it names."
-            )
-        ]
-    if not np.isfinite(table[["loss", "norm"]]).all(axis=None):
-        return [
-            _not_finite(
-                "diverged", "Loss or gradient of a real batch are not finite, although its logits are"
-            )
-        ]
-    return _drowned(table)
+    "Images, logits, losses and gradients of the wrong shape or without a number, and steps that raise."
+    if step.shape not in (None, step.expected):
+        what = f"The logits of a batch have the shape {step.shape}, expected {step.expected}"
+        fix = "Give the network one output map for each class."
+        return [_broken(f"{what}: {len(learner.data.classes)} classes.", fix)]
+    if step.dark:
+        return [_not_finite("not-finite", f"{step.dark:.2%} of a batch's image values are no finite numbers")]
+    if not step.finite:
+        return [_not_finite("diverged", "The logits of a real batch are not finite, although its image is")]
+    if isinstance(step.error, TrainingError):
+        what = "Loss or gradient of a real batch are not finite, although its logits are"
+        return [_not_finite("diverged", what)]
+    return [] if step.error is None else [_raised(step.error)]
 
 
 def _broken(evidence: str, fix: str) -> Finding:
     return Finding("cannot-overfit", "fatal", evidence, fix)
+
+
+def _raised(e: Exception) -> Finding:
+    what = f"A step on real crops raises {type(e).__name__}: {str(e)[:300]}"
+    return _broken(what, "Mend what it names.")
 
 
 def _not_finite(cause: str, what: str) -> Finding:
@@ -160,9 +144,15 @@ def _not_finite(cause: str, what: str) -> Finding:
     return Finding(cause, "fatal", f"{what}. Usual is none.", fix, {"finite": False})
 
 
-def _drowned(table: pd.DataFrame) -> list[Finding]:
-    "The term, if there is one, that has all the gradient and little of the weight."
-    single = table[table["term"] != "total"].groupby("term")[["weight", "norm", "share"]].mean()
+def check_terms(
+    learner: Learner,  # stays as it is
+) -> list[Finding]:
+    "The loss term, if there is one, that has all the gradient and little of the weight; else nothing."
+    weights = getattr(learner.loss, "weights", None)
+    if not isinstance(weights, dict) or len(weights) < 2:
+        return []
+    table = gradient_shares(learner)
+    single = table[table["term"] != "total"].set_index("term")
     weight = single["weight"] / single["weight"].sum()
     bad = single[(single["share"] > DROWNS) & (weight < 0.5)]
     return [
@@ -170,7 +160,7 @@ def _drowned(table: pd.DataFrame) -> list[Finding]:
             "loss-drowned",
             "warning",
             f"The term {name} has {weight[name]:.0%} of the loss weights and {row['share']:.1%} of the "
-            f"gradient's length on {table['batch'].nunique()} real batches. Usual is below 95 %.",
+            "gradient's length on a few crops of a real batch. Usual is below 95 %.",
             f"Lower {name}'s weight until the terms pull alike, or look whether it is a mean over pixels.",
             {"term": name, "weight": float(weight[name]), "share": float(row["share"])},
         )
@@ -197,7 +187,7 @@ def check_learning(
     if first.mcc >= LEARNED or not (far or first.diverged or len(first.table) >= ENOUGH):
         return []
     near = first.lr > 0 and 1 / NEAR < first.lr / USUAL_LR < NEAR
-    second = None if near else overfit(learner, lr=USUAL_LR, seconds=seconds, **options)
+    second = None if near else overfit(learner, lr=USUAL_LR, seconds=seconds, batch=first.batch, **options)
     if second is not None and second.mcc >= LEARNED:
         sure = first.diverged or (first.mcc < NOTHING and (far or len(first.table) >= MANY))
         return [_wrong_rate(first, second, "fatal" if sure else "warning")]
@@ -266,27 +256,40 @@ def _cannot_overfit(runs: list[Overfit], severity: str) -> Finding:
 def check_network(
     learner: Learner,  # stays as it is
 ) -> list[Finding]:
-    "`check_step`, `check_frozen`, `check_norm_lag`; nothing with several processes."
+    "`check_step`, `check_frozen`, `check_norm_lag` with a single step; nothing with several processes."
     if learner.ranks.size > 1:
         return []
-    return [*check_step(learner), *check_frozen(learner), *check_norm_lag(learner)]
+    try:
+        step = first_step(learner)
+    except STEP_ERRORS as e:
+        return [_raised(e), *check_norm_lag(learner)]
+    return [*check_step(learner, step), *check_frozen(learner, step), *check_norm_lag(learner)]
+
+
+def _first_try(learner: Learner, **options) -> Overfit:
+    "Small crops, or crops as wide as the run's where the network takes no others."
+    try:
+        return overfit(learner, **options)
+    except STEP_ERRORS:
+        return overfit(learner, batch=fixed_batch(learner, learner.cfg.crop_size), **options)
 
 
 def check_live(
     learner: Learner,  # stays as it is
-    seconds: float = 80.0,  # for all tries together, roughly
+    seconds: float = 120.0,  # for both tries together, roughly
     steps: int = 100,  # of each try, at most
     **options,  # of `overfit`, such as progress
 ) -> list[Finding]:
-    "`check_network`, and whether a few crops can be learned; nothing with several processes."
+    "`check_network`, `check_terms`, and whether a few crops can be learned; nothing with several processes."
     found = check_network(learner)
-    if learner.ranks.size > 1 or any(f.cause == "cannot-overfit" for f in found):
+    if learner.ranks.size > 1 or any(f.cause in ("cannot-overfit", "not-finite", "diverged") for f in found):
         return found
     try:
-        first = overfit(learner, steps, seconds=seconds / 2, **options)
+        found, start = found + check_terms(learner), time.perf_counter()
+        first = _first_try(learner, steps=steps, seconds=seconds / 2, **options)
         if any(f.cause == "norm-lag" for f in found):
             found = [f for f in found if f.cause != "norm-lag"] + check_norm_lag(learner, first)
-        return found + check_learning(learner, first, seconds / 2, steps=steps, **options)
+        left = seconds - (time.perf_counter() - start)
+        return found + check_learning(learner, first, left, steps=steps, **options)
     except STEP_ERRORS as e:
-        told = f"A step on real crops raises {type(e).__name__}: {str(e)[:300]}"
-        return [*found, _broken(told, "Mend what it names.")]
+        return [*found, _raised(e)]

@@ -1,6 +1,7 @@
 """Live checks: faults found, healthy networks left in peace, and a learner that is the same to the bit."""
 
 import copy
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,15 +13,22 @@ from glacier_nb.bands import read_tiles
 from glacier_nb.config import TrainConfig
 from glacier_nb.demo import make_demo
 from glacier_nb.learner import Learner
-from glacier_nb.livechecks import check_frozen, check_live, check_network, check_norm_lag, check_step
+from glacier_nb.livechecks import (
+    check_frozen,
+    check_live,
+    check_network,
+    check_norm_lag,
+    check_terms,
+)
 from glacier_nb.livesteps import (
     CROPS,
+    first_step,
     fixed_batch,
-    frozen_parameters,
     gradient_shares,
     norm_lag,
     overfit,
     run_rate,
+    some_crops,
 )
 from glacier_nb.recipe import prepare_data
 
@@ -62,6 +70,16 @@ def make(data):
         return Learner(replace(TINY, **changes), data, Small(norm))
 
     return learner
+
+
+def states(learner):
+    "What the first step did to each parameter: the states that occur, by part."
+    table = first_step(learner).parameters
+    return {part: set(rows) for part, rows in table.groupby("part")["state"]}
+
+
+def frozen(learner):
+    return check_frozen(learner, first_step(learner))
 
 
 def causes(findings):
@@ -118,7 +136,7 @@ def test_learner_is_the_same_to_the_bit(make, changes, trained):
     learner.augment = lambda batch, *rest: (np.random.rand(), augment(batch, *rest))[1]  # noqa: NPY002
     learner.model.eval()
     before, drawn = state(learner), learner.sampler.rng.bit_generator.state
-    check_live(learner, steps=3)
+    check_live(learner, steps=2)
     assert same(state(learner), before)
     assert (learner.sampler.calls, learner.sampler.rng.bit_generator.state) == (0, drawn)
 
@@ -163,7 +181,7 @@ def test_few_steps_are_no_evidence(make):
 
 
 def test_frozen_parts(make):
-    assert set(frozen_parameters(make())["state"]) == {"trains"}
+    assert set(first_step(make()).parameters["state"]) == {"trains"}
     for part, start, severity in [
         ("encoder", "random weights (seed 0)", "fatal"),
         ("encoder", "weights of best.pt", "warning"),
@@ -172,36 +190,34 @@ def test_frozen_parts(make):
         learner = make()
         learner.model.get_submodule(part).requires_grad_(False)
         learner.model.started_from = start
-        (found,) = check_frozen(learner)
+        (found,) = frozen(learner)
         assert (found.severity, list(found.numbers["parts"])) == (severity, [part])
     everything = make()
     everything.model.requires_grad_(False)
-    assert ("fatal", "frozen") in causes(check_frozen(everything))
+    assert ("fatal", "frozen") in causes(frozen(everything))
 
 
 def test_parameters_that_the_optimizer_does_not_hold(make):
     learner = make()
     learner.optimizer = torch.optim.AdamW(learner.model.head.parameters())
-    table = frozen_parameters(learner)
-    assert set(table.loc[table["part"] == "encoder", "state"]) == {"not in the optimizer"}
+    assert states(learner)["encoder"] == {"not in the optimizer"}
     learner = make()
     learner.network = copy.deepcopy(learner.model)
-    assert set(frozen_parameters(learner)["state"]) == {"not in the network that the steps call"}
-    assert causes(check_frozen(learner)) == {("fatal", "frozen")}
+    assert set.union(*states(learner).values()) == {"not in the network that the steps call"}
+    assert causes(frozen(learner)) == {("fatal", "frozen")}
 
 
 def test_an_unused_layer_is_no_fault(make):
     learner = make()
     learner.model.encoder[0].unused = nn.Conv2d(7, 8, 3)  # nobody calls it
-    assert set(frozen_parameters(learner)["state"]) == {"trains", "not in the optimizer"}
-    assert not check_frozen(learner)
+    assert states(learner)["encoder"] == {"trains", "not in the optimizer"}
+    assert not frozen(learner)
 
 
 def test_norm_lag_is_the_share_that_is_left(make):
     table = norm_lag(with_momentum(make(), 0.01))
     assert table["steps"].tolist() == [64] * 3
     np.testing.assert_allclose(table["left"], 0.99**64)
-    assert (table["distance"] > 0).all()
     assert norm_lag(with_momentum(make(), None))["left"].eq(0).all()
 
 
@@ -237,7 +253,7 @@ def test_other_norms_do_not_lag(make, norm):
 
 def test_gradient_shares_agree_with_autograd(make):
     learner = make()
-    table = gradient_shares(learner, n_batches=1).set_index("term")
+    table = gradient_shares(learner).set_index("term")
     assert table["share"].drop("total").sum() == pytest.approx(1)
     assert table["norm"]["total"] <= table["norm"].drop("total").sum() * (1 + 1e-6)
     learner.model.train()
@@ -249,19 +265,100 @@ def test_gradient_shares_agree_with_autograd(make):
 def test_steps_that_cannot_be(make):
     short = make()
     short.model.head = nn.Conv2d(32, 3, 1)
-    (found,) = check_step(short)
+    (found,) = check_network(short)
     assert found.cause == "cannot-overfit"
     assert "(4, 3, 32, 32), expected (4, 4, 32, 32)" in found.evidence
     broken = make()
     nn.init.constant_(broken.model.head.bias, float("nan"))
-    assert causes(check_step(broken)) == {("fatal", "diverged")}
+    assert causes(check_network(broken)) == {("fatal", "diverged")}
     dark, augment = make(), broken.augment
     dark.augment = lambda *args: augment(*args) | {"image": torch.full((4, 7, 32, 32), float("nan"))}
-    assert causes(check_step(dark)) == {("fatal", "not-finite")}
+    assert causes(check_network(dark)) == {("fatal", "not-finite")}
     narrow = make()
     narrow.model.encoder[0] = nn.Conv2d(5, 32, 3, padding=1)
     (found,) = check_live(narrow)
     assert "raises RuntimeError" in found.evidence
+
+
+def test_a_loss_without_a_number_and_strange_logits(make):
+    learner = make()
+    loss = learner.loss
+    learner.loss = lambda *batch: (loss(*batch)[0] * float("nan"), {})
+    assert causes(check_network(learner)) == {("fatal", "diverged")}
+    several = make()
+    several.model.head = Several(several.model.head)
+    assert causes(check_network(several)) == {("fatal", "cannot-overfit")}
+
+
+class Several(nn.Module):
+    "A head that returns more than logits, as some networks do."
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return {"logits": self.head(x)}
+
+
+def test_batches_that_cannot_be_made(make):
+    learner = make()
+    learner.augment = lambda *args: {}["image"]
+    (found,) = check_live(learner)
+    assert found.cause == "cannot-overfit"
+    assert "raises KeyError" in found.evidence
+
+
+def test_the_network_takes_one_step_before_a_run(make):
+    learner, calls = make(), []
+    loss = learner.loss
+    learner.loss = lambda *batch: (calls.append(len(batch[0])), loss(*batch))[1]
+    assert not check_network(learner)
+    assert calls == [CROPS]
+
+
+def test_wide_crops_are_fewer():
+    wide = {"image": torch.zeros(8, 7, 256, 256), "label": torch.zeros(8, 256, 256)}
+    assert {len(v) for v in some_crops(wide).values()} == {2}
+
+
+def test_a_network_of_one_width_is_tried_at_that_width(make):
+    learner = make(crop_size=68)
+    learner.model.head = nn.Sequential(learner.model.head, OnlyOf(68))
+    assert not check_live(learner, steps=2)
+    with pytest.raises(ValueError, match="64 pixels"):
+        overfit(learner, steps=1)
+
+
+class OnlyOf(nn.Module):
+    "Passes on what is as wide as it expects."
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        if x.shape[-1] != self.width:
+            raise ValueError(f"{x.shape[-1]} pixels, expected {self.width}")
+        return x
+
+
+def test_a_term_that_drowns_the_others(make):
+    learner = make()
+    focal = learner.loss.terms["focal"]
+    mean = focal.term
+    assert not check_terms(learner)
+    focal.term = lambda pixels: 4096 * mean(pixels)
+    (found,) = check_terms(learner)
+    assert (found.severity, found.cause, found.numbers["term"]) == ("warning", "loss-drowned", "focal")
+    assert not check_terms(make(**{f"{k}_weight": 0.0 for k in ("dice", "mcc", "boundary")}))
+
+
+def test_both_tries_share_the_seconds(make):
+    learner = make(lr=1e-7, lr_min=0.0)
+    start = time.perf_counter()
+    check_live(learner, seconds=2.0, steps=10_000)
+    assert time.perf_counter() - start < 6
 
 
 def test_crops_are_mixed_and_of_several_tiles(make):
