@@ -18,7 +18,7 @@ SCALE = np.array([SR_SCALE] * 4 + [ST_SCALE])[:, None, None]
 OFFSET = np.array([SR_OFFSET] * 4 + [ST_OFFSET])[:, None, None]
 
 
-@pytest.fixture(scope="module", params=[0, 1, "real"])
+@pytest.fixture(scope="module", params=[0, "real"])
 def tiles(request, tmp_path_factory):
     if request.param == "real":
         if not REAL.is_dir():

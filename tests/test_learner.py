@@ -24,7 +24,7 @@ from glacier_nb.weights import WeightsError, init_from
 
 TINY = TrainConfig(
     **{
-        "encoder": "resnet18",
+        "encoder": "tu-mobilenetv3_small_050",
         "crop_size": 32,
         "samples_per_epoch": 8,
         "batch_size": 4,
@@ -35,6 +35,8 @@ TINY = TrainConfig(
     memory_format="channels_last",
     devices="cpu",
 )
+
+FIRST = "encoder.model.conv_stem.weight"  # of the first convolution
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,9 @@ def test_checkpoint_is_all_that_prediction_needs(data, whole, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains(data, tmp_path, precision):
-    learner = run(data, tmp_path / precision, replace(TINY, precision=precision, epochs=2))
+    learner = run(
+        data, tmp_path / precision, replace(TINY, encoder="resnet18", precision=precision, epochs=2)
+    )
     assert all(np.isfinite(r["train_loss"]) and np.isfinite(r["val_loss"]) for r in learner.history)
     assert next(learner.model.parameters()).dtype == torch.float32
 
@@ -145,7 +149,7 @@ def test_without_glcm_the_network_sees_five_bands(data, tmp_path):
     cfg = replace(TINY, include_glcm=False, epochs=2)
     bands = prepare_data(cfg, [*data.train_tiles, *data.val_tiles])
     assert bands.stats.glcm is None
-    assert run(bands, tmp_path / "five", cfg).model.encoder.conv1.weight.shape[1] == 5
+    assert run(bands, tmp_path / "five", cfg).model.get_parameter(FIRST).shape[1] == 5
 
 
 def test_nan_loss_names_step_and_term(data, tmp_path):
@@ -159,7 +163,7 @@ def test_nan_loss_names_step_and_term(data, tmp_path):
 
 def test_infinite_gradient_is_an_error(data, tmp_path):
     learner = make_learner(TINY, data, tmp_path / "inf", progress=False)
-    learner.model.encoder.conv1.weight.register_hook(lambda g: g * float("inf"))
+    learner.model.get_parameter(FIRST).register_hook(lambda g: g * float("inf"))
     with pytest.raises(TrainingError, match="gradient's norm is"):
         learner.fit()
 
@@ -261,7 +265,7 @@ def test_other_recipes_train_and_resume_to_the_bit(data, tmp_path, name):
     [("Unet", 32, False), ("Unet", 64, True), ("DeepLabV3Plus", 64, False), ("scratch", 64, True)],
 )
 def test_a_crop_alone_in_its_batch(data, tmp_path, values, architecture, size, trains):
-    cfg = replace(TINY, architecture=architecture, crop_size=size, epochs=2, **values)
+    cfg = replace(TINY, encoder="resnet18", architecture=architecture, crop_size=size, epochs=2, **values)
     if trains:
         assert len(run(data, tmp_path / "run", cfg).history) == 2
     else:
@@ -287,7 +291,7 @@ def test_resuming_needs_no_first_weights(data, tmp_path, monkeypatch):
         raise WeightsError("no connection")
 
     monkeypatch.setattr("glacier_nb.weights._hub_state", nothing_there)
-    cfg = replace(TINY, run="run", epochs=2, encoder_weights="imagenet-if-found")
+    cfg = replace(TINY, run="run", encoder="resnet18", epochs=2, encoder_weights="imagenet-if-found")
     first = run(data, tmp_path / "run", cfg, CtrlC(step=3))
     again = run(data, tmp_path / "run", replace(cfg, resume=True))
     assert asked == ["resnet18"]
@@ -297,7 +301,7 @@ def test_resuming_needs_no_first_weights(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"])
 def test_every_architecture_trains_from_a_config(data, tmp_path, architecture):
-    cfg = replace(TINY, architecture=architecture, crop_size=64, epochs=2)
+    cfg = replace(TINY, encoder="resnet18", architecture=architecture, crop_size=64, epochs=2)
     learner = run(data, tmp_path / "run", cfg)
     assert learner.step == 4
     assert architecture in learner.model.network
@@ -316,7 +320,7 @@ def test_averaged_weights_are_validated_and_kept(data, tmp_path):
     learner = run(data, tmp_path / "run", replace(TINY, ema=0.5))
     best, last = (read_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "last"))
     raw, kept = learner.model.state_dict(), learner.average.model.state_dict()
-    name = "encoder.conv1.weight"
+    name = FIRST
     assert torch.equal(last["weights"][name], kept[name])
     assert torch.equal(last["trained"][name], raw[name])
     assert not torch.equal(kept[name], raw[name])
@@ -325,7 +329,7 @@ def test_averaged_weights_are_validated_and_kept(data, tmp_path):
 
 
 def test_the_average_is_that_of_its_formula(data, tmp_path):
-    seen, name = [], "encoder.conv1.weight"
+    seen, name = [], FIRST
 
     class Look(Callback):
         def after_step(self, learner):

@@ -38,11 +38,13 @@ def found(loss, shares=SHARES["demo"], **more):
     return [(f.cause, f.severity, f.numbers.get("term")) for f in check_loss(loss, shares, **more)]
 
 
-def settings(shares):
+def settings(shares, many):
     "Sound losses for these shares."
     n = len(shares)
     for weights in (dict(DEFAULT_LOSS_WEIGHTS), *SINGLE):
         yield CombinedLoss(weights, n)
+    if not many:
+        return
     for kind in ("inverse", "effective"):
         yield CombinedLoss({"focal": 1.0}, n, 2.0, class_weights(shares, kind))
         yield CombinedLoss(DEFAULT_LOSS_WEIGHTS, n, 2.0, class_weights(shares, kind))
@@ -55,14 +57,15 @@ def settings(shares):
 
 @pytest.mark.parametrize("name", SHARES)
 def test_sound_losses_are_left_alone(name):
-    for loss in settings(SHARES[name]):
+    for loss in settings(SHARES[name], many=name in ("demo", "binary, rare")):
         for cause, severity, term in found(loss, SHARES[name], batch=2, size=48):
             alone = cause == "loss-saturated" and severity == "note" and "focal" not in loss.terms
             assert alone, (cause, severity, term, loss.weights)
 
 
-@pytest.mark.parametrize("seed", range(1, 4))
-@pytest.mark.parametrize("shape", [(8, 64), (2, 32), (16, 256), (1, 64)])
+@pytest.mark.parametrize(
+    ("shape", "seed"), [((8, 64), 1), ((2, 32), 2), ((2, 32), 3), ((16, 256), 4), ((1, 64), 5)]
+)
 def test_the_default_is_sound_at_any_size(shape, seed):
     for shares in (SHARES["demo"], SHARES["binary"]):
         assert (

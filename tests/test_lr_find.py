@@ -20,7 +20,7 @@ from glacier_nb.params import ConfigError
 from glacier_nb.recipe import prepare_data
 
 TINY = TrainConfig(
-    encoder="resnet18",
+    encoder="tu-mobilenetv3_small_050",
     crop_size=32,
     samples_per_epoch=8,
     batch_size=4,
@@ -71,7 +71,7 @@ def with_dropout(learner):
 
 @pytest.mark.parametrize(
     ("changes", "epochs_before"),
-    [({}, 0), ({"accumulate": 2}, 1), ({"workers": 2}, 0), ({"precision": "fp16"}, 1)],
+    [({}, 0), ({"accumulate": 2}, 1), ({"workers": 2}, 0), ({"precision": "fp16", "encoder": "resnet18"}, 1)],
     ids=str,
 )
 def test_learner_is_the_same_to_the_bit(make, changes, epochs_before):

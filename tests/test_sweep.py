@@ -348,7 +348,7 @@ def test_a_real_run_is_made_and_then_skipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     sizes = {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
-    tiny = {"run": "tiny", "encoder": "resnet18", "n_folds": 3, "precision": "fp32", **sizes}
+    tiny = {"run": "tiny", "encoder": "tu-mobilenetv3_small_050", "n_folds": 3, "precision": "fp32", **sizes}
     tiny |= {"include_glcm": False, "decoder_attention": "none", "checks": "off"}
     first = sweep([tiny], progress=False)
     assert first.loc["tiny", "status"] == "done", first.loc["tiny", "error"]

@@ -15,7 +15,13 @@ from glacier_nb.train import main
 
 ROOT = Path(__file__).parents[1]
 TINY = {
-    **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 2},
+    **{
+        "encoder": "tu-mobilenetv3_small_050",
+        "crop_size": 32,
+        "samples_per_epoch": 16,
+        "batch_size": 8,
+        "epochs": 2,
+    },
     **{"n_folds": 3, "precision": "fp32", "checks": "off"},
 }
 
