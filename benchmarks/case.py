@@ -10,6 +10,7 @@ tiles are cut down for two cores, optimizer steps are not: 30, as in the origina
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -70,16 +71,21 @@ def random_data(cfg: TrainConfig, tiles: list[Tile]) -> RunData:
     return build_sides(train, val, run_stats(cfg, train), distance)
 
 
-def run(cause: str, data_dir: str, seed: int = 0) -> dict:
+def short(numbers: Iterable[float]) -> list[float]:
+    "Numbers with four digits."
+    return [float(f"{number:.4g}") for number in numbers]
+
+
+def run(cause: str, data_dir: str) -> dict:
     "One run: its curves, and its last confusion matrix."
     changes = dict(CAUSES[cause])
     done = {word: changes.pop(word, False) for word in ("clamp", "flat", "shared", "shuffle")}
     four = yaml.safe_load((project_root() / "configs/iterations/04_heavy_mcc.yaml").read_text())
-    given = {"run": "", "crop_size": 64, "data_dir": data_dir, "seed": seed, "precision": "fp32"}
+    given = {"run": "", "crop_size": 64, "data_dir": data_dir, "precision": "fp32"}
     cfg = TrainConfig(**four | given | changes)
     tiles = [middle(tile) for tile in run_tiles(cfg)]
     tiles = clamp_labels(tiles) if done["clamp"] else tiles
-    tiles = shuffle_labels(tiles, seed) if done["shuffle"] else tiles
+    tiles = shuffle_labels(tiles, cfg.seed) if done["shuffle"] else tiles
     data = random_data(cfg, tiles) if done["shared"] else prepare_data(cfg, tiles)
     learner = Learner(cfg, data, run_network(cfg, data)[0])
     if done["flat"]:
@@ -90,8 +96,8 @@ def run(cause: str, data_dir: str, seed: int = 0) -> dict:
     history = learner.fit()
     cms = [{i: pair[k] for i, pair in learner.matrices.items()} for k in (0, 1)]
     return {
-        "curves": {name: [round(epoch[name], 6) for epoch in history] for name in CURVES},
-        "ci95": summary(*cms, data.classes, seed=seed)["ci95"],
+        "curves": {name: short(epoch[name] for epoch in history) for name in CURVES},
+        "ci95": short(summary(*cms, data.classes, seed=cfg.seed)["ci95"]),
         "classes": list(data.classes),
         "confusion": sum(cms[0].values()).tolist(),
         "seconds": round(time.perf_counter() - start, 1),
