@@ -171,7 +171,7 @@ def check_terms(
 LEARNED = 0.6  # MCC on the crops: healthy ResNet-18 reached 0.95 in 14 to 43 steps
 NOTHING = 0.25  # MCC on the crops: at learning rate 1e-7 it was 0.03
 ENOUGH = 25  # steps without which a failure is no evidence
-MANY = 50  # steps that make a failure fatal; with fewer only if it diverged, or its rate is far off
+MANY = 50  # steps without which no learning rate is known to help
 FAR = 90.0  # a learning rate this many times too high or low needs no more proof than a try that works
 NEAR = 2.0  # learning rates within this factor of the usual one are not tried against it
 
@@ -189,7 +189,7 @@ def check_learning(
     near = first.lr > 0 and 1 / NEAR < first.lr / USUAL_LR < NEAR
     second = None if near else overfit(learner, lr=USUAL_LR, seconds=seconds, batch=first.batch, **options)
     if second is not None and second.mcc >= LEARNED:
-        sure = first.diverged or (first.mcc < NOTHING and (far or len(first.table) >= MANY))
+        sure = "finite" in first.ended or (first.mcc < NOTHING and (far or first.diverged))
         return [_wrong_rate(first, second, "fatal" if sure else "warning")]
     runs = [first] if second is None else [first, second]
     steps = min(math.inf if run.diverged else len(run.table) for run in runs)

@@ -1,20 +1,22 @@
 """Live checks: faults found, healthy networks left in peace, and a learner that is the same to the bit."""
 
 import copy
-import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from glacier_nb import livechecks, livesteps
 from glacier_nb.bands import read_tiles
 from glacier_nb.config import TrainConfig
 from glacier_nb.demo import make_demo
 from glacier_nb.learner import Learner
 from glacier_nb.livechecks import (
     check_frozen,
+    check_learning,
     check_live,
     check_network,
     check_norm_lag,
@@ -22,6 +24,7 @@ from glacier_nb.livechecks import (
 )
 from glacier_nb.livesteps import (
     CROPS,
+    Overfit,
     first_step,
     fixed_batch,
     gradient_shares,
@@ -136,7 +139,7 @@ def test_learner_is_the_same_to_the_bit(make, changes, trained):
     learner.augment = lambda batch, *rest: (np.random.rand(), augment(batch, *rest))[1]  # noqa: NPY002
     learner.model.eval()
     before, drawn = state(learner), learner.sampler.rng.bit_generator.state
-    check_live(learner, steps=2)
+    check_live(learner, steps=1)
     assert same(state(learner), before)
     assert (learner.sampler.calls, learner.sampler.rng.bit_generator.state) == (0, drawn)
 
@@ -161,7 +164,7 @@ def test_healthy_runs_are_left_in_peace(make, changes):
     ("lr", "cause"), [(1e-7, ("fatal", "lr-low")), (100.0, ("fatal", "lr-high"))], ids=str
 )
 def test_learning_rates_that_fail(make, lr, cause):
-    (found,) = check_live(make(lr=lr, lr_min=0.0), steps=60)
+    (found,) = check_live(make(lr=lr, lr_min=0.0), steps=30)
     assert (found.severity, found.cause) == cause
     assert found.change == {"lr": 1e-3}
     assert found.numbers["mcc"][1] > 0.6 > found.numbers["mcc"][0]
@@ -323,9 +326,9 @@ def test_wide_crops_are_fewer():
 
 
 def test_a_network_of_one_width_is_tried_at_that_width(make):
-    learner = make(crop_size=68)
-    learner.model.head = nn.Sequential(learner.model.head, OnlyOf(68))
-    assert not check_live(learner, steps=2)
+    learner = make(crop_size=96)
+    learner.model.head = nn.Sequential(learner.model.head, OnlyOf(96))
+    assert not check_live(learner, steps=1)
     with pytest.raises(ValueError, match="64 pixels"):
         overfit(learner, steps=1)
 
@@ -354,11 +357,31 @@ def test_a_term_that_drowns_the_others(make):
     assert not check_terms(make(**{f"{k}_weight": 0.0 for k in ("dice", "mcc", "boundary")}))
 
 
-def test_both_tries_share_the_seconds(make):
-    learner = make(lr=1e-7, lr_min=0.0)
-    start = time.perf_counter()
-    check_live(learner, seconds=2.0, steps=10_000)
-    assert time.perf_counter() - start < 6
+class Clock:
+    "A clock that goes on by a second each time it is looked at."
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1
+        return self.now
+
+
+def test_both_tries_share_the_seconds(make, monkeypatch):
+    clock = Clock()
+    for module in (livechecks, livesteps):
+        monkeypatch.setattr(module, "time", clock)
+    (found,) = check_live(make(lr=1e-7, lr_min=0.0, dice_weight=0.0), seconds=24, steps=10_000)
+    assert 10 < found.numbers["steps"][0] < 14
+    assert sum(found.numbers["steps"]) < 24
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-2])
+def test_a_rate_within_a_hundred_of_the_usual_is_at_most_a_warning(make, lr):
+    learner, table = make(lr=lr), pd.DataFrame({"step": range(60), "loss": 1.0, "mcc": 0.1})
+    slow = Overfit(table, lr, 9.0, "all 60 steps were taken", learner.model, fixed_batch(learner))
+    assert {s for s, _ in causes(check_learning(learner, slow, steps=40))} <= {"warning"}
 
 
 def test_crops_are_mixed_and_of_several_tiles(make):
