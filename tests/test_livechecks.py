@@ -36,7 +36,14 @@ from glacier_nb.livesteps import (
 from glacier_nb.recipe import prepare_data
 
 TINY = TrainConfig(
-    crop_size=32, samples_per_epoch=32, batch_size=4, epochs=8, n_folds=3, precision="fp32", devices="cpu"
+    crop_size=32,
+    samples_per_epoch=32,
+    batch_size=4,
+    epochs=8,
+    n_folds=3,
+    precision="fp32",
+    memory_format="contiguous",
+    devices="cpu",
 )
 
 
@@ -152,12 +159,12 @@ def test_the_second_time_it_finds_the_same(make):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"lr": 3e-3}, {"lr": 3e-4}, {"seed": 5}]
+    [{}, {"lr": 3e-3}]
     + [{f"{k}_weight": float(k == w) for k in ("focal", "dice", "mcc", "boundary")} for w in ["focal"]],
     ids=str,
 )
 def test_healthy_runs_are_left_in_peace(make, changes):
-    assert not check_live(make(**changes), steps=60)
+    assert not check_live(make(**changes), steps=40)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +241,7 @@ def test_norms_that_lag(make, momentum, found):
 
 def test_what_the_lag_costs_is_measured(make):
     learner = with_momentum(make(), 1e-4)
-    (found,) = check_norm_lag(learner, overfit(learner, steps=60))
+    (found,) = check_norm_lag(learner, overfit(learner, steps=40))
     assert found.numbers["train"] > 0.6
     assert found.numbers["eval"] < found.numbers["train"] - 0.3
     assert "in train mode" in found.evidence
