@@ -95,7 +95,9 @@ _SAME_TRUTH = ("data_dir", "classes", "fold", "n_folds")
 def _blocked(base: RunRecord, findings: Sequence[Finding]) -> NoProposal | None:
     "What must be mended in data or code before any run."
     fatal = [f for f in findings if f.severity == "fatal"]
-    first = [f for f in fatal if not f.change and f.cause not in SYMPTOMS]
+    short = any(f.cause == "starved" and f.change for f in fatal)  # more steps let batch norms catch up
+    follows = (*SYMPTOMS, "norm-lag") if short else SYMPTOMS
+    first = [f for f in fatal if not f.change and f.cause not in follows]
     if not any(f.change for f in fatal):
         first += [f for f in fatal if f.cause == "cannot-overfit"]
     if first:
