@@ -215,6 +215,16 @@ def distinct(
     return list(found.values())
 
 
+_MISSING = {
+    "files": "no tile folder",
+    "tiles": "the tiles could not be read",
+    "data": "the tiles could not be split and normalised",
+    "learner": "the run could not be put together",
+    "history": "no epoch is done yet",
+    "metrics": "the run is not finished",
+}
+
+
 def _outcome(findings: list[Finding]) -> str:
     "What a check found, in two words."
     return f"{len(findings)} finding{'s' * (len(findings) > 1)}" if findings else "nothing found"
@@ -232,7 +242,7 @@ def examine(
         for check in checks:
             bar.set_description(check.name)
             if not getattr(subject, check.needs):
-                done.append((check.name, 0.0, f"not done: no {check.needs}"))
+                done.append((check.name, 0.0, f"not done: {_MISSING[check.needs]}"))
             else:
                 start = time.perf_counter()
                 found = check.look(subject)

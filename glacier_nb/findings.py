@@ -58,7 +58,7 @@ CAUSES = {
     "loss-drowned": "a loss term whose gradient drowns the others",
     # history
     "diverged": "training that diverged",
-    "restarts": "restarts that destroy what was learned",
+    "restarts": "restarts that undo what was learned",
     "unstable": "a validation loss that jumps",
     "peaked": "a score that peaks and then falls",
     "overfitting": "over-fitting",

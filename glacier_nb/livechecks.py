@@ -102,7 +102,10 @@ def check_norm_lag(
             f"{(table['left'] > LEFT_WARNING).sum()} of {len(table)} batch norms keep up to {worst:.0%} of "
             f"the statistics they began with until the end of the run: momentum {row['momentum']:g}, "
             f"{row['steps']:.0f} steps. Usual is below 5 %." + told,
-            f"Set the momentum of the batch norms to 0.1, or at least {3 / row['steps']:.2g}.",
+            f"Set the momentum of the batch norms to at least {3 / row['steps']:.2g}, or take more steps: "
+            f"{math.ceil(3 / row['momentum']):,} at a momentum of {row['momentum']:g}."
+            if row["momentum"] > 0
+            else "Set the momentum of the batch norms to 0.1: at 0 they never learn.",
             {"left": float(worst), "momentum": float(row["momentum"]), "steps": int(row["steps"]), **gap},
         )
     ]
