@@ -135,13 +135,20 @@ def _regularise(case: Case) -> Iterator[Option]:
             yield Option({"ema": 0.99}, told(found), "A smoother validation curve. Not measured by us.")
 
 
+def _even(case: Case) -> str:
+    "Equal shares of the classes that the held-out tiles hold."
+    classes = case.base.metrics.get("per_class", {})
+    held = [n for n, c in classes.items() if c.get("support")]
+    return ",".join(f"{1 / len(held):.12g}" if n in held else "0" for n in classes)
+
+
 def _missed(case: Case) -> Iterator[Option]:
     "A class that the maps miss although the training tiles hold it."
     classes = case.base.metrics.get("per_class", {})
     low = {n: c["mcc"] for n, c in classes.items() if c.get("support") and (c.get("mcc") or 0.0) < 0.05}
     if low and not case.found("class-missing") and case.base.score >= 0.05:
         reasons = [f"{n} has MCC {v or 0.0:.3f} on held-out tiles that hold it." for n, v in low.items()]
-        even = ",".join([f"{1 / len(classes):g}"] * len(classes))
+        even = _even(case)
         expected = f"Their MCC leaves zero within half of the run. {measured('19_class_fractions')}"
         yield Option({"sampler": "pixel", "class_fractions": even}, reasons, expected)
 
@@ -197,10 +204,8 @@ def _better(case: Case) -> Iterator[Option]:
     if (change := _imagenet(case, "tu-tf_efficientnet_lite0")) and cfg.encoder != change["encoder"]:
         reasons = ["ImageNet weights of EfficientNet-lite0 are there."]
         yield Option(change, reasons, f"{measured('30_lite0_imagenet')} It takes a quarter of the time.")
-    classes = len(case.base.metrics.get("per_class", {}))
-    if classes:
-        even = {"sampler": "pixel", "class_fractions": ",".join([f"{1 / classes:g}"] * classes)}
-        yield Option(even, none, measured("19_class_fractions"))
+    if (even := _even(case)) and not case.found("class-missing"):
+        yield Option({"sampler": "pixel", "class_fractions": even}, none, measured("19_class_fractions"))
     if not case.found("norm-small"):
         yield Option({"batch_size": 8, "accumulate": 1}, none, measured("15_batch_8"))
     pure = dict.fromkeys(("focal_weight", "dice_weight", "boundary_weight"), 0.0) | {"mcc_weight": 1.0}

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -188,6 +188,7 @@ def _score_facts(subject: Subject) -> dict:
     if subject.history:
         best = max(subject.history, key=lambda epoch: epoch["mcc"])
         last = subject.history[-1]["mcc"]
+        facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
         facts["MCC"] = f"{best['mcc']:.3f} in epoch {best['epoch']}, {last:.3f} in the last"
     if rules := subject.metrics.get("baselines"):
         facts["to beat"] = ", ".join(f"{rule} {mcc:.3f}" for rule, mcc in rules.items())
@@ -206,12 +207,15 @@ def facts(
 def distinct(
     findings: Iterable[Finding],  # of all checks
 ) -> list[Finding]:
-    "One finding a cause, the gravest."
+    "One finding a cause, the gravest; what equally grave ones say is put together."
     found: dict[str, Finding] = {}
     for finding in findings:
         other = found.setdefault(finding.cause, finding)
         if SEVERITIES.index(finding.severity) < SEVERITIES.index(other.severity):
             found[finding.cause] = finding
+        elif finding.severity == other.severity and finding.evidence not in other.evidence:
+            both, change = f"{other.evidence} {finding.evidence}", {**finding.change, **other.change}
+            found[finding.cause] = replace(other, evidence=both, change=change)
     return list(found.values())
 
 
@@ -230,6 +234,17 @@ def _outcome(findings: list[Finding]) -> str:
     return f"{len(findings)} finding{'s' * (len(findings) > 1)}" if findings else "nothing found"
 
 
+def _made(check: Check, subject: Subject) -> tuple[list[Finding], str]:
+    "What a check found, and its outcome in words; one that raises is told as not done, the others go on."
+    if not getattr(subject, check.needs):
+        return [], f"not done: {_MISSING[check.needs]}"
+    try:
+        found = check.look(subject)
+    except (ValueError, OSError, RuntimeError) as e:
+        return [], f"not done: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    return found, _outcome(found)
+
+
 def examine(
     subject: Subject,  # as far as it could be made
     live: bool = True,  # with what takes minutes
@@ -241,13 +256,10 @@ def examine(
     with progress_bar(total=len(checks), unit="check", disable=not progress) as bar:
         for check in checks:
             bar.set_description(check.name)
-            if not getattr(subject, check.needs):
-                done.append((check.name, 0.0, f"not done: {_MISSING[check.needs]}"))
-            else:
-                start = time.perf_counter()
-                found = check.look(subject)
-                findings += found
-                done.append((check.name, round(time.perf_counter() - start, 2), _outcome(found)))
+            start = time.perf_counter()
+            found, outcome = _made(check, subject)
+            findings += found
+            done.append((check.name, round(time.perf_counter() - start, 2), outcome))
             bar.update()
     return distinct(findings), done
 
@@ -268,4 +280,5 @@ def diagnose(
     if subject.error is not None and not any(f.severity == "fatal" for f in findings):
         raise subject.error
     name = folder.name if folder else cfg.run or data_path(cfg).name
-    return Report(f"Diagnosis of {name}", asdict(cfg), findings, done, facts(subject), bool(subject.history))
+    over = bool(subject.metrics) or len(subject.history) >= cfg.epochs
+    return Report(f"Diagnosis of {name}", asdict(cfg), findings, done, facts(subject), over)

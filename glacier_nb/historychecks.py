@@ -72,7 +72,10 @@ def _diverged(history: Sequence[Mapping], table: pd.DataFrame, p: dict) -> Findi
         f"ends 23 to 69 % lower.{norms}"
     )
     numbers = {"first": first, "last": last, "norm_growth": None if math.isnan(growth) else growth}
-    return Finding("diverged", "fatal", said, fix, numbers, change, _losses(table, "The training loss rises"))
+    score = table["score"].dropna()
+    lost = score.empty or score.iloc[-1] < score.max() / 2 or last - first > 0.5 * max(abs(first), 0.1)
+    picture = _losses(table, "The training loss rises")
+    return Finding("diverged", "fatal" if blew_up or lost else "warning", said, fix, numbers, change, picture)
 
 
 def _losses(table: pd.DataFrame, caption: str, marks: Mapping[str, float] | None = None) -> Picture:

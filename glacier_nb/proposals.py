@@ -92,23 +92,30 @@ def _wrapped(parts: Sequence[str]) -> str:
 _SAME_TRUTH = ("data_dir", "classes", "fold", "n_folds")
 
 
+def _mends(base: RunRecord, finding: Finding) -> bool:
+    "Has it parameters that leave the score comparable?"
+    return bool(set(finding.change) - set(_SAME_TRUTH if base.metrics else ()))
+
+
 def _blocked(base: RunRecord, findings: Sequence[Finding]) -> NoProposal | None:
     "What must be mended in data or code before any run."
     fatal = [f for f in findings if f.severity == "fatal"]
     short = any(f.cause == "starved" and f.change for f in fatal)  # more steps let batch norms catch up
     follows = (*SYMPTOMS, "norm-lag") if short else SYMPTOMS
-    first = [f for f in fatal if not f.change and f.cause not in follows]
-    if not any(f.change for f in fatal):
+    first = [f for f in fatal if not _mends(base, f) and f.cause not in follows]
+    if not any(_mends(base, f) for f in fatal):
         first += [f for f in fatal if f.cause == "cannot-overfit"]
     if first:
         return NoProposal("no parameter mends this; mend it first, then diagnose again.", tuple(told(first)))
-    if base.tried and not base.metrics and not base.error:
+    if base.tried and not base.metrics and not base.error and not any(f.change for f in fatal):
         return NoProposal(f"{base.name} has not finished.", ("Go on with it: resume = True.",))
     return None
 
 
 def _settled(case: Case, change: Mapping, tried: Sequence[TrainConfig]) -> TrainConfig | None:
-    "The base with a change; None when that is no config, changes nothing or was tried."
+    "The base with a change; None when that is no config, changes nothing, was tried or is scored elsewhere."
+    if case.base.metrics and any(k in change and change[k] != getattr(case.base.cfg, k) for k in _SAME_TRUTH):
+        return None
     try:
         cfg = TrainConfig(**vars(case.base.cfg) | dict(change))
     except ConfigError:
@@ -136,10 +143,11 @@ def next_run(
     records = [r if isinstance(r, RunRecord) else read_record(r) for r in runs]
     if not records:
         raise RunError("found no run, expected at least one: a run folder or a config as a RunRecord")
-    for record in records[1:]:
+    scored = [record for record in records if record.metrics]
+    for record in scored[1:]:
         for k in _SAME_TRUTH:
-            if (a := getattr(records[0].cfg, k)) != (b := getattr(record.cfg, k)):
-                pair = f"{records[0].name} ({k} = {a!r}) and {record.name} ({b!r})"
+            if (a := getattr(scored[0].cfg, k)) != (b := getattr(record.cfg, k)):
+                pair = f"{scored[0].name} ({k} = {a!r}) and {record.name} ({b!r})"
                 raise RunError(f"{pair} were scored on other tiles: expected runs of one data_dir and fold")
     base = max((r for r in records if r.metrics), key=lambda r: r.score, default=records[-1])
     findings = ranked(base.findings if report is None else report.findings)

@@ -145,6 +145,8 @@ def _verdict(report: Report) -> str:
     if first.severity == "warning":
         what = "One thing costs" if warnings == 1 else f"{warnings} things cost"
         begin = "The run can be believed" if report.trained else "You can train"
+        if any(f.cause == "below-baseline" for f in report.findings):
+            begin = "This run is not good enough to use"
         return f"{begin}. {what} quality{'' if warnings == 1 else ', first of all'}: {name}."
     begin = "Do not train again yet" if report.trained else "Do not train yet"
     if n == 1:

@@ -80,10 +80,11 @@ def largest_share(
 def _one_class(metrics: Mapping) -> list[Finding]:
     "Maps in which nearly all pixels have one class."
     share = largest_share(metrics)
-    if share is None or share < ONE_CLASS:
+    score = metrics.get("mcc_valid") or metrics.get("mcc") or 0.0
+    if share is None or share < ONE_CLASS or score >= NO_MAP:  # a good map of a rare class is no collapse
         return []
     said = f"{100 * share:.2f} % of the valid pixels of the maps have the same class; usual: at most 83 %."
-    fix = "Look at the findings on loss, labels and sampler: a collapse has a cause there."
+    fix = "Look for the cause in loss, labels and sampler."
     return [Finding("collapsed", "fatal", said, fix, {"share": share})]
 
 # %% ../nbs/15w_runchecks.ipynb #3bea98b9

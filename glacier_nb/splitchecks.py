@@ -33,17 +33,15 @@ def shared_tiles(
     train_tiles: Sequence[Tile | LazyTile],  # training side
     val_tiles: Sequence[Tile | LazyTile],  # validation side
 ) -> pd.DataFrame:  # train, val, kind (same tile, same pixels, flipped copy); empty: none
-    "Tiles that are on both sides."
+    "Tiles with data that are on both sides."
+    train_tiles, val_tiles = ([t for t in side if t.valid.any()] for side in (train_tiles, val_tiles))
     keys = [[(bands_digest(t), content_key(t.bands[2])) for t in side] for side in (train_tiles, val_tiles)]
     rows = []
     for t, a in zip(train_tiles, keys[0], strict=True):
         for v, b in zip(val_tiles, keys[1], strict=True):
             kinds = ("same tile", t.id == v.id), ("same pixels", a[0] == b[0]), ("flipped copy", a[1] == b[1])
-            rows += (
-                [(t.id, v.id, next(kind for kind, is_so in kinds if is_so))]
-                if any(k for _, k in kinds)
-                else []
-            )
+            kind = next((kind for kind, is_so in kinds if is_so), None)
+            rows += [(t.id, v.id, kind)] * (kind is not None)
     return pd.DataFrame(rows, columns=["train", "val", "kind"])
 
 # %% ../nbs/15l_splitchecks.ipynb #bb108ffa
@@ -278,7 +276,11 @@ def check_sides(
 def _sets(train_set, val_set):
     "The finding of equal images in the two normalised sets."
     keys = [
-        {content_key(np.asarray(image[2])): i for i, image in zip(s.ids, s.images, strict=True)}
+        {
+            content_key(np.asarray(image[2])): i
+            for i, image in zip(s.ids, s.images, strict=True)
+            if np.any(image[2])  # tiles without data are all alike
+        }
         for s in (train_set, val_set)
     ]
     same = sorted(keys[1][key] for key in keys[0].keys() & keys[1].keys())
