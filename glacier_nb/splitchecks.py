@@ -279,7 +279,7 @@ def _sets(train_set, val_set):
         {
             content_key(np.asarray(image[2])): i
             for i, image in zip(s.ids, s.images, strict=True)
-            if np.any(image[2])  # tiles without data are all alike
+            if np.any(image[2])
         }
         for s in (train_set, val_set)
     ]
@@ -290,12 +290,5 @@ def _sets(train_set, val_set):
         f"{len(same)} of {len(val_set.ids)} images of the validation set are in the training set too: "
         f"{_names(same)}. Expected: none."
     )
-    return [
-        Finding(
-            "split-shared",
-            "fatal",
-            evidence,
-            "Build the sets from the two sides of `split`.",
-            {"tiles": same},
-        )
-    ]
+    fix = "Build the sets from the two sides of `split`."
+    return [Finding("split-shared", "fatal", evidence, fix, {"tiles": same})]
