@@ -58,7 +58,7 @@ class Process(_SERVER.Process):
     def said(self) -> str:
         return self.log.read_text()
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         "Wait for its end; the exit status, negative after a signal."
         self.join(seconds)
         if self.exitcode is None:
@@ -112,7 +112,7 @@ class Started:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         "Wait for its end; the exit status, negative after a signal."
         try:
             return self.process.wait(seconds)
@@ -131,7 +131,7 @@ def last_step(folder: Path) -> int:
     return torch.load(path, weights_only=True)["progress"]["step"] if path.exists() else 0
 
 
-def wait_for_saves(process: Process | Started, folder: Path, saves: int, seconds: float = 120) -> None:
+def wait_for_saves(process: Process | Started, folder: Path, saves: int, seconds: float = 300) -> None:
     "Wait until the process has written so many new checkpoints."
     path, seen, end = folder / "last.pt", set(), time.monotonic() + seconds
     begun = path.stat().st_mtime_ns if path.exists() else None

@@ -140,7 +140,7 @@ def test_two_torchruns_are_one_run_and_go_on_after_sigterm(project):
     one = Process(project, "--config", write_config(project, "one.json", run="one", **STEPS))
     folder, config = project / "outputs/two", write_config(project, "two.json", run="two", **STEPS)
     both = agents(project, config)
-    wait_for_saves(both[0], folder, 4, seconds=120)
+    wait_for_saves(both[0], folder, 4, seconds=300)
     for agent in both:
         agent.send(signal.SIGTERM)
     for agent in both:
@@ -149,7 +149,7 @@ def test_two_torchruns_are_one_run_and_go_on_after_sigterm(project):
     assert 0 < step < STEPS["epochs"], [agent.said for agent in both]
     assert not [agent.said for agent in both if "SIGKILL" in agent.said]  # they ended by themselves, in time
     for agent in (both := agents(project, config, "--resume")):
-        assert agent.end(120) == 0, agent.said
+        assert agent.end(300) == 0, agent.said
     assert sum("epoch  20/20" in agent.said for agent in both) == 1  # the first rank alone shows progress
     assert one.end() == 0, one.said
     alone, together = history(project / "outputs/one"), history(folder)

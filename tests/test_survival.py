@@ -50,7 +50,7 @@ def project(tmp_path_factory):
 def whole(project):
     "The folder of a run that nothing disturbed, made by the command itself."
     process = Started(project, command_line(write_config(project, run="whole")))
-    assert process.end(120) == 0, process.said
+    assert process.end() == 0, process.said
     assert process.said.count("\n") < 60
     return project / "outputs/whole"
 
