@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from glacier_nb.config import TrainConfig, loss_weights
+from glacier_nb.params import FREE
 
 FOLDER = Path(__file__).parents[1] / "configs/iterations"
 IDEAS = sorted(FOLDER.glob("[1-3][0-9]_*.yaml"))
