@@ -1143,6 +1143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'glacier_nb.runs.find_runs': ('runs.html#find_runs', 'glacier_nb/runs.py'),
                                  'glacier_nb.runs.read_history': ('runs.html#read_history', 'glacier_nb/runs.py'),
                                  'glacier_nb.runs.read_json': ('runs.html#read_json', 'glacier_nb/runs.py'),
+                                 'glacier_nb.runs.read_lines': ('runs.html#read_lines', 'glacier_nb/runs.py'),
                                  'glacier_nb.runs.read_metrics': ('runs.html#read_metrics', 'glacier_nb/runs.py'),
                                  'glacier_nb.runs.run_parameters': ('runs.html#run_parameters', 'glacier_nb/runs.py'),
                                  'glacier_nb.runs.run_state': ('runs.html#run_state', 'glacier_nb/runs.py'),

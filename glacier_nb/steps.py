@@ -16,23 +16,15 @@ import pandas as pd
 
 from .paths import project_root, write_text
 from .records import RunRecord, read_findings, read_record
-from .runs import RunError, run_state
+from .runs import read_lines, run_state
 
 # %% ../nbs/16h_steps.ipynb #cb401884
 def read_steps(
     folder: str | os.PathLike,  # of the autopilot, relative to the project's root
 ) -> list[dict]:  # one record a step; empty before the first
     "What an autopilot has done; raises RunError that names file and line when it is damaged."
-    path, steps = project_root() / folder / "steps.jsonl", []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
-        try:
-            steps.append(json.loads(line))
-            steps[-1]["event"], steps[-1]["run"]
-        except (ValueError, KeyError, TypeError) as e:
-            raise RunError(
-                f"{path}, line {number}: no step ({e}): choose another folder to begin anew"
-            ) from e
-    return steps
+    path = project_root() / folder / "steps.jsonl"
+    return read_lines(path, ("event", "run"), "no step", "choose another folder to begin anew")
 
 
 def add_step(

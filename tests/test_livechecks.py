@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bitwise import same
 from torch import nn
 
 from glacier_nb import livechecks, livesteps
@@ -112,15 +113,6 @@ def state(learner):
     held = [id(v) for v in vars(learner).values() if not isinstance(v, int | float | bool)]
     rest = learner.step, learner.loss.weights, sorted(learner.loss.terms), sorted(vars(learner))
     return copy.deepcopy(([p.state_dict() for p in parts], modes, grads, random, held, rest))
-
-
-def same(one, other):
-    "Are two nested values equal to the bit?"
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 class Drawing:

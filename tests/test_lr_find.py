@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bitwise import same
 from numpy.testing import assert_allclose
 from torch import nn
 
@@ -52,15 +53,6 @@ def state(learner):
     random = (torch.get_rng_state(), np.random.get_state()[1].tolist())  # noqa: NPY002
     attributes = sorted(vars(learner))
     return copy.deepcopy(([p.state_dict() for p in parts], counters, modes, grads, random, attributes))
-
-
-def same(one, other):
-    "Are two nested values equal to the bit?"
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def with_dropout(learner):
