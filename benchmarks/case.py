@@ -3,8 +3,8 @@
 python benchmarks/case.py            # all of them, on data/demo and data/competition
 python benchmarks/case.py flat_mcc   # one of them
 
-Writes configs/case/record.json for nbs/41_case.ipynb; what is recorded already is not run again. Crops and
-tiles are cut down for two cores, optimizer steps are not: 30, as in the original.
+Writes configs/case/record.json for nbs/studies/01_failed_run.ipynb; what is recorded already is not run
+again. Crops and tiles are cut down for two cores, optimizer steps are not: 30, as in the original.
 """
 
 import json
@@ -17,9 +17,7 @@ from functools import partial
 import numpy as np
 import yaml
 
-from glacier_nb.bands import Tile
-from glacier_nb.config import TrainConfig
-from glacier_nb.faults import (
+from glacier_nb.checks.faults import (
     LeftoverMCC,
     augment_validation,
     build_sides,
@@ -28,13 +26,15 @@ from glacier_nb.faults import (
     replace_term,
     shuffle_labels,
 )
-from glacier_nb.learner import Learner
-from glacier_nb.losses import signed_distance
-from glacier_nb.metrics import summary
-from glacier_nb.paths import project_root, write_text
-from glacier_nb.recipe import RunData, prepare_data, run_network
-from glacier_nb.splits import split
-from glacier_nb.tilestore import run_stats, run_tiles
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.data.storage import run_stats, run_tiles
+from glacier_nb.files.paths import project_root, write_text
+from glacier_nb.losses.terms import signed_distance
+from glacier_nb.metrics.scores import summary
+from glacier_nb.tiles.read import Tile
+from glacier_nb.tiles.splits import split
+from glacier_nb.training.learner import Learner
+from glacier_nb.training.recipe import RunData, prepare_data, run_network
 
 SIZE = 256  # pixels of a tile that are used, from its middle
 LITE0 = {"encoder": "tu-tf_efficientnet_lite0", "weights_dir": "data/weights"}

@@ -28,9 +28,10 @@ from scipy import ndimage
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from glacier_nb.bands import read_raster
-from glacier_nb.glcm import FEATURES, glcm
-from glacier_nb.terrain import fractal
+from glacier_nb.config.training import GLCM_FEATURES as FEATURES
+from glacier_nb.demo.terrain import fractal
+from glacier_nb.texture.glcm import glcm
+from glacier_nb.tiles.read import read_raster
 
 SIX = ("contrast", "dissimilarity", "homogeneity", "mean", "variance", "correlation")
 WINDOWS, LEVELS = (5, 7, 11, 21), (16, 32, 64)

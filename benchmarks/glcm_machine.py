@@ -17,7 +17,8 @@ import numba
 import numpy as np
 from tqdm import tqdm
 
-from glacier_nb.glcm import FEATURES, glcm
+from glacier_nb.config.training import GLCM_FEATURES as FEATURES
+from glacier_nb.texture.glcm import glcm
 
 THREADS = 2
 STRIP = 16  # rows per task of the thread pool

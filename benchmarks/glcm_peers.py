@@ -2,7 +2,7 @@
 
 Every peer computes all that it can at once, on one thread: `scikit_image` and `mahotas` window by window,
 `fast_glcm` plane by plane, `itk_pooled` and `itk_four` with ITK's own filter. Maps with one of the names
-of `glacier_nb.glcm.FEATURES` are that feature by definition; the others have names of their own.
+of `glacier_nb.texture.glcm.FEATURES` are that feature by definition; the others have names of their own.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import xlogy
 from skimage.feature import graycomatrix, graycoprops
 
-from glacier_nb.glcm import FEATURES
+from glacier_nb.config.training import GLCM_FEATURES as FEATURES
 
 STEPS = {0: (0, 1), 45: (1, 1), 90: (1, 0), 135: (1, -1)}  # degrees to (rows, columns), as in scikit-image
 # where mahotas keeps those of its thirteen features that are ours too

@@ -1,15 +1,18 @@
-"""Write what the runs of configs/iterations gave into their record.json, for nbs/40_iterations.ipynb.
+"""Write what the runs of configs/iterations gave into their record.json.
+
+nbs/studies/00_iterations.ipynb shows it.
 
 make iterations
-python -m glacier_nb.sweep configs/iterations/0*.yaml -p data_dir data/competition --prefix real- --n-jobs 2
+python -m glacier_nb.experiments.sweep configs/iterations/0*.yaml --n-jobs 2 --prefix real- \
+    -p data_dir data/competition
 python benchmarks/iterations.py
 """
 
 import json
 from pathlib import Path
 
-from glacier_nb.paths import project_root, write_text
-from glacier_nb.runs import read_history, read_metrics
+from glacier_nb.files.paths import project_root, write_text
+from glacier_nb.runs.folder import read_history, read_metrics
 
 KEPT = ("mcc", "mcc_valid", "ci95", "baselines", "best_epoch", "seconds", "started_from", "evaluation")
 CURVES = ("epoch", "step", "lr", "train_loss", "val_loss", "mcc", "mcc_valid")

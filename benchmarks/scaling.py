@@ -25,15 +25,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from glacier_nb.bands import read_tiles
-from glacier_nb.config import TrainConfig, load_config, save_config
-from glacier_nb.demo import grid_shape, make_demo, write_tile
-from glacier_nb.device import seed_everything
-from glacier_nb.distributed import launch
-from glacier_nb.learner import Learner
-from glacier_nb.paths import project_root
-from glacier_nb.recipe import prepare_data, run_network
-from glacier_nb.tilestore import run_tiles
+from glacier_nb.config.training import TrainConfig, load_config, save_config
+from glacier_nb.data.storage import run_tiles
+from glacier_nb.demo.tiles import grid_shape, make_demo, write_tile
+from glacier_nb.files.paths import project_root
+from glacier_nb.parallel.device import seed_everything
+from glacier_nb.parallel.launch import launch
+from glacier_nb.tiles.read import read_tiles
+from glacier_nb.training.learner import Learner
+from glacier_nb.training.recipe import prepare_data, run_network
 
 THREADS = 2  # of all processes together
 WARM_UP = 3  # steps that are not counted

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.trainers import SemanticSegmentationTask
 
-from glacier_nb.config import IGNORE
-from glacier_nb.data import TileSet
+from glacier_nb.data.tileset import TileSet
+from glacier_nb.landsat import IGNORE
 
 PLAIN = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 PLAIN |= {"enable_model_summary": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
@@ -28,7 +28,9 @@ def version() -> str:
 class Task(SemanticSegmentationTask):
     "torchgeo's task with its network, its optimizer and its augmentation given from outside."
 
-    augment: Callable | None = None  # as `glacier_nb.augment.make_augment` gives it; None: batches come ready
+    augment: Callable | None = (
+        None  # as `glacier_nb.augment.photometric.make_augment` gives it; None: batches come ready
+    )
     optimizer: torch.optim.Optimizer | None = None  # None: torchgeo's own; kept from block to block
     seen = 0  # batches of the epoch so far
 

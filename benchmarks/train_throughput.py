@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from throughput_clock import Clock, Contender, contest, quiet_rounds, summary, told
 from torch import Tensor, nn
 
-from glacier_nb.bands import read_tiles
-from glacier_nb.config import IGNORE, TrainConfig
-from glacier_nb.demo import make_demo
-from glacier_nb.device import seed_everything
-from glacier_nb.learner import Learner
-from glacier_nb.recipe import RunData, parameter_groups, prepare_data, run_network
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.landsat import IGNORE
+from glacier_nb.parallel.device import seed_everything
+from glacier_nb.tiles.read import read_tiles
+from glacier_nb.training.learner import Learner
+from glacier_nb.training.recipe import RunData, parameter_groups, prepare_data, run_network
 
 OURS, BARE, PLAIN = "ours", "bare loop, our loss", "bare loop, cross-entropy"
 FOCAL = "ours, focal loss alone"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from glacier_nb.demo import make_demo
+from glacier_nb.demo.tiles import make_demo
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -28,7 +28,7 @@ PER_EPOCH = TINY["samples_per_epoch"] // TINY["batch_size"]  # steps
 
 # A server that has imported everything forks a process in milliseconds; a new one needs seconds.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["glacier_nb.train", "cut_runs"])
+_SERVER.set_forkserver_preload(["glacier_nb.experiments.train", "cut_runs"])
 
 
 def make_project(root: Path) -> Path:
@@ -47,7 +47,7 @@ def write_config(project: Path, name: str = "run.json", **parameters) -> str:
 
 
 class Process(_SERVER.Process):
-    "`python -m glacier_nb.train` in a project, forked; `said` is all that it printed."
+    "`python -m glacier_nb.experiments.train` in a project, forked; `said` is all that it printed."
 
     def __init__(self, project: Path, *arguments: str, before=None, after=None):
         self.log = project / f"log-{time.monotonic_ns()}"
@@ -81,7 +81,7 @@ def _train(project: Path, arguments: tuple[str, ...], log: Path, before, after) 
     )  # a background job may inherit that it is ignored
     torch.set_num_threads(1)
     os.chdir(project)
-    from glacier_nb.train import main
+    from glacier_nb.experiments.train import main
 
     if before:
         before(project)

@@ -4,9 +4,9 @@ from itertools import islice
 
 import torch
 
-from glacier_nb.callbacks import make_learner
-from glacier_nb.recipe import prepare_data
-from glacier_nb.tilestore import run_tiles
+from glacier_nb.data.storage import run_tiles
+from glacier_nb.training.callbacks import make_learner
+from glacier_nb.training.recipe import prepare_data
 
 
 def losses(cfg, folder, steps: int) -> list[dict]:
@@ -36,7 +36,7 @@ def fitted(cfg, folder) -> dict:
     return {
         "history": [{k: v for k, v in r.items() if k != "seconds"} for r in learner.history],
         "weights": {k: v.double().sum().item() for k, v in learner.model.named_parameters()},
-        "judged": {k: v.double().sum().item() for k, v in learner.judged.state_dict().items()},
+        "judged": {k: v.double().sum().item() for k, v in learner.eval_model.state_dict().items()},
         "frozen": [k for k, p in learner.model.named_parameters() if not p.requires_grad],
         "crops": sum(len(b["label"]) for b in learner.batches(0)),
     }
@@ -44,7 +44,7 @@ def fitted(cfg, folder) -> dict:
 
 def stopped_after(cfg, folder, step: int) -> None:
     "A run that rank 1 is asked to end in the middle of an epoch."
-    from glacier_nb.learner import Callback
+    from glacier_nb.training.learner import Callback
 
     class Ask(Callback):
         def after_step(self, learner):

@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from glacier_nb.distributed import introduce, tell
-from glacier_nb.ranks import ranks_here
+from glacier_nb.parallel.launch import introduce, tell
+from glacier_nb.parallel.ranks import ranks_here
 
 
 def answer(cfg, name: str) -> dict:

@@ -5,6 +5,7 @@ import filecmp
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,23 +14,37 @@ import pytest
 import yaml
 from nbconvert import MarkdownExporter
 
-from glacier_nb.config import TrainConfig, check_names
+from glacier_nb.config.training import TrainConfig, check_names
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-MODULES = (
-    "paths params locks rules config tilefiles diskarray quantiles bands lazytiles glcm_rows glcm_torch "
-    "glcm texture terrain glaciers demo data tilestore splits pixelindex samplers ranks loader exposure "
-    "geometry augment mixing overlaps losses metrics baseline scratch weights unet syncnorm schedules "
-    "stopping checkpoints device arithmetic ema recipe validation moments learner callbacks lr_find "
-    "distributed members views predict runs compare evidence plot_findings findings report_text "
-    "report_html report bandphysics labelchecks bandchecks alignment registration splitchecks lossmaps "
-    "losschecks pipechecks cropchecks inputchecks augmentchecks livesteps livechecks historycurves "
-    "historychecks runchecks faults diagnose jobs sweep train records decisions proposals steps autopilot "
-    "hkh hkh_like"
-)
-ORDER = MODULES.split()  # a module imports only from those before it
-PLOTS = ["pictures", "plot", "plot_runs"]  # imported by notebooks only
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+# bottom to top: a package imports only from those before it
+PACKAGES = [
+    "landsat",
+    "progress",
+    "files",
+    "config",
+    "tiles",
+    "texture",
+    "demo",
+    "metrics",
+    "parallel",
+    "data",
+    "losses",
+    "sampling",
+    "augment",
+    "models",
+    "training",
+    "prediction",
+    "runs",
+    "hkh",
+    "plot",
+    "report",
+    "checks",
+    "experiments",
+]
+MODULES = sorted(p for p in (ROOT / "glacier_nb").rglob("[a-z]*.py"))
+LESSONS = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
 
 
 def test_export_and_clean_change_nothing(tmp_path):
@@ -60,19 +75,77 @@ def test_notebook_holds_no_machine_path(path):
     assert not [word for word in ("/work/", "/home/", "/root/", "site-packages") if word in text]
 
 
-def imported(module: str) -> set[str]:
-    "Modules of this package that a module imports."
-    tree = ast.parse((ROOT / f"glacier_nb/{module}.py").read_text())
-    froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-    own = [n.module for n in froms if n.level == 1 or n.module.startswith("glacier_nb.")]
-    return {name.removeprefix("glacier_nb.") for name in own}
+def dotted(path: Path) -> str:
+    "The name of a module below glacier_nb: `tiles.read`."
+    return ".".join(path.relative_to(ROOT / "glacier_nb").with_suffix("").parts)
 
 
-@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "glacier_nb").glob("[a-z]*.py")))
-def test_imports_go_down(module):
-    above = ORDER[: ORDER.index(module)] if module in ORDER else ORDER
-    assert module in [*ORDER, *PLOTS], f"{module} has no place in the order of the modules"
-    assert imported(module) <= set(above)
+def imported(path: Path) -> set[str]:
+    "Modules of this package that a module imports, also inside functions."
+    own, found = dotted(path).split("."), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = own[: len(own) - node.level] if node.level else []
+            name = ".".join([*base, node.module or ""]).strip(".")
+            if node.level or name.split(".")[0] == "glacier_nb":
+                found.add(name.removeprefix("glacier_nb."))
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_packages_import_only_from_those_below(path):
+    package = dotted(path).split(".")[0]
+    above = [name for name in imported(path) if PACKAGES.index(name.split(".")[0]) > PACKAGES.index(package)]
+    assert not above, f"{dotted(path)} imports {above}, which lie above {package}"
+
+
+def test_modules_import_in_reading_order():
+    "No circle among modules: within a package a module imports only from notebooks with a lower number."
+    number = {f"{p.parent.name}.{p.stem[3:]}": int(p.stem[:2]) for p in LESSONS}
+    for path in MODULES:
+        name = dotted(path)
+        same = [m for m in imported(path) if m.split(".")[0] == name.split(".")[0] and "." in name]
+        assert all(number[m] < number[name] for m in same), f"{name} imports {same}"
+
+
+def test_each_module_has_its_notebook():
+    exports = {}
+    for path in LESSONS:
+        cells = nbformat.read(path, 4).cells
+        named = [c.source.split()[2] for c in cells if c.source.startswith("#| default_exp ")]
+        exports |= dict.fromkeys(named, path)
+        assert named in ([], [path.parent.name], [f"{path.parent.name}.{path.stem[3:]}"]), path
+    assert sorted(exports) == sorted(map(dotted, MODULES))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_size_of_modules_and_functions(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 600
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    assert not {f.name for f in functions if f.end_lineno - f.lineno >= 40}
+
+
+def test_a_wheel_holds_every_module(tmp_path):
+    "In an environment that has the requirements and the wheel, and no checkout, every module is imported."
+    source, environment = tmp_path / "source", tmp_path / "venv"
+    shutil.copytree(ROOT / "glacier_nb", source / "glacier_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", tmp_path, source], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", site, wheel], check=True)
+    # a path file adds a folder without running the path files in it, so not the checkout either
+    (site / "requirements.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    names = [f"glacier_nb.{dotted(path)}" for path in MODULES]
+    code = f"import importlib; print(*[importlib.import_module(n).__file__ for n in {names}], sep='\\n')"
+    command = [environment / "bin/python", "-I", "-c", code]
+    found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert [Path(line).is_relative_to(site) for line in found.stdout.split()] == [True] * len(MODULES)
 
 
 def parameters() -> dict[str, tuple[object, str]]:

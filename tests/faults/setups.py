@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glacier_nb import faults as f
-from glacier_nb.augment import make_augment
-from glacier_nb.bands import read_tiles
-from glacier_nb.config import TrainConfig
-from glacier_nb.data import BandStats
-from glacier_nb.demo import make_demo
-from glacier_nb.learner import Learner
-from glacier_nb.losses import signed_distance
-from glacier_nb.paths import project_root
-from glacier_nb.recipe import RunData, prepare_data, run_network
-from glacier_nb.splits import split
-from glacier_nb.tilestore import run_stats
+from glacier_nb.augment.photometric import make_augment
+from glacier_nb.checks import faults as f
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.data.stats import BandStats
+from glacier_nb.data.storage import run_stats
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.files.paths import project_root
+from glacier_nb.losses.terms import signed_distance
+from glacier_nb.tiles.read import read_tiles
+from glacier_nb.tiles.splits import split
+from glacier_nb.training.learner import Learner
+from glacier_nb.training.recipe import RunData, prepare_data, run_network
 
 SMALL = {
     **{"encoder": "resnet18", "decoder_attention": "none", "precision": "fp32", "n_folds": 3},

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from setups import FAULTS, setup
 
-from glacier_nb.config import check_names
-from glacier_nb.diagnose import diagnose
-from glacier_nb.learner import Learner
+from glacier_nb.checks.diagnosis import diagnose
+from glacier_nb.config.training import check_names
+from glacier_nb.training.learner import Learner
 
 ROWS: list[str] = []  # of the table
 

@@ -3,9 +3,9 @@
 import pytest
 from setups import setup
 
-from glacier_nb import faults as f
-from glacier_nb.diagnose import diagnose
-from glacier_nb.findings import CAUSES
+from glacier_nb.checks import faults as f
+from glacier_nb.checks.diagnosis import diagnose
+from glacier_nb.report.findings import CAUSES
 
 OF_TILES = tuple(CAUSES)[: list(CAUSES).index("split-impossible")]
 HEALTHY = (

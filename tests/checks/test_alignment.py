@@ -1,0 +1,101 @@
+"""Labels that are turned, shifted or another tile's are found; healthy ones are left alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from glacier_nb.checks.alignment import (
+    SYMMETRIES,
+    View,
+    agreement,
+    check_registration,
+    placed_label,
+    pooled,
+    register,
+    registration_table,
+    shifted_moments,
+    views,
+)
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.landsat import IGNORE
+from glacier_nb.tiles.read import read_tiles
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    return read_tiles(make_demo(tmp_path_factory.mktemp("tiles") / "demo", 9, 128, 6))
+
+
+def relabelled(tiles, change):
+    return [replace(t, label=np.ascontiguousarray(change(t.label))) for t in tiles]
+
+
+@pytest.mark.parametrize(("n", "size", "seed"), [(9, 64, 0), (6, 64, 9), (6, 96, 3), (6, 128, 10)])
+def test_healthy_is_silent(n, size, seed, tmp_path):
+    assert check_registration(read_tiles(make_demo(tmp_path / "demo", n, size, seed))) == []
+
+
+@pytest.mark.parametrize("name", list(SYMMETRIES)[1:])
+def test_common_turn_is_found(tiles, name):
+    (found,) = check_registration(relabelled(tiles, SYMMETRIES[name]))
+    back = {"turned by 90 degrees": "turned by 270 degrees", "turned by 270 degrees": "turned by 90 degrees"}
+    assert (found.cause, found.severity) == ("label-turned", "fatal")
+    assert found.numbers["by"] == back.get(name, name)
+    assert found.numbers["tiles"] >= 8
+
+
+@pytest.mark.parametrize(("row", "col"), [(8, 0), (0, -8)])
+def test_shift_of_eight_is_found(tiles, row, col):
+    (found,) = check_registration(relabelled(tiles, lambda a: placed_label(a, row, col)))
+    assert found.cause == "label-shifted"
+    assert abs(found.numbers["rows"] + row) <= 4
+    assert abs(found.numbers["columns"] + col) <= 4
+
+
+def test_exchanged_labels_are_named(tiles):
+    mixed = [replace(t, label=tiles[{0: 8, 8: 0}.get(i, i)].label) for i, t in enumerate(tiles)]
+    (found,) = check_registration(mixed)
+    assert found.cause == "label-elsewhere"
+    assert found.severity == "warning"
+    assert found.numbers["labels"] == {tiles[0].id: tiles[8].id, tiles[8].id: tiles[0].id}
+
+
+def test_shuffled_labels_are_fatal(tiles):
+    order = np.random.default_rng(1).permutation(9)
+    (found,) = check_registration(
+        [replace(t, label=tiles[j].label) for t, j in zip(tiles, order, strict=True)]
+    )
+    assert (found.cause, found.severity) == ("label-elsewhere", "fatal")
+
+
+def test_moments_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    valid = (rng.random((20, 24)) > 0.2).astype(np.float32)
+    e, label = (rng.random((20, 24)).astype(np.float32) for _ in range(2))
+    view, known = View("a", e[None], valid, label, np.ones_like(valid)), np.ones_like(valid)
+    a = agreement(shifted_moments(view, e, [(label, known)], 5))[0]
+    inside = (valid * placed_label(known, -3, 4)) > 0
+    expected = np.corrcoef(e[inside], placed_label(label, -3, 4)[inside])[0, 1]
+    np.testing.assert_allclose(a[5 - 3, 5 + 4], expected, atol=1e-4)
+
+
+def test_nothing_is_changed_and_order_does_not_matter(tiles):
+    before = [t.label.copy() for t in tiles]
+    a, b = registration_table(tiles), registration_table(tiles[::-1])
+    assert a.equals(b)
+    assert all((x == t.label).all() for x, t in zip(before, tiles, strict=True))
+    assert pooled(register(tiles))["by"] == "as it is"
+
+
+def test_odd_input_is_silent(tiles):
+    bands = tiles[0].bands.copy()
+    bands[1, :40] = np.nan
+    odd = [replace(tiles[0], bands=bands), replace(tiles[1], label=np.zeros_like(tiles[1].label)), *tiles[2:]]
+    odd[2] = replace(odd[2], label=np.full_like(odd[2].label, IGNORE))
+    odd[3] = replace(odd[3], label=None)
+    assert check_registration(odd) == []
+    assert len(views(odd)) == 6
+    assert check_registration([]) == check_registration(tiles[:3]) == []
+    assert registration_table([]).empty
+    assert check_registration([replace(t, label=t.valid.astype(np.uint8)) for t in tiles]) == []

@@ -1,0 +1,235 @@
+"""What happens before the first step: budget, crops, inputs and augmentation, healthy and broken."""
+
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from glacier_nb.checks.augmentation import check_augment, explained
+from glacier_nb.checks.crops import check_exposure, exposure_table
+from glacier_nb.checks.inputs import check_inputs, check_sets
+from glacier_nb.checks.steps import better_budget, budget, check_budget, check_norm_batches
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.tiles.read import read_tiles
+from glacier_nb.training.callbacks import make_learner
+from glacier_nb.training.recipe import prepare_data
+
+TINY = TrainConfig(
+    encoder="resnet18",
+    crop_size=32,
+    samples_per_epoch=16,
+    batch_size=4,
+    n_folds=3,
+    precision="fp32",
+    devices="cpu",
+    include_glcm=False,
+)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    return read_tiles(make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=96, seed=3))
+
+
+@pytest.fixture(scope="module")
+def data(tiles):
+    return prepare_data(TINY, tiles)
+
+
+@pytest.fixture
+def learner(data, tmp_path):
+    return make_learner(TINY, data, tmp_path / "run", progress=False)
+
+
+def causes(found):
+    return {f.cause: f.severity for f in found}
+
+
+def other_images(tileset, f):
+    pairs = zip(tileset.images, tileset.valids, strict=True)
+    return replace(tileset, images=tuple(np.where(v, f(x), 0).astype(np.float32) for x, v in pairs))
+
+
+def test_defaults_are_silent(data):
+    cfg = TrainConfig()
+    assert check_budget(cfg, data.train) == []
+    facts = budget(cfg, data.train)
+    assert facts["steps"] == 256
+    assert facts["images"] == 4096
+    assert 0.1 < facts["lr sum"] < 0.15
+
+
+def test_one_step_an_epoch_is_starved(data):
+    cfg = TrainConfig(samples_per_epoch=20, batch_size=32, epochs=30, lr=1e-4)
+    found = check_budget(cfg, data.train)
+    assert causes(found) == {"starved": "fatal", "lr-low": "warning"}
+    mended = TrainConfig(**(asdict(cfg) | found[0].change))
+    assert check_budget(mended, data.train) == []
+
+
+def test_started_network_needs_fewer_steps(data):
+    cfg = TrainConfig(samples_per_epoch=32, epochs=20, init_from="outputs/a/best.pt")
+    assert causes(check_budget(cfg, data.train))["starved"] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("lr", "expected"),
+    [
+        (0.0, {"lr-low": "fatal"}),
+        (1e-7, {"lr-low": "fatal"}),
+        (1e-4, {"lr-low": "warning"}),
+        (3e-4, {}),
+        (3e-3, {}),
+        (3e-2, {"lr-high": "warning"}),
+        (10.0, {"lr-high": "fatal"}),
+    ],
+)
+def test_learning_rates(data, lr, expected):
+    found = check_budget(TrainConfig(lr=lr, lr_min=0.0), data.train)
+    assert causes(found) == expected
+    assert all(f.change["lr"] == 1e-3 for f in found)
+
+
+def test_restarts(data):
+    short = TrainConfig(schedule="warm_restarts", restart_epochs=1.0)
+    cut_off = TrainConfig(schedule="warm_restarts", restart_epochs=10.0, epochs=16)
+    whole = TrainConfig(schedule="warm_restarts", restart_epochs=8.0, epochs=16)
+    assert [list(causes(check_budget(c, data.train))) for c in (short, cut_off, whole)] == [
+        ["restarts"],
+        ["restarts"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lr_min": 1e-2, "lr": 1e-1}, {"batch_size": 30, "accumulate": 3}])
+def test_better_budget_is_a_config(data, changes):
+    cfg = TrainConfig(crop_size=0, samples_per_epoch=0, epochs=1, warmup_epochs=0.0, **changes)
+    better = TrainConfig(**(asdict(cfg) | better_budget(cfg, data.train)))
+    assert budget(better, data.train)["steps"] >= 256
+    assert 0 < better.crop_size <= 96
+
+
+@pytest.mark.parametrize("sampler", ["random", "weighted", "pixel"])
+def test_samplers_are_silent(data, sampler):
+    cfg = replace(TINY, sampler=sampler, samples_per_epoch=64)
+    assert check_exposure(cfg, data.train) == []
+    assert (exposure_table(cfg, data.train)["shown"] > 0).all()
+
+
+def test_whole_tiles_show_what_they_hold(data):
+    cfg = replace(TINY, sampler="random", crop_size=0, samples_per_epoch=len(data.train) * 4)
+    table = exposure_table(cfg, data.train)
+    assert check_exposure(cfg, data.train) == []
+    assert math.isclose(table["share shown"].sum(), 1)
+
+
+class Fixed:
+    def __init__(self, crops):
+        self.crops = np.array(crops)
+
+    def positions(self, epoch):
+        return self.crops
+
+
+def test_sampler_that_never_shows_a_class(data):
+    label = np.full((96, 96), 0, np.uint8)
+    label[64:, 64:] = 1
+    train = replace(
+        data.train,
+        labels=tuple(label for _ in data.train.labels),
+        valids=tuple(np.ones((96, 96), bool) for _ in data.train.labels),
+    )
+    blind = Fixed([(i, 0, 0) for i in range(len(train))] * 10)
+    (found,) = check_exposure(TINY, train, blind)
+    assert (found.cause, found.severity) == ("sampler-blind", "fatal")
+    assert train.classes[1] in found.evidence
+    assert check_exposure(TINY, train, Fixed([(i, r, r) for i in range(len(train)) for r in (0, 64)])) == []
+
+
+def test_one_tile_only(data):
+    corners = [(0, r, c) for r in (0, 32, 64) for c in (0, 32, 64)]
+    assert check_exposure(TINY, data.train, Fixed(corners))
+
+
+def test_norms(data):
+    norm = nn.Sequential(nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4))
+    few = replace(TINY, batch_size=2)
+    assert check_norm_batches(TINY, norm, data.train) == [] == check_norm_batches(few, nn.ReLU(), data.train)
+    assert causes(check_norm_batches(few, norm, data.train)) == {"norm-small": "warning"}
+    assert check_norm_batches(replace(TINY, sync_batchnorm=False), norm, data.train, size=2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"normalisation": "robust"}, {"include_glcm": True}, {"tile_store": "disk"}]
+)
+def test_healthy_inputs(tiles, changes):
+    data = prepare_data(replace(TINY, **changes), tiles)
+    assert check_inputs(data) == [] == check_sets(data)
+
+
+def test_broken_inputs(data):
+    def broken(f, side="train"):
+        return causes(check_inputs(replace(data, **{side: other_images(getattr(data, side), f)})))
+
+    assert broken(lambda x: (x + 3) / 5.3) == {"inputs": "warning"}
+    assert broken(lambda x: 9000 + 2000 * x) == {"inputs": "fatal"}
+    assert broken(lambda x: 3000 + 2000 * x, "val") == {"inputs": "fatal"}
+    assert broken(lambda x: np.where(x > 1, np.nan, x), "val")["not-finite"] == "fatal"
+    assert "not-finite" in broken(lambda x: x * np.nan)
+
+
+def test_shared_sets(data):
+    assert causes(check_sets(replace(data, val=data.train))) == {"set-shared": "fatal"}
+    views = replace(data.val, images=(data.train.images[2][:], *data.val.images[1:]))
+    assert data.train.ids[2] in check_sets(replace(data, val=views))[0].evidence
+
+
+def mirror(*names):
+    def augment(batch, epoch, number, share=None):
+        return {k: x.flip(-1) if k in names else x for k, x in batch.items()}
+
+    return augment
+
+
+ALL = ("image", "label", "valid", "distance")
+
+
+@pytest.mark.parametrize("left", ["image", "label", "valid", "distance"])
+def test_what_is_left_behind(learner, left):
+    learner.augment = mirror(*ALL)
+    assert check_augment(learner) == []
+    learner.augment = mirror(*(name for name in ALL if name != left))
+    found = check_augment(learner)
+    assert causes(found) == {"label-left-behind": "fatal"}
+
+
+@pytest.mark.parametrize("policy", ["none", "photometric", "photometric+dihedral", "geometric", "strong"])
+def test_policies_are_silent_and_nothing_changes(learner, policy):
+    learner = make_learner(replace(TINY, augment=policy), learner.data, "unused", progress=False)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert check_augment(learner) == []
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+def test_augmentation_without_effect(learner):
+    learner.augment = mirror()
+    assert causes(check_augment(learner)) == {"augmentation-off": "warning"}
+
+
+def test_validation_that_changes(learner):
+    plain = learner.whole_tile
+    learner.whole_tile = lambda i: (
+        (b := plain(i)) | {"image": b["image"] + 0.1 * torch.randn(b["image"].shape)}
+    )
+    assert causes(check_augment(learner)) == {"validation-changed": "fatal"}
+
+
+def test_explained():
+    groups = torch.tensor([[0, 0, 1, 1]])
+    image = torch.tensor([[[1.0, 1.0, 2.0, 2.0]], [[1.0, 2.0, 1.0, 2.0]], [[1.0, 1.0, 1.0, 1.0]]])
+    np.testing.assert_allclose(explained(image, groups), [1, 0, np.nan])

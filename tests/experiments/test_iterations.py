@@ -1,0 +1,54 @@
+"""configs/iterations: the four runs as recorded, and ideas that change what they say and nothing else."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glacier_nb.config.fields import FREE
+from glacier_nb.config.training import TrainConfig, loss_weights
+
+FOLDER = Path(__file__).parents[2] / "configs/iterations"
+IDEAS = sorted(FOLDER.glob("[1-3][0-9]_*.yaml"))
+
+
+def parameters(name: str) -> dict:
+    "The parameters of a file without its run's name."
+    found = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return {k: v for k, v in found.items() if k != "run"}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "boosts", "schedule", "lowest"),
+    [
+        ("01_focal_dice", (0.40, 0.40, 0.00, 0.20), (15, 8), "warmup_restarts", 1e-6),
+        ("02_mcc_added", (0.25, 0.25, 0.30, 0.20), (15, 8), "warmup_restarts", 1e-6),
+        ("03_more_boost", (0.25, 0.25, 0.30, 0.20), (30, 15), "warmup_restarts", 1e-6),
+        ("04_heavy_mcc", (0.15, 0.15, 0.50, 0.20), (15, 8), "warm_restarts", 1e-5),
+    ],
+)
+def test_the_four_iterations_are_as_recorded(name, weights, boosts, schedule, lowest):
+    cfg = TrainConfig(**parameters(name))
+    assert tuple(loss_weights(cfg).values()) == weights
+    assert (cfg.lake_boost, cfg.debris_boost) == boosts
+    assert (cfg.schedule, cfg.lr, cfg.lr_min, cfg.restart_epochs) == (schedule, 1e-4, lowest, 10)
+    assert (cfg.sampler, cfg.samples_per_epoch, cfg.batch_size, cfg.epochs) == ("weighted", 0, 32, 30)
+    assert (cfg.architecture, cfg.encoder, cfg.decoder_attention) == ("Unet", "resnet34", "scse")
+    assert (cfg.include_glcm, cfg.first_conv) == (True, "cycle")
+    assert cfg.warmup_epochs == 5 or schedule == "warm_restarts"
+
+
+def test_enough_steps_changes_sampler_and_steps_alone():
+    starved, enough = (TrainConfig(**parameters(name)) for name in ("04_heavy_mcc", "05_enough_steps"))
+    changed = {k for k, v in vars(enough).items() if v != getattr(starved, k)}
+    assert changed - set(FREE) == {"sampler", "samples_per_epoch"}
+
+
+@pytest.mark.parametrize("path", IDEAS[1:], ids=lambda p: p.stem)
+def test_an_idea_changes_what_it_says(path):
+    reference, idea = (TrainConfig(**parameters(name)) for name in (IDEAS[0].stem, path.stem))
+    (said,) = [line for line in path.read_text().splitlines() if line.startswith("# As 10_reference, but: ")]
+    names = said.removeprefix("# As 10_reference, but: ").removesuffix(".").split(", ")
+    changed = [k for k, v in vars(idea).items() if v != getattr(reference, k)]
+    marked = [line.split(":")[0] for line in path.read_text().splitlines() if line.endswith(" # changed")]
+    assert sorted(names) == sorted(changed) == sorted(marked)

@@ -1,0 +1,277 @@
+"""Proposals: the tree of rules on made-up runs, nothing twice, what no parameter mends, files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glacier_nb.config.fields import differing
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.experiments.jobs import read_parameters
+from glacier_nb.experiments.proposals import NoProposal, Proposal, next_run
+from glacier_nb.experiments.rules import (
+    MEASURED,
+    RECIPE,
+    RULES,
+    SEED_SPREAD,
+    RunRecord,
+    measured,
+    read_findings,
+    read_record,
+    rule_table,
+)
+from glacier_nb.experiments.sweep import plan
+from glacier_nb.report.findings import Finding
+from glacier_nb.runs.folder import RunError
+
+ROOT = Path(__file__).parents[2]
+FOURTH = {
+    k: v for k, v in read_parameters(ROOT / "configs/iterations/04_heavy_mcc.yaml").items() if k != "run"
+}
+PER_CLASS = {n: {"mcc": 0.5, "support": 9} for n in ("background", "glacier", "debris", "lake")}
+
+
+def finding(cause, severity="warning", **change):
+    return Finding(cause, severity, f"Measured {cause}.", f"Mend {cause}.", change=change)
+
+
+def record(name="base", mcc=0.6, findings=(), error="", **parameters):
+    "A run that ended with this MCC; None: it was not finished."
+    metrics = {} if mcc is None else {"mcc": mcc, "per_class": PER_CLASS, "seconds": 600.0}
+    return RunRecord(name, parameters, (), metrics, findings, error)
+
+
+def proposed(*runs, root=Path("/nonexistent"), **how) -> Proposal:
+    found = next_run(runs, root=root, **how)
+    assert isinstance(found, Proposal), str(found)
+    return found
+
+
+def changes(found: Proposal) -> dict:
+    return {name: after for name, (_, after) in found.changed.items()}
+
+
+def test_measured_figures_are_those_of_the_record():
+    runs = json.loads((ROOT / "configs/iterations/record.json").read_text())["demo"]
+    assert {n: round(runs[n]["mcc"], 3) for n in MEASURED} == pytest.approx(MEASURED, abs=6e-4)
+    assert runs["26_ensemble"]["mcc"] - runs["10_reference"]["mcc"] == pytest.approx(SEED_SPREAD, abs=0.005)
+    for name in MEASURED:
+        small = abs(MEASURED[name] - MEASURED["10_reference"]) <= SEED_SPREAD
+        assert ("no effect was shown" in measured(name)) == small, name
+
+
+def test_the_table_names_each_rule_once():
+    assert list(rule_table().index) == [rule.name for rule in RULES]
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+def test_a_starved_start_gets_everything_at_once_without_being_run():
+    starved = finding("starved", "fatal", samples_per_epoch=256)
+    low = finding("lr-low", lr=1e-3)
+    start = RunRecord("04_heavy_mcc", FOURTH, findings=[low, starved, finding("still-rising")])
+    found = proposed(start)
+    assert found.rule == "mend"
+    cfg = TrainConfig(**found.parameters)
+    assert {k: getattr(cfg, k) for k in RECIPE} == RECIPE
+    assert (cfg.mcc_weight, cfg.first_conv, cfg.crop_size) == (0.5, "cycle", 128)
+    assert found.reasons == ("Measured starved. Mend starved.", "Measured lr-low. Mend lr-low.")
+    assert "0.87" in found.expected
+    assert "0.433" in found.expected
+
+
+def test_a_starved_finding_that_wants_more_than_the_recipe_is_followed():
+    starved = finding("starved", "fatal", samples_per_epoch=2048)
+    found = proposed(record(findings=[starved], samples_per_epoch=0))
+    assert changes(found) == {"samples_per_epoch": 2048}
+
+
+def test_fatal_findings_win_over_warnings_and_the_upstream_one_over_the_later():
+    findings = [
+        finding("lr-low", lr=0.5),
+        finding("diverged", "fatal", lr=1e-4),
+        finding("lr-high", "fatal", lr=3e-4),
+    ]
+    assert changes(proposed(record(findings=findings))) == {"lr": 3e-4}
+
+
+@pytest.mark.parametrize("also", [[], [finding("starved", "fatal", samples_per_epoch=256)]])
+def test_what_no_parameter_mends_comes_first(also):
+    found = next_run([RunRecord("start", FOURTH, findings=[*also, finding("label-turned", "fatal")])])
+    assert isinstance(found, NoProposal)
+    assert found.advice == ("Measured label-turned. Mend label-turned.",)
+    assert "mend it first" in str(found)
+    assert "Mend label-turned" in found._repr_html_()
+
+
+def test_a_symptom_blocks_only_when_no_parameter_explains_it():
+    stuck = finding("cannot-overfit", "fatal")
+    assert isinstance(next_run([record(findings=[stuck])]), NoProposal)
+    assert proposed(record(findings=[stuck, finding("lr-low", "fatal", lr=1e-2)])).rule == "mend"
+    assert proposed(record(mcc=0.3, findings=[finding("below-baseline", "fatal")])).rule == "better"
+
+
+def test_a_start_without_fatal_findings_is_run_as_it_is():
+    found = proposed(
+        RunRecord("start", {"lr": 2e-3}, findings=[finding("augmentation-off", augment="strong")])
+    )
+    assert (found.rule, found.changed, found.parameters) == ("first", {}, {"lr": 2e-3})
+
+
+@pytest.mark.parametrize(
+    ("run", "rule", "change"),
+    [
+        (record(mcc=0.02), "plain", {"include_glcm": False}),
+        (record(findings=[finding("still-rising")]), "longer", {"epochs": 32}),
+        (record(findings=[finding("unstable")], batch_size=32), "steadier", {"accumulate": 4}),
+        (record(findings=[finding("unstable")], batch_size=20), "steadier", {"batch_size": 8}),
+        (
+            record(findings=[finding("restarts")], schedule="warm_restarts"),
+            "schedule",
+            {"schedule": "linear_warmup"},
+        ),
+        (record(findings=[finding("peaked")], schedule="linear_warmup"), "schedule", {"schedule": "plateau"}),
+        (record(findings=[finding("overfitting")]), "regularise", {"augment": "photometric+dihedral"}),
+        (record(findings=[finding("overfitting")], augment="strong"), "regularise", {"ema": 0.99}),
+        (record(findings=[finding("norm-lag", ema=0.9)]), "warned", {"ema": 0.9}),
+        (record(findings=[finding("noise", "note", ema=0.9)]), "better", None),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_one_finding_one_rule(run, rule, change):
+    found = proposed(run)
+    assert found.rule == rule
+    assert change is None or changes(found) == change
+    assert found.reasons
+    assert found.expected
+
+
+def test_the_tree_asks_in_its_order():
+    causes = ("still-rising", "unstable", "peaked", "overfitting")
+    run = record(findings=[finding(c) for c in reversed(causes)] + [finding("class-shares", n_folds=4)])
+    done, seen = [run], []
+    for number in range(7):
+        found = proposed(*done)
+        seen.append(found.rule)
+        done.append(record(f"r{number}", 0.1, **found.parameters))
+        assert found.based_on == "base"
+    assert seen == ["longer", "steadier", "steadier", "schedule", "schedule", "regularise", "regularise"][:7]
+
+
+def test_a_missed_class_gets_as_many_crops_as_the_others():
+    per_class = PER_CLASS | {"lake": {"mcc": 0.01, "support": 40}}
+    run = RunRecord("base", {"sampler": "weighted"}, (), {"mcc": 0.6, "per_class": per_class})
+    assert changes(proposed(run)) == {"sampler": "pixel", "class_fractions": "0.25,0.25,0.25,0.25"}
+    missing = RunRecord("base", {}, (), run.metrics, [finding("class-missing")])
+    assert proposed(missing).rule == "better"
+    unseen = RunRecord(
+        "base", {}, (), {"mcc": 0.6, "per_class": per_class | {"lake": {"mcc": 0.0, "support": 0}}}
+    )
+    assert proposed(unseen).rule == "better"
+
+
+def test_nothing_is_tried_twice_until_nothing_is_left(tmp_path):
+    runs = [record(schedule="warm_restarts", findings=[finding("overfitting"), finding("still-rising")])]
+    for number in range(60):
+        found = next_run(runs, root=tmp_path)
+        if isinstance(found, NoProposal):
+            break
+        cfg = TrainConfig(**found.parameters)
+        assert all(differing(cfg, r.parameters) for r in runs), found.name
+        runs.append(record(f"r{number}", 0.5, **found.parameters))
+    assert isinstance(found, NoProposal)
+    assert 8 <= len(runs) < 30
+    assert "tried" in found.why
+    assert runs[-1].parameters["architecture"] == "scratch"
+
+
+def test_where_and_how_is_no_difference():
+    first = proposed(record(findings=[finding("still-rising")]))
+    again = record(
+        "elsewhere", 0.1, **first.parameters | {"workers": 3, "devices": "cpu", "save_minutes": 0.0}
+    )
+    assert proposed(record(findings=[finding("still-rising")]), again).rule == "better"
+
+
+def test_the_best_run_is_the_base_and_a_report_counts_for_it():
+    runs = [record("a", 0.5), record("b", 0.7, lr=2e-3), record("c", float("nan"), lr=3e-3), record("d", 0.6)]
+    found = proposed(*runs, report=record(findings=[finding("still-rising")]))
+    assert (found.based_on, found.rule, found.parameters) == ("b", "longer", {"lr": 2e-3, "epochs": 32})
+    assert found.name == "next-04-longer"
+
+
+def test_a_change_that_is_no_config_is_passed_over():
+    bad = finding("norm-small", batch_size=6, accumulate=4)
+    assert proposed(record(findings=[bad])).rule == "better"
+
+
+def test_failed_runs():
+    def failed(error):
+        return next_run([record("f", None, error=error)])
+
+    assert changes(failed("torch.cuda.OutOfMemoryError: CUDA out of memory")) == {"accumulate": 2}
+    lower = changes(failed("FloatingPointError: the loss is not finite"))
+    assert lower == {"lr": pytest.approx(1e-3 / 3), "precision": "fp32"}
+    unknown = failed("KeyError: 'x'")
+    assert isinstance(unknown, NoProposal)
+    assert unknown.advice == ("KeyError: 'x'",)
+    cut = RunRecord("cut", {}, ({"epoch": 1, "step": 2},))
+    assert "resume" in str(next_run([cut]))
+
+
+def test_runs_of_other_tiles_are_refused():
+    with pytest.raises(RunError, match=r"a \(fold = 0\) and b \(1\) were scored on other tiles"):
+        next_run([record("a"), record("b", fold=1)])
+    with pytest.raises(RunError, match="found no run"):
+        next_run([])
+
+
+def test_weights_are_proposed_only_where_they_are(tmp_path):
+    assert "init_from" not in proposed(record(), root=tmp_path).parameters
+    folder = tmp_path / "outputs/hkh-demo"
+    folder.mkdir(parents=True)
+    (folder / "best.pt").touch()
+    (folder / "config.json").write_text(json.dumps({"encoder": "resnet34", "patch_size": 128}))
+    assert changes(proposed(record(), root=tmp_path)) == {"init_from": "outputs/hkh-demo/best.pt"}
+    assert "init_from" not in proposed(record(encoder="resnet18"), root=tmp_path).parameters
+    (tmp_path / "data/weights").mkdir(parents=True)
+    (tmp_path / "data/weights/tf_efficientnet_lite0.pth").touch()
+    found = proposed(record(encoder="resnet18"), root=tmp_path)
+    assert found.parameters == {
+        "encoder": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet", "weights_dir": "data/weights",
+    }  # fmt: skip
+    (tmp_path / "data/weights/tf_efficientnet_lite0.pt").touch()  # which of the two?
+    assert "encoder" not in changes(proposed(record(encoder="resnet18"), root=tmp_path))
+
+
+def test_a_saved_proposal_is_a_parameter_file(tmp_path):
+    odd = Finding("starved", "fatal", "Line one:\nline # two <b>", "Do.", change={"samples_per_epoch": 256})
+    found = proposed(RunRecord("04_heavy_mcc", FOURTH | {"lr_min": 1e-6}, findings=[odd]), prefix="x")
+    path = found.save(tmp_path / "new")
+    assert [p.name for p in path.parent.iterdir()] == ["x-01-mend.yaml"]
+    (job,) = plan([path], root=tmp_path)
+    assert job.run == "x-01-mend"
+    assert vars(TrainConfig(**job.parameters)) == vars(TrainConfig(**found.parameters))
+    text = path.read_text()
+    assert "samples_per_epoch: 256  # was 0" in text
+    assert "lr: 0.001  # was 0.0001" in text
+    assert max(map(len, text.splitlines())) <= 110
+    assert "Why: Line one: line # two <b> Do." in str(found)
+    assert "&lt;b&gt;" in found._repr_html_()
+    assert yaml.safe_load(text)["run"] == "x-01-mend"
+
+
+def test_a_record_is_read_from_its_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"lr": 2e-3}))
+    (tmp_path / "history.jsonl").write_text(json.dumps({"epoch": 1, "step": 4, "mcc": 0.1}) + "\n")
+    plain = {"cause": "restarts", "severity": "warning", "evidence": "e", "fix": "f", "change": {"lr": 1.0}}
+    (tmp_path / "diagnosis.json").write_text(json.dumps({"findings": [plain | {"picture": None}]}))
+    found = read_record(tmp_path)
+    assert (found.cfg.lr, found.score, found.tried) == (2e-3, float("-inf"), True)
+    assert found.findings[0].change == {"lr": 1.0}
+    (tmp_path / "failed.json").write_text(json.dumps({"error": "boom", "parameters": {}}))
+    assert read_record(tmp_path).error == "boom"
+    with pytest.raises(RunError, match="not a run folder"):
+        read_record(tmp_path / "none")
+    with pytest.raises(RunError, match="damaged"):
+        read_findings([plain | {"cause": "bad luck"}])

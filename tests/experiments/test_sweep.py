@@ -1,0 +1,359 @@
+"""Jobs and sweeps with a notebook that stands in for training, and one real tiny run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from glacier_nb.config.fields import ConfigError, differing
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.experiments.jobs import Job, end_processes, read_parameters, run_job
+from glacier_nb.experiments.sweep import _refer, _share, cores, plan, sweep
+from glacier_nb.files.locks import run_lock
+from glacier_nb.files.paths import write_text
+from glacier_nb.runs.folder import run_state
+
+ROOT = Path(__file__).parents[2]
+# what the stand-in does is said by the learning rate
+FAKE = """
+import json, os, pathlib, signal, time
+folder = pathlib.Path("outputs", run)
+if lr == 1.0:
+    raise FloatingPointError("the loss is\\nnot finite")
+if lr == 2.0:
+    os.kill(os.getpid(), signal.SIGKILL)
+if lr == 3.0 and not resume:
+    (folder / "config.json").write_text(json.dumps({"lr": lr}))
+    (folder / "last.pt").write_text("")
+    (folder / "pid").write_text(f"{os.getpid()} {os.getppid()}")
+    time.sleep(600)
+if lr != 4.0:
+    seen = {"resume": resume, "threads": os.environ.get("OMP_NUM_THREADS")}
+    seen["config"] = (folder / "config.json").exists()
+    metrics = {"mcc": 0.25, "parameters": {"lr": lr, "init_from": init_from}, "seen": seen}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A project's root with the stand-in; the working directory."
+    first = new_code_cell(
+        "run, resume, lr, init_from = '', False, 0.001, ''", metadata={"tags": ["parameters"]}
+    )
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    (tmp_path / "nbs").mkdir()
+    write_text(tmp_path / "settings.ini", "")
+    path = tmp_path / "nbs/train.ipynb"
+    nbformat.write(new_notebook(cells=[first, new_code_cell(FAKE)], metadata=kernel), path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def put(folder: Path, **files: dict) -> Path:
+    "A run folder with JSON files; a file without content is empty."
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        name = name.replace("_", ".")
+        write_text(folder / name, "" if content is None else json.dumps(content))
+    return folder
+
+
+def gone(pids, seconds=10) -> bool:
+    "Have all these processes ended?"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def pids(*folders: Path) -> list[int]:
+    "The processes of running stand-ins, as soon as they have said so."
+    end = time.monotonic() + 60
+    while not all((f / "pid").exists() and (f / "pid").read_text() for f in folders):
+        assert time.monotonic() < end, "the stand-in has not started"
+        time.sleep(0.1)
+    return [int(p) for f in folders for p in (f / "pid").read_text().split()]
+
+
+def test_a_sweep_survives_every_way_to_fail(project):
+    outputs = project / "outputs"
+    put(outputs / "cut", config_json={"lr": 0.5}, last_pt=None, failed_json={"error": "earlier"})
+    put(outputs / "empty", config_json={"lr": 0.125}, splits_json={})
+    put(outputs / "other", metrics_json={"mcc": 0.75, "parameters": {"lr": 0.25}})
+    kept = (outputs / "other/metrics.json").read_text()
+    rates = {"raises": 1.0, "dies": 2.0, "silent": 4.0, "cut": 0.5, "empty": 0.125, "other": 0.5}
+    files = [{"run": run, "lr": lr} for run, lr in rates.items()]
+    files.insert(0, {"run": "after", "init_from": "outputs/raises/best.pt"})
+    table = sweep(files, n_jobs=2, threads=1, progress=False)
+    assert list(table.index) == ["after", *rates]
+    assert table["status"].to_dict() == dict.fromkeys(["after", *rates], "failed") | {
+        "cut": "resumed",
+        "empty": "done",
+    }
+    said = table["error"]
+    assert said["raises"] == "FloatingPointError: the loss is\nnot finite"
+    assert "died" in said["dies"].lower()
+    assert "wrote no metrics.json" in said["silent"]
+    assert "lr (there 0.25, asked 0.5)" in said["other"]
+    assert (outputs / "other/metrics.json").read_text() == kept
+    assert said["after"] == "needs run raises, which failed"
+    assert not (outputs / "after").exists()
+    for run in ("raises", "dies", "silent"):
+        record = json.loads((outputs / run / "failed.json").read_text())
+        assert record["error"] == said[run]
+        assert record["parameters"]["lr"] == rates[run]
+        assert record["time"]
+        assert run_state(outputs / run) == "failed"
+    assert not (outputs / "cut/failed.json").exists()
+    assert not (outputs / "other/failed.json").exists()
+    seen = {run: json.loads((outputs / run / "metrics.json").read_text())["seen"] for run in ("cut", "empty")}
+    assert seen["cut"] == {"resume": True, "threads": "1", "config": True}
+    assert seen["empty"] == {"resume": False, "threads": "1", "config": False}
+    assert table.loc["cut", "MCC"] == 0.25
+    assert table["MCC"].isna().sum() == 5
+
+
+def command(project: Path, *arguments: str, **environment) -> subprocess.Popen:
+    "The command line of a sweep."
+    line = [sys.executable, "-m", "glacier_nb.experiments.sweep", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
+
+
+def test_a_stopped_command_leaves_no_process_and_goes_on_later(project):
+    for run, lr in (("one", "3.0"), ("two", "3.0"), ("three", "0.5")):
+        write_text(project / f"{run}.yaml", f"lr: {lr}\n")
+    line = ("one.yaml", "two.yaml", "three.yaml", "--n-jobs", "2", "--prefix", "x-")
+    process = command(project, *line)
+    folders = [project / "outputs/x-one", project / "outputs/x-two"]
+    family = pids(*folders)
+    assert [run_state(f) for f in folders] == ["running", "running"]
+    assert "is in use" in run_job(Job("x-one", {"lr": 3.0}), project)["error"]
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "goes on" in err
+    assert len(family) == 4
+    assert gone(family)
+    assert [run_state(f) for f in folders] == ["unfinished", "unfinished"]
+    assert not (project / "outputs/x-three").exists()
+    process = command(project, *line)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 0
+    status = {words[0]: words[1] for words in map(str.split, out.splitlines()) if words[0].startswith("x-")}
+    assert status == {"x-one": "resumed", "x-two": "resumed", "x-three": "done"}
+
+
+def test_the_command_says_how_it_ended(project):
+    for run, lr in (("good", "0.5"), ("bad", "1.0"), ("typo", "0.5\nepoch: 3")):
+        write_text(project / f"{run}.yaml", f"lr: {lr}\n")
+    put(project / "outputs/good-2", metrics_json={"mcc": 0.5, "parameters": {"lr": 0.5, "epochs": 3}})
+    process = command(project, "good.yaml", "bad.yaml", "--suffix", "-2", "-p", "epochs", "3")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "good-2  skipped 0.500" in out
+    assert "bad-2 failed: FloatingPointError" in out
+    process = command(project, "good.yaml", "typo.yaml")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "typo.yaml: unknown parameter 'epoch': did you mean 'epochs'?" in err
+    assert not (project / "outputs/good").exists()
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_the_same_on_a_dask_cluster(project, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**cluster) as local, distributed.Client(local) as client:
+        after = {"run": "after", "init_from": "outputs/bad/best.pt"}
+        files = [{"run": "bad", "lr": 1.0}, {"run": "good", "lr": 0.5}, after]
+        table = sweep(files, client=client, progress=False)
+        assert table["status"].to_dict() == {"bad": "failed", "good": "done", "after": "failed"}
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert _share(9, client) is None
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert _share(9, client) == max(1, cores() // 2)
+        assert _share(cores(), None) == 1
+        family = []
+
+        def interrupt():
+            family.extend(pids(project / "outputs/long"))
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            sweep([{"run": "long", "lr": 3.0}], client=client, progress=False)
+    assert len(family) == 2
+    assert gone(family)
+    assert run_state("outputs/long") == "unfinished"
+
+
+def test_end_processes_kills_what_does_not_listen():
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    code = f"{deaf}; print(1, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    end_processes(process.pid, patience=0.2)
+    assert gone([process.pid], seconds=1)
+    process.wait(timeout=5)
+    end_processes(process.pid)
+
+
+def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
+    taken = f"from glacier_nb.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
+    code = f"import os; {taken}; os._exit(1)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    with run_lock(tmp_path):
+        assert run_state(tmp_path) == "running"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("encodr: resnet18", "did you mean 'encoder'"),
+        ("epochs: 3.5", "epochs = 3.5 is not allowed"),
+        ("epochs: yes", "epochs = True is not allowed"),
+        ("lr: 1e-3", "write 1.0e-3"),
+        ("epochs: 3\nlr: 0.1\nepochs: 4", "epochs stands there twice"),
+        ("run: {a: 1}", "run is a list or a mapping"),
+        ("epochs: 2020-01-01", "epochs = datetime.date"),
+        ("? [1, 2]\n: 3", "cannot be read"),
+        ("3: 4", "unknown parameter 3"),
+        ("just words", "holds str"),
+        ("", "holds NoneType"),
+        ("lr: !!python/object:os.system x", "cannot be read"),
+        ("crop_size: 33", "multiple of 32"),
+    ],
+)
+def test_a_parameter_file_is_checked_and_named(tmp_path, text, said):
+    path = write_text(tmp_path / "some.yaml", text)
+    with pytest.raises(ConfigError, match=r"some\.yaml") as error:
+        read_parameters(path)
+    assert said in str(error.value)
+
+
+def test_a_missing_or_binary_parameter_file_is_named(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("missing", "binary"):
+        with pytest.raises(ConfigError, match=rf"{name}\.yaml cannot be read"):
+            read_parameters(tmp_path / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "said"),
+    [
+        ([], {}, "at least one"),
+        ([{"run": "a"}, {"run": "a", "lr": 0.1}], {}, "run 'a' stands in"),
+        ([{"lr": 0.1}], {}, "expected `run`"),
+        ([{"run": "a", "resume": True}], {}, "no `resume`"),
+        ([{"run": "a"}], {"prefix": "../"}, "plain folder name"),
+        ([{"run": "a"}], {"overrides": {"resume": True}}, "resume cannot be set for all"),
+        ([{"run": "a"}], {"overrides": {"lr": "fast"}}, "lr = 'fast' is not allowed"),
+        ([{"run": "a", "init_from": "outputs/a/best.pt"}], {}, "wait for each other: a -> a"),
+        ([{"run": "a"}], {"overrides": {"init_from": "outputs/a/last.pt"}}, "wait for each other"),
+    ],
+)
+def test_a_wrong_sweep_does_not_start(project, files, options, said):
+    with pytest.raises(ConfigError, match=r".") as error:
+        sweep(files, progress=False, **options)
+    assert said in str(error.value)
+    assert not (project / "outputs").exists()
+
+
+def test_references_get_the_new_names(project):
+    files = [
+        {"run": "c", "init_from": "outputs/b/best.pt"},
+        {"run": "b", "init_from": str(project / "outputs/a/last.pt")},
+        {"run": "a", "init_from": "elsewhere/b/best.pt"},
+    ]
+    c, b, a = plan(files, prefix="p-", suffix="-s")
+    assert (c.needs, b.needs, a.needs) == (("p-b-s",), ("p-a-s",), ())
+    assert c.parameters["init_from"] == "outputs/p-b-s/best.pt"
+    assert b.parameters["init_from"] == str(project / "outputs/p-a-s/last.pt")
+    assert a.parameters["init_from"] == "elsewhere/b/best.pt"
+    names = {"a": "x-a", "b": "x-b"}
+    found = _refer("a, outputs/b/best.pt ,old,", names, project)
+    assert found == ("x-a,outputs/x-b/best.pt,old,", ["x-a", "x-b"])
+
+
+@pytest.mark.parametrize("prefix", ["", "x-"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{b}",
+        "outputs/{b}",
+        "{b}/best.pt",
+        "{b}/last.pt",
+        "outputs/{b}/best.pt",
+        "{root}/outputs/{b}",
+        "{root}/outputs/{b}/best.pt",
+    ],
+)
+def test_every_way_to_name_a_run_is_a_reference(project, form, prefix):
+    text, new = (form.format(b=b, root=project) for b in ("b", f"{prefix}b"))
+    job = plan([{"run": "a", "ensemble": f"old, {text}"}, {"run": "b"}], prefix=prefix)[0]
+    assert (job.parameters["ensemble"], job.needs) == (f"old,{new}", (f"{prefix}b",))
+    job = plan([{"run": "a", "init_from": text}, {"run": "b"}], prefix=prefix)[0]
+    path = "outputs/" in form  # training looks for other text below the root
+    assert job.parameters["init_from"] == (new if path else text)
+    assert job.needs == ((f"{prefix}b",) if path else ())
+
+
+@pytest.mark.parametrize(
+    "text", ["b2", "b/c/best.pt", "outputs/b/c/best.pt", "/elsewhere/outputs/b/best.pt", ""]
+)
+def test_other_text_is_left_alone(project, text):
+    for key in ("ensemble", "init_from"):
+        job = plan([{"run": "a", key: text}, {"run": "b"}], prefix="x-")[0]
+        assert (job.parameters[key], job.needs) == (text, ())
+
+
+def test_a_scheduler_without_workers_is_named(monkeypatch):
+    class Client:
+        def nthreads(self):
+            return {}
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(ConfigError, match="no worker is connected"):
+        _share(1, Client())
+
+
+def test_a_parameter_that_is_no_longer_known_is_a_difference():
+    from glacier_nb.config.training import TrainConfig
+
+    assert differing(TrainConfig(run="a", workers=3), {"run": "b", "resume": True}) == ""
+    assert "gone (there 1, asked None)" in differing(TrainConfig(), {"gone": 1})
+
+
+@pytest.mark.slow
+def test_a_real_run_is_made_and_then_skipped(tmp_path, monkeypatch):
+    (tmp_path / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs/train.ipynb", tmp_path / "nbs")
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    make_demo(tmp_path / "data/demo", n_tiles=6, size=64, seed=3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    sizes = {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
+    tiny = {"run": "tiny", "encoder": "tu-mobilenetv3_small_050", "n_folds": 3, "precision": "fp32", **sizes}
+    tiny |= {"include_glcm": False, "decoder_attention": "none", "checks": "off"}
+    first = sweep([tiny], progress=False)
+    assert first.loc["tiny", "status"] == "done", first.loc["tiny", "error"]
+    folder = tmp_path / "outputs/tiny"
+    assert {"train.ipynb", "train.log", "config.json", "metrics.json"} <= {p.name for p in folder.iterdir()}
+    second = sweep([tiny], progress=False)
+    assert second.loc["tiny", "status"] == "skipped"
+    scores = [json.loads((folder / "metrics.json").read_text())["mcc"], first.loc["tiny", "MCC"]]
+    assert scores == [second.loc["tiny", "MCC"]] * 2

@@ -1,0 +1,263 @@
+"""Hostile input and guarantees of the per-pixel baselines."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rasterio.transform import Affine
+from sklearn.metrics import matthews_corrcoef
+from threadpoolctl import threadpool_limits
+
+from glacier_nb.landsat import CLASSES, IGNORE, SR_OFFSET, SR_SCALE
+from glacier_nb.metrics.baseline import (
+    BaselineError,
+    baseline_table,
+    baselines,
+    draw_pixels,
+    fit_pixels,
+    ndsi,
+    ndsi_prediction,
+    pixel_baseline,
+    predict_pixels,
+    valid_mask_prediction,
+)
+from glacier_nb.tiles.read import Tile
+
+# one band level per class, so that a pixel nearly tells its class
+LEVELS = np.array([[9, 30, 15, 22], [9, 30, 15, 22], [9, 30, 15, 25], [12, 8, 9, 10], [31, 29, 30, 32]]) * 1e3
+
+
+def make_tile(name, seed, classes=CLASSES, size=48, noise=2500.0, shares=(0.6, 0.3, 0.09, 0.01)):
+    "A tile whose classes differ in brightness, with nodata and ignored pixels."
+    rng = np.random.default_rng(seed)
+    shares = np.array(shares[: len(classes)]) / sum(shares[: len(classes)])
+    label = rng.choice(len(classes), p=shares, size=(size, size)).astype(np.uint8)
+    bands = (LEVELS[:, label] + rng.normal(0, noise, (5, size, size))).clip(1).astype(np.float32)
+    valid = np.ones((size, size), bool)
+    valid[:, :6] = False
+    label[:4] = IGNORE
+    return Tile(name, np.where(valid, bands, np.float32(0)), valid, label, None, Affine.identity(), classes)
+
+
+@pytest.fixture
+def train():
+    return [make_tile(f"01_{k:02}", k) for k in range(4)]
+
+
+@pytest.fixture
+def val():
+    return [make_tile(f"02_{k:02}", 10 + k) for k in range(2)]
+
+
+def same(a, b):
+    "Whether two sets of maps are equal pixel by pixel."
+    return a.keys() == b.keys() and all((a[i] == b[i]).all() for i in a)
+
+
+# draw_pixels
+
+
+def test_draw_leaves_out_ignored_and_invalid_pixels(train):
+    poisoned = []
+    for tile in train:
+        bands = tile.bands.copy()
+        bands[:, (tile.label == IGNORE) | ~tile.valid] = 1e9
+        poisoned.append(replace(tile, bands=bands))
+    x, y, _ = draw_pixels(poisoned, 2_000, floor=50)
+    assert x.max() < 1e6
+    assert set(np.unique(y)) <= {0, 1, 2, 3}
+    for drawn, clean in zip(draw_pixels(poisoned, 2_000), draw_pixels(train, 2_000), strict=True):
+        np.testing.assert_array_equal(drawn, clean)
+
+
+def test_draw_stands_for_every_labelled_pixel(train):
+    _, y, stands_for = draw_pixels(train, 1_000, floor=5)
+    used = np.concatenate([t.label[t.valid & (t.label != IGNORE)] for t in train])
+    np.testing.assert_allclose(np.bincount(y, stands_for), np.bincount(used))
+    assert len(y) < len(used) / 4
+
+
+def test_draw_keeps_rare_classes(train):
+    lakes = sum(int((t.valid & (t.label == 3)).sum()) for t in train)
+    _, y, _ = draw_pixels(train, 100, floor=10_000 // len(train))
+    assert (y == 3).sum() == lakes > 0
+
+
+def test_draw_gives_each_tile_the_same_share(train):
+    big = make_tile("03_01", 3, size=96)
+    x, _, _ = draw_pixels([train[0], big], 1_000, floor=1)
+    of_big = np.isin(x[:, 0], big.bands[0]).mean()
+    assert 0.45 < of_big < 0.55
+
+
+@pytest.mark.parametrize("wrong", [{"n_pixels": 0}, {"floor": 0}])
+def test_draw_refuses_nothing(train, wrong):
+    with pytest.raises(BaselineError, match="at least 1"):
+        draw_pixels(train, **wrong)
+
+
+def test_draw_refuses_tiles_without_labelled_pixels(train):
+    ignored = [replace(t, label=np.full_like(t.label, IGNORE)) for t in train]
+    with pytest.raises(BaselineError, match="no pixel to learn from: 4 tiles"):
+        draw_pixels(ignored)
+    with pytest.raises(BaselineError, match="no tile"):
+        draw_pixels([])
+
+
+def test_draw_skips_an_all_nodata_tile(train):
+    void = replace(train[0], id="00_00", valid=np.zeros_like(train[0].valid))
+    n = len(draw_pixels(train, 400, floor=1)[1])
+    assert 0 < len(draw_pixels([void, *train], 400, floor=1)[1]) <= n
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"label": np.zeros((3, 3), np.uint8)},
+        {"valid": np.ones((3, 3), bool)},
+        {"bands": np.zeros((4, 48, 48), np.float32)},
+    ],
+)
+def test_draw_refuses_wrong_shapes(train, broken):
+    with pytest.raises(BaselineError, match=r"tile 01_00: found bands .* expected \(5, H, W\)"):
+        draw_pixels([replace(train[0], **broken)])
+
+
+def test_draw_refuses_a_tile_without_label(train):
+    with pytest.raises(BaselineError, match="tile 01_02 has no label"):
+        draw_pixels([*train[:2], replace(train[2], label=None)])
+
+
+# boosting
+
+
+def test_same_seed_same_maps_in_any_order(train, val):
+    first = pixel_baseline(train, val, 1_000, seed=3)
+    assert same(first, pixel_baseline(train[::-1], val[::-1], 1_000, seed=3))
+    assert not same(first, pixel_baseline(train, val, 1_000, seed=4))
+
+
+def test_same_maps_with_any_number_of_threads(train, val):
+    first, *others = [_maps_with(n, train, val) for n in (1, 2, 3)]
+    assert all(same(first, other) for other in others)
+
+
+def _maps_with(threads, train, val):
+    with threadpool_limits(threads, user_api="openmp"):
+        return pixel_baseline(train, val, 1_000)
+
+
+def test_does_not_touch_the_global_random_state(train, val):
+    np.random.seed(5)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    pixel_baseline(train, val, 500)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_sees_single_pixels_only(train, val):
+    model = fit_pixels(*draw_pixels(train, 2_000))
+    tile = val[0]
+    order = np.random.default_rng(0).permutation(tile.valid.size)
+
+    def shuffle(array):
+        return array.reshape(*array.shape[:-2], -1)[..., order].reshape(array.shape)
+
+    mixed = replace(tile, bands=shuffle(tile.bands), valid=shuffle(tile.valid))
+    np.testing.assert_array_equal(predict_pixels(model, mixed), shuffle(predict_pixels(model, tile)))
+
+
+def test_learns_what_a_pixel_tells(train, val):
+    maps = pixel_baseline(train, val)
+    table = baseline_table({"boosting": maps}, val)
+    assert table.loc["boosting", "mcc_valid"] > 0.9
+
+
+def test_a_class_missing_in_training_is_never_predicted(val):
+    train = [make_tile(f"01_{k:02}", k, shares=(0.6, 0.3, 0.1, 0.0)) for k in range(3)]
+    maps = pixel_baseline(train, val)
+    assert {int(k) for m in maps.values() for k in np.unique(m)} == {0, 1, 2}
+
+
+def test_a_single_class_in_training_is_an_error(train, val):
+    single = [replace(t, label=np.ones_like(t.label)) for t in train]
+    with pytest.raises(BaselineError, match="all training pixels have class index 1"):
+        pixel_baseline(single, val)
+
+
+def test_binary_labels(val):
+    two = CLASSES[:2]
+    train = [make_tile(f"01_{k:02}", k, classes=two) for k in range(3)]
+    maps = pixel_baseline(train, [make_tile("02_00", 9, classes=two)])
+    assert set(np.unique(maps["02_00"])) == {0, 1}
+
+
+def test_invalid_pixels_are_background(train, val):
+    void = replace(val[0], id="void", bands=np.zeros_like(val[0].bands), valid=np.zeros_like(val[0].valid))
+    for rule, maps in baselines(train, [*val, void]).items():
+        assert not maps["void"].any(), rule
+        assert all(
+            m.dtype == np.uint8 and not m[~t.valid].any() for t, m in zip(val, maps.values(), strict=False)
+        )
+
+
+def test_tiles_to_map_need_no_label(train, val):
+    blind = [replace(t, label=None) for t in val]
+    assert same(pixel_baseline(train, val, 1_000), pixel_baseline(train, blind, 1_000))
+
+
+def test_other_classes_in_validation_are_an_error(train):
+    with pytest.raises(BaselineError, match=r"tile 01_03; .* in tile 02_00: expected one set of classes"):
+        pixel_baseline(train, [make_tile("02_00", 9, classes=CLASSES[:2])])
+
+
+def test_balance_is_checked_and_works(train):
+    noisy = [make_tile(t.id, k, noise=9000.0) for k, t in enumerate(train)]
+    drawn = draw_pixels(noisy)
+    called = [(predict_pixels(fit_pixels(*drawn, balance=b), noisy[0]) == 2).sum() for b in (0, 0.5, 1)]
+    assert called[0] < called[1] < called[2]
+    with pytest.raises(BaselineError, match=r"balance = 1\.5"):
+        fit_pixels(*drawn, balance=1.5)
+
+
+# rules
+
+
+def test_ndsi_by_hand(val):
+    reflectance = np.array([[0.9, 0.1], [0.3, 0.3], [0.5, -0.1], [-0.1, 0.4], [-0.1, -0.1], [0.004, 0.004]])
+    bands = np.full((5, 1, 7), 20_000, np.float32)
+    bands[1, 0, :6], bands[3, 0, :6] = ((reflectance - SR_OFFSET) / SR_SCALE).T
+    valid = np.array([[True] * 6 + [False]])
+    tile = replace(val[0], bands=bands, valid=valid, label=None)
+    np.testing.assert_allclose(ndsi(tile)[0], [0.8, 0, 1, -1, np.nan, np.nan, np.nan], rtol=1e-4, atol=1e-4)
+    assert ndsi_prediction(tile).tolist() == [[1, 0, 1, 0, 0, 0, 0]]
+    assert ndsi_prediction(tile, 0.9).tolist() == [[0, 0, 1, 0, 0, 0, 0]]
+
+
+def test_rules_need_a_class_named_glacier(val):
+    for rule in (valid_mask_prediction, ndsi_prediction):
+        with pytest.raises(BaselineError, match="tile 02_00 has the classes"):
+            rule(replace(val[0], classes=("water", "land")))
+
+
+# the table
+
+
+def test_table_agrees_with_scikit_learn(train, val):
+    maps = baselines(train, val, n_pixels=2_000)
+    table = baseline_table(maps, val)
+    assert list(table.index) == ["valid mask", "NDSI > 0.4", "boosting"]
+    for rule, predicted in maps.items():
+        for column, valid_only in (("mcc", False), ("mcc_valid", True)):
+            keep = [(t.label != IGNORE) & (t.valid | (not valid_only)) for t in val]
+            truth = np.concatenate([t.label[k] for t, k in zip(val, keep, strict=True)])
+            pred = np.concatenate([predicted[t.id][k] for t, k in zip(val, keep, strict=True)])
+            assert table.loc[rule, column] == pytest.approx(matthews_corrcoef(truth, pred), abs=1e-12)
+    assert not table.loc["valid mask", "mcc_valid_defined"]
+
+
+def test_table_needs_every_prediction_and_label(train, val):
+    maps = {"valid mask": {t.id: valid_mask_prediction(t) for t in val}}
+    with pytest.raises(BaselineError, match="valid mask: no prediction or no label for tile 02_01"):
+        baseline_table({"valid mask": {"02_00": maps["valid mask"]["02_00"]}}, val)
+    with pytest.raises(BaselineError, match="for tile 02_00"):
+        baseline_table(maps, [replace(val[0], label=None), val[1]])

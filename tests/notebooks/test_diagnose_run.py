@@ -1,0 +1,104 @@
+"""diagnose_run.ipynb as papermill runs it, on a project folder of its own with tiny tiles."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.experiments.jobs import read_parameters
+from glacier_nb.files.paths import write_text
+from glacier_nb.report.report import read_report
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 2},
+    **{"n_folds": 3, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A project's root with diagnose_run.ipynb and nine small tiles."
+    root = tmp_path_factory.mktemp("project")
+    (root / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs/diagnose_run.ipynb", root / "nbs")
+    shutil.copy(ROOT / "settings.ini", root)
+    make_demo(root / "data/demo", n_tiles=9, size=64, seed=3)
+    write_text(root / "tiny.yaml", "".join(f"{name}: {value}\n" for name, value in TINY.items()))
+    return root
+
+
+def diagnosed(root: Path, **parameters) -> list[dict]:
+    "The outputs of the notebook."
+    out = root / "out.ipynb"
+    parameters = {"live": False, **parameters}
+    papermill.execute_notebook(root / "nbs/diagnose_run.ipynb", out, parameters, cwd=root, progress_bar=False)
+    return [output for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", [])]
+
+
+def html(outputs: list[dict]) -> str:
+    "All that is shown as HTML."
+    return "".join(o["data"].get("text/html", "") for o in outputs if "data" in o)
+
+
+def test_parameter_file_gets_report_and_next_run(project):
+    shown = html(diagnosed(project, parameters="tiny.yaml"))
+    folder = project / "outputs/diagnosis-tiny"
+    record = json.loads((folder / "diagnosis.json").read_text())
+    causes = [f["cause"] for f in record["findings"]]
+    assert causes[0] == "starved"  # four steps
+    assert "Diagnosis of tiny" in shown
+    assert "Do not train yet: too few optimizer steps." in shown
+    assert (folder / "figures/diagnosis-starved.png").read_bytes().startswith(b"\x89PNG")
+    text = (folder / "diagnosis.md").read_text()
+    assert "figures/diagnosis-starved.png" in text
+    assert text.count("samples_per_epoch = 256  # was 16") == 1  # however many findings ask for it
+    (proposed,) = folder.glob("*.yaml")
+    parameters = read_parameters(proposed)
+    assert parameters["samples_per_epoch"] == 256
+    assert parameters["run"] == proposed.stem
+    evidence = record["findings"][0]["evidence"]
+    assert shown.count(evidence) == 1
+    assert "\n# Why: " in proposed.read_text()
+
+
+def executed(root: Path, monkeypatch, **parameters) -> dict:
+    "The notebook's cells in this process, which has the imports already; what they leave."
+    monkeypatch.chdir(root)
+    space = {}
+    for cell in nbformat.read(root / "nbs/diagnose_run.ipynb", 4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+            space |= {"live": False, **parameters} if "parameters" in cell.metadata.get("tags", ()) else {}
+    return space
+
+
+def test_run_keeps_its_diagnosis_in_its_folder(project, monkeypatch):
+    folder = project / "outputs/cut"
+    folder.mkdir(parents=True)
+    write_text(folder / "config.json", json.dumps(asdict(TrainConfig(run="cut", **TINY))))
+    report = executed(project, monkeypatch, run="cut")["report"]
+    assert report.title == "Diagnosis of cut"
+    assert read_report(folder).to_dict() == report.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"run": "cut", "parameters": "tiny.yaml"}, "run = 'cut' beside parameters or data_dir"),
+        ({"run": "cut", "data_dir": "data/demo"}, "run = 'cut' beside parameters or data_dir"),
+        ({"run": "nowhere"}, "holds no run 'nowhere'"),
+        ({"parameters": "tin.yaml"}, "tin.yaml is not there, expected a parameter file"),
+        ({"rum": "cut"}, "unknown parameter 'rum': did you mean 'run'"),
+    ],
+)
+def test_errors_say_what_was_expected(project, monkeypatch, given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        executed(project, monkeypatch, **given)

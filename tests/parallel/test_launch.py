@@ -1,0 +1,160 @@
+"""Processes that work together: launched here, or by two torchruns on loopback; and when one of them dies."""
+
+import os
+import signal
+import socket
+import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import rank_workers
+from cut_runs import (
+    Process,
+    Started,
+    history,
+    last_step,
+    make_project,
+    wait_for_saves,
+    write_config,
+)
+
+from glacier_nb.config.fields import ConfigError
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.parallel.launch import RankDied, launch, tell, under_torchrun
+
+TWO = TrainConfig(devices=2)
+
+
+def ranks_left() -> list[psutil.Process]:
+    "Launched processes that still run."
+    family = psutil.Process().children(recursive=True)
+    alive = [p for p in family if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_results_in_the_order_of_the_ranks_and_launches_do_not_meet():
+    "Two launches at once, from two threads: each has its own port, its own ranks and its own messages."
+    heard: dict[str, list] = {"a": [], "b": []}
+    with ThreadPoolExecutor(2) as pool:
+        begun = {n: pool.submit(launch, rank_workers.answer, TWO, n, hear=heard[n].append) for n in heard}
+        found = {name: future.result() for name, future in begun.items()}
+    for name, results in found.items():
+        assert [r["rank"] for r in results] == [0, 1]
+        assert {(r["of"], r["counted"], r["name"], r["device"]) for r in results} == {(2, 2, name, "cpu")}
+        assert [r["all"] for r in results] == [[0, 10], [0, 10]]
+        for rank in (0, 1):
+            assert [m for m in heard[name] if m[1] == rank] == [(name, rank, i) for i in range(3)]
+    assert len({r["pid"] for results in found.values() for r in results} | {os.getpid()}) == 5
+    assert not ranks_left()
+
+
+@pytest.mark.parametrize(
+    ("worker", "words"),
+    [
+        (rank_workers.fail_oddly, ["rank 1 of 2 failed", "in fail_oddly", "OddError: tile_3: odd"]),
+        (rank_workers.be_killed, ["rank 1 of 2 ended by signal SIGKILL", "out of memory?"]),
+        (rank_workers.leave, ["rank 1 of 2 ended by exit code 3"]),
+    ],
+    ids=["raises", "SIGKILL", "os._exit"],
+)
+def test_when_a_rank_dies_all_end_and_it_is_named(worker, words):
+    died: list[float] = []
+    with pytest.raises(RankDied) as error:
+        launch(worker, TWO, hear=died.append)
+    assert time.time() - died[0] < 15
+    assert not [word for word in words if word not in str(error.value)], str(error.value)
+    assert not ranks_left()
+
+
+def test_an_error_keeps_its_kind_and_brings_its_traceback():
+    with pytest.raises(FileNotFoundError, match=r"tile\.tif") as error:
+        launch(rank_workers.fail, TWO)
+    assert isinstance(error.value.__cause__, RankDied)
+    assert "rank 1 of 2 failed" in str(error.value.__cause__)
+    assert "in fail\n" in str(error.value.__cause__)
+
+
+def test_a_worker_that_no_other_process_can_import_is_refused(monkeypatch):
+    def inside(cfg):
+        return 1
+
+    cell = types.FunctionType(rank_workers.answer.__code__, {}, "cell")
+    cell.__module__, cell.__qualname__ = "__main__", "cell"
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))  # a notebook's has no file
+    for worker in (inside, lambda cfg: 1, cell):
+        with pytest.raises(ConfigError, match="put it at the top of a module"):
+            launch(worker, TWO)
+    assert not ranks_left()
+
+
+def test_a_process_alone_tells_nobody_and_is_not_under_torchrun(monkeypatch):
+    tell("lost")
+    assert not under_torchrun()
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    assert under_torchrun()
+
+
+# torchrun
+
+# one step an epoch, with shares of 3 and 2 crops
+STEPS = {"samples_per_epoch": 5, "batch_size": 5, "epochs": 20, "lr": 1e-5, "save_minutes": 0.0}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return make_project(tmp_path_factory.mktemp("distributed") / "project")
+
+
+def agents(project: Path, config: str, *arguments: str) -> list[Started]:
+    "torchrun as on two hosts."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ["--rdzv-id", "test", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    team = ["--nnodes", "2", "--nproc-per-node", "1", *place]
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *team,
+        "-m",
+        "glacier_nb.experiments.train",
+        "--config",
+        config,
+    ]
+    return [Started(project, [*line, *arguments]) for _ in range(2)]
+
+
+@pytest.mark.slow
+def test_two_torchruns_are_one_run_and_go_on_after_sigterm(project):
+    """The loss of 20 steps on two ranks with shares of different sizes is that of one process.
+
+    The steps are small: Adam's first ones move each weight by the learning rate, however small its gradient,
+    so that differences of rounding grow with it.
+    """
+    one = Process(project, "--config", write_config(project, "one.json", run="one", **STEPS))
+    folder, config = project / "outputs/two", write_config(project, "two.json", run="two", **STEPS)
+    both = agents(project, config)
+    wait_for_saves(both[0], folder, 4, seconds=300)
+    for agent in both:
+        agent.send(signal.SIGTERM)
+    for agent in both:
+        agent.end(60)
+    step = last_step(folder)
+    assert 0 < step < STEPS["epochs"], [agent.said for agent in both]
+    assert not [agent.said for agent in both if "SIGKILL" in agent.said]  # they ended by themselves, in time
+    for agent in (both := agents(project, config, "--resume")):
+        assert agent.end(300) == 0, agent.said
+    assert sum("epoch  20/20" in agent.said for agent in both) == 1  # the first rank alone shows progress
+    assert one.end() == 0, one.said
+    alone, together = history(project / "outputs/one"), history(folder)
+    assert [r["epoch"] for r in together] == list(range(1, STEPS["epochs"] + 1))
+    for name in ("train_loss", "loss_dice", "loss_mcc", "loss_focal", "val_loss", "lr"):
+        curves = [[r[name] for r in records] for records in (alone, together)]
+        np.testing.assert_allclose(*curves, atol=1e-4, rtol=0, err_msg=name)

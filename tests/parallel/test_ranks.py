@@ -1,0 +1,243 @@
+"""Ranks: shares are the batch, and two or three processes are one, in values and in gradients."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from glacier_nb.parallel.ranks import (
+    ALONE,
+    RankError,
+    Ranks,
+    Share,
+    ranks_here,
+    run_ranks,
+    share_of,
+    shared_gradient,
+)
+
+SIZES = (3, 0, 4)  # rows of three ranks
+ZEROS = torch.zeros(2)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 33])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_shares_are_the_batch_in_order(n, size):
+    shares = [Ranks(rank, size).share(n) for rank in range(size)]
+    rows = np.arange(n)
+    assert [s.take(rows).tolist() for s in shares] == [p.tolist() for p in np.array_split(rows, size)]
+    assert all(len(s) == len(s.take(rows)) for s in shares)
+    assert all(s.total == n for s in shares)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
+def test_take_from_any_axis_of_arrays_and_tensors(dim):
+    share = Ranks(1, 2).share(5)
+    x = torch.randn(5, 5, 5, generator=torch.Generator().manual_seed(0))
+    expected = x.narrow(dim, 3, 2)
+    assert torch.equal(share.take(x, dim), expected)
+    np.testing.assert_array_equal(share.take(x.numpy(), dim), expected.numpy())
+
+
+def test_a_share_of_another_batch_is_an_error():
+    with pytest.raises(RankError, match=r"found 4 rows on axis 1 of \(2, 4\), expected the 5 of the whole"):
+        Ranks(0, 2).share(5).take(torch.zeros(2, 4), 1)
+    assert share_of(4, None) == Share(0, 4, 4)
+    assert share_of(0, Share(2, 2, 9)) == Share(2, 2, 9)  # an empty share is one, and not none
+    with pytest.raises(RankError, match="found 3 rows, expected the 2 of Share"):
+        share_of(3, Share(0, 2, 9))
+
+
+@pytest.mark.parametrize("numbers", [(-1, 2, 3), (2, 1, 3), (0, 4, 3)])
+def test_shares_that_no_batch_has(numbers):
+    with pytest.raises(RankError, match="expected 0 <= start <= stop <= total"):
+        Share(*numbers)
+
+
+@pytest.mark.parametrize("numbers", [(-1, 2), (2, 2), (0, 0)])
+def test_ranks_that_no_group_has(numbers):
+    with pytest.raises(RankError, match="expected a rank from 0 to size - 1"):
+        Ranks(*numbers)
+
+
+def test_alone_everything_is_the_identity():
+    x = torch.zeros(3, requires_grad=True)
+    assert ranks_here() == ALONE == Ranks()
+    assert ALONE.sum(x) is x
+    assert ALONE.gather(x) is x
+    assert ALONE.objects("value") == ["value"]
+    assert ALONE.broadcast("value") == "value"
+    assert ALONE.any([True, False, 1]) == [True, False, True]
+    ALONE.barrier()
+    assert not dist.is_initialized()
+
+
+def every_method(ranks):
+    "What each method gives on this rank."
+    mine = torch.arange(4 * sum(SIZES), dtype=torch.float64).reshape(-1, 2, 2)
+    mine = mine[sum(SIZES[: ranks.rank]) :][: SIZES[ranks.rank]]
+    along_last = ranks.gather(mine.movedim(0, -1), dim=-1)
+    strided = torch.arange(6.0).reshape(2, 3).T * (ranks.rank + 1)
+    return {
+        "here": ranks_here() == ranks,
+        "sum": ranks.sum(strided),
+        "whole numbers": ranks.sum(torch.tensor(2**40 + ranks.rank)),
+        "gather": ranks.gather(mine),
+        "along the last": torch.equal(along_last, ranks.gather(mine).movedim(0, -1)),
+        "bool": ranks.gather(torch.tensor([ranks.rank == 1])),
+        "objects": ranks.objects({"rank": ranks.rank, "array": np.full(ranks.rank, 1)}),
+        "first": ranks.broadcast(f"from {ranks.rank}"),
+        "any": ranks.any([ranks.rank == 2, False, True, ranks.rank == 0]),
+        "none": ranks.any([]),
+    }
+
+
+def slopes(ranks):
+    "Gradient of sum and gather, and their second derivatives, in this rank's number."
+    x = torch.tensor([2.0 + ranks.rank], dtype=torch.float64, requires_grad=True)
+    weights = torch.arange(1, 1 + ranks.size)
+    cube, line = ranks.sum(x**2) ** 2, (ranks.gather(x) * weights).sum()
+    (first,) = torch.autograd.grad(cube, x, create_graph=True)
+    return first.detach(), torch.autograd.grad(first, x)[0], torch.autograd.grad(line, x)[0]
+
+
+class ForTwo(torch.nn.Module):
+    "A loss that is no mean over rows: the spread of a network's output over the whole batch."
+
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(3, 1, dtype=torch.float64)
+        torch.nn.init.constant_(self.line.weight, 0.5)
+        torch.nn.init.constant_(self.line.bias, -0.1)
+
+    def forward(self, x):
+        return self.line(x).tanh()
+
+
+def spread(out, ranks):
+    "Variance over mean square, and the largest value, of the whole batch."
+    n, total, squares = ranks.sum(torch.stack([torch.ones_like(out).sum(), out.sum(), out.square().sum()]))
+    return 1 - total**2 / (n * squares) + ranks.gather(out).max()
+
+
+def under_ddp(ranks, x):
+    "Parameters' gradients with PyTorch's own DistributedDataParallel."
+    model = ForTwo()
+    trained = DistributedDataParallel(model) if ranks.size > 1 else model
+    loss = spread(trained(ranks.share(len(x)).take(x)), ranks)
+    loss.backward()
+    return loss.detach(), model.line.weight.grad, model.line.bias.grad
+
+
+def whole_batch():
+    "Seven rows."
+    return torch.randn(7, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def changed(ranks, x):
+    "A tensor that came from outside, with the rank added in place."
+    x += ranks.rank
+    ranks.barrier()
+    return x
+
+
+def all_at_once(ranks, x, zeros):
+    "Everything that the tests ask of processes, as starting them takes longest."
+    return {
+        "methods": every_method(ranks),
+        "slopes": slopes(ranks),
+        "ddp": under_ddp(ranks, x),
+        "shared": shared_gradient(ranks, spread_and_more, x[:, :1]),
+        "changed": changed(ranks, zeros),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def spread_and_more(x, ranks):
+    "A scalar with something beside it."
+    return spread(x, ranks), {"rank": ranks.rank}
+
+
+@pytest.fixture(scope="module")
+def three():
+    "What three processes give."
+    return run_ranks(all_at_once, 3, whole_batch(), ZEROS)
+
+
+def test_methods_of_three_processes(three):
+    rows = torch.arange(4 * sum(SIZES), dtype=torch.float64).reshape(-1, 2, 2)
+    for found in (result["methods"] for result in three):
+        assert found["here"]
+        assert torch.equal(found["sum"], torch.arange(6.0).reshape(2, 3).T * 6)
+        assert found["whole numbers"] == 3 * 2**40 + 3
+        assert torch.equal(found["gather"], rows)
+        assert found["along the last"]
+        assert found["bool"].tolist() == [False, True, False]
+        assert [o["rank"] for o in found["objects"]] == [0, 1, 2]
+        assert [len(o["array"]) for o in found["objects"]] == [0, 1, 2]
+        assert found["first"] == "from 0"
+        assert found["any"] == [True, False, True, True]
+        assert found["none"] == []
+
+
+def test_slopes_are_those_of_the_sum_of_all_losses(three):
+    total = sum(
+        x**2 for x in (2, 3, 4)
+    )  # each of the three losses is total²; the gradient of each is 4 total x
+    for rank, (first, second, line) in enumerate(result["slopes"] for result in three):
+        x = 2 + rank
+        assert first.item() == 3 * 4 * total * x
+        assert second.item() == 3 * (8 * x * sum((2, 3, 4)) + 4 * total)
+        assert line.item() == 3 * (rank + 1)
+
+
+def test_ddp_of_three_is_one_process(three):
+    expected = under_ddp(ALONE, whole_batch())
+    for result in three:
+        assert_close(result["ddp"], expected, atol=1e-14, rtol=1e-12)
+
+
+def test_shared_gradient_is_that_of_one_process(three):
+    x = whole_batch()[:, :1]
+    (value, _), slope = shared_gradient(ALONE, spread_and_more, x)
+    for rank, result in enumerate(three):
+        (found, more), found_slope = result["shared"]
+        assert more == {"rank": rank}
+        assert_close((found, found_slope), (value, slope), atol=1e-14, rtol=1e-12)
+    leaf = x.clone().requires_grad_()
+    spread(leaf, ALONE).backward()
+    assert torch.equal(leaf.grad, slope)
+
+
+def test_each_process_has_copies_of_its_own(three):
+    assert [result["changed"].tolist() for result in three] == [[0, 0], [1, 1], [2, 2]]
+    assert not ZEROS.any()
+
+
+def test_processes_share_the_threads(three):
+    assert [result["threads"] for result in three] == [max(1, torch.get_num_threads() // 3)] * 3
+
+
+def fail(ranks, how):
+    "One rank fails, the other waits for it."
+    if ranks.rank == 1:
+        if how == "raise":
+            raise ValueError("this is why")
+        os.kill(os.getpid(), signal.SIGKILL)
+    ranks.barrier()
+
+
+@pytest.mark.parametrize(
+    ("how", "match"), [("raise", "rank 1 failed.*this is why"), ("kill", "SIGKILL|Connection")]
+)
+def test_a_rank_that_fails_ends_all_with_its_reason(how, match):
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=f"(?s){match}"):
+        run_ranks(fail, 2, how)
+    assert time.monotonic() - start < 60

@@ -1,0 +1,162 @@
+"""Charts of a run: what they show is what was given, whatever its form; errors for what is missing."""
+
+import warnings
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from glacier_nb.landsat import CLASSES
+from glacier_nb.metrics.scores import mcc, tile_table
+from glacier_nb.plot.curves import confusion, curves, per_tile_bars
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    plt.close("all")
+
+
+def record(epoch, mcc_valid=0.5, **more):
+    "One epoch of a history."
+    base = {"epoch": epoch, "step": 10 * epoch, "lr": 1e-3, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch}
+    return base | {"mcc": mcc_valid + 0.1, "mcc_valid": mcc_valid, "seconds": 3.0, "precision": "fp32"} | more
+
+
+def by_label(ax):
+    "The lines of axes by their label."
+    return {line.get_label(): line for line in ax.lines}
+
+
+# curves
+
+
+def test_curves_show_the_history():
+    history = [record(k, v, loss_focal=0.1 * k, loss_new=0.2) for k, v in ((1, 0.2), (2, 0.6), (3, 0.4))]
+    fig = curves(history)
+    axes = {ax.get_ylabel(): ax for ax in fig.axes}
+    loss, score, lr = (axes[name] for name in ("loss", "validation MCC", "learning\nrate"))
+    assert list(by_label(score)["valid pixels"].get_ydata()) == [0.2, 0.6, 0.4]
+    np.testing.assert_allclose(by_label(score)["all pixels"].get_ydata(), [0.3, 0.7, 0.5])
+    np.testing.assert_allclose(by_label(loss)["train"].get_ydata(), [1, 1 / 2, 1 / 3])
+    assert {"validation", "focal (train)", "new (train)"} < set(by_label(loss))
+    assert list(lr.lines[0].get_ydata()) == [1e-3] * 3
+    assert score.get_title() == "best epoch 2: MCC 0.700 (valid pixels 0.600)"
+    for ax in (loss, score, lr):
+        assert ax.lines[-1].get_xdata()[0] == 2  # the mark of the best epoch
+        assert ax.get_xlabel() == "epoch" or ax is loss
+
+
+def test_curves_take_frames_and_another_monitor():
+    history = pd.DataFrame([record(1, 0.6, mcc=0.1), record(2, 0.2, mcc=0.9)])
+    titles = ["".join(ax.get_title() for ax in curves(history, m).axes) for m in ("mcc_valid", "mcc")]
+    assert titles[0].startswith("best epoch 1:")
+    assert titles[1].startswith("best epoch 2:")
+    assert history.columns[0] == "epoch"  # untouched
+
+
+@pytest.mark.parametrize("n", [1, 2, 400])
+def test_curves_of_any_length(n):
+    fig = curves([record(k + 1) for k in range(n)])
+    fig.canvas.draw()
+    assert all(np.isfinite(ax.get_xlim()).all() for ax in fig.axes)
+
+
+def test_curves_with_missing_values():
+    fig = curves([record(1, np.nan), record(2, 0.3, val_loss=None), record(3, np.nan)])
+    fig.canvas.draw()
+    assert any(ax.get_title().startswith("best epoch 2") for ax in fig.axes)
+    nothing = curves([record(1, np.nan)])
+    nothing.canvas.draw()
+    assert not any(ax.get_title() for ax in nothing.axes)
+
+
+def test_curves_refuse_what_is_no_history():
+    with pytest.raises(ValueError, match="found no lr, mcc_valid among"):
+        curves([{"epoch": 1, "train_loss": 1, "val_loss": 1, "mcc": 0.1}])
+    with pytest.raises(ValueError, match="found no kappa among"):
+        curves([record(1)], monitor="kappa")
+    with pytest.raises(ValueError, match="history: found no"):
+        curves([])
+    assert plt.get_fignums() == []
+
+
+# confusion
+
+
+def test_confusion_shows_per_cent_and_counts():
+    cm = np.array([[900_000, 100_000], [25, 75]])
+    ax = confusion(cm, CLASSES[:2]).axes[0]
+    texts = [t.get_text() for t in ax.texts]
+    assert texts == ["90.0%\n900,000", "10.0%\n100,000", "25.0%\n25", "75.0%\n75"]
+    np.testing.assert_allclose(np.ravel(ax.collections[0].get_array()), [0.9, 0.1, 0.25, 0.75])
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(CLASSES[:2])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "truth")
+    assert f"{mcc(cm):.3f}" in ax.get_title()
+
+
+def test_confusion_of_a_class_that_does_not_occur():
+    cm = np.diag([5, 5, 5, 0])
+    texts = [t.get_text() for t in confusion(cm, CLASSES).axes[0].texts]
+    assert texts[-4:] == ["–\n0"] * 4
+    assert not any("nan" in t for t in texts)
+
+
+def test_confusion_draws_into_given_axes():
+    fig, ax = plt.subplots()
+    assert confusion(np.eye(2, dtype=int), CLASSES[:2], ax) is fig
+    assert plt.get_fignums() == [fig.number]
+
+
+def test_confusion_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"found a matrix \(3, 3\) for 4 classes"):
+        confusion(np.eye(3, dtype=int), CLASSES)
+
+
+# per_tile_bars
+
+
+def test_bars_are_sorted_and_named():
+    cms = {f"t{k}": np.array([[50, 10 * k], [5, 20]]) for k in (3, 1, 2)}
+    table = tile_table(cms, cms)
+    ax = per_tile_bars(table, 0.5, (0.4, 0.6)).axes[0]
+    heights = [bar.get_height() for bar in ax.patches[:3]]
+    assert heights == sorted(table.mcc)
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(table.mcc.sort_values().index)
+    labels = {t.get_text() for t in ax.figure.legends[0].get_texts()}
+    assert labels == {"all pixels", "valid pixels", "pooled 0.500", "95 %: 0.40 to 0.60"}
+
+
+def test_bars_mark_undefined_tiles():
+    cms = {"good": np.array([[5, 1], [1, 5]]), "void": np.diag([9, 0])}
+    ax = per_tile_bars(tile_table(cms, cms)).axes[0]
+    assert list(by_label(ax)["undefined"].get_xdata()) == [0]
+    assert len(by_label(ax)["valid pixels"].get_xdata()) == 1
+
+
+def test_bars_of_many_tiles_keep_their_labels_readable():
+    table = pd.DataFrame({"mcc": np.linspace(0, 1, 400)}, index=[f"{k:03}" for k in range(400)])
+    fig = per_tile_bars(table, ci=(np.nan, np.nan))
+    assert fig.get_figwidth() <= 9
+    assert len(fig.axes[0].get_xticks()) <= 40
+
+
+def test_bars_refuse_another_table():
+    with pytest.raises(ValueError, match="found 1 rows with columns"):
+        per_tile_bars(pd.DataFrame({"iou": [1]}))
+    with pytest.raises(ValueError, match="found 0 rows"):
+        per_tile_bars(pd.DataFrame({"mcc": []}))
+
+
+def test_no_chart_sets_a_global_style():
+    before = dict(mpl.rcParams)
+    curves([record(1)])
+    confusion(np.eye(2, dtype=int), CLASSES[:2])
+    per_tile_bars(pd.DataFrame({"mcc": [0.5]}, index=["a"]))
+    assert dict(mpl.rcParams) == before

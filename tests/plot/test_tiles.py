@@ -1,0 +1,250 @@
+"""Pictures of tiles: colours that differ, the same picture in any unit, errors for what does not fit."""
+
+from dataclasses import replace
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from rasterio.transform import Affine
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
+from glacier_nb.plot.colours import ERRORS, PALETTE, colours, handles
+from glacier_nb.plot.tiles import (
+    class_image,
+    composite,
+    error_map,
+    overlay,
+    panels,
+    show_tile,
+    show_tiles,
+    stretch_limits,
+)
+from glacier_nb.tiles.read import Tile
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def make_tile(name="01_01", seed=0, size=24, classes=CLASSES):
+    "A tile of noise with all classes, nodata and ignored pixels."
+    rng = np.random.default_rng(seed)
+    valid = np.ones((size, size), bool)
+    valid[:3] = False
+    label = rng.integers(0, len(classes), (size, size)).astype(np.uint8)
+    label[-1] = IGNORE
+    bands = rng.uniform(7_000, 60_000, (5, size, size)).astype(np.float32) * valid
+    return Tile(name, bands, valid, label, None, Affine.identity(), classes)
+
+
+# colours
+
+
+@pytest.mark.parametrize("palette", [PALETTE, ERRORS])
+def test_colours_differ_for_all_eyes_and_in_print(palette):
+    deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
+    rgb = colours(palette, palette)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ deuteranopia.T, 0, 1)
+    seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    for look in (rgb, seen):
+        lab = rgb2lab(look[None])[0]
+        apart = deltaE_ciede2000(lab[:, None], lab[None])[~np.eye(len(lab), dtype=bool)]
+        assert apart.min() > 12
+
+
+def test_every_class_has_a_colour_and_a_legend_entry():
+    assert set(CLASSES) < set(PALETTE)
+    assert [h.get_label() for h in handles(CLASSES)] == list(CLASSES)
+    np.testing.assert_allclose(handles(["lake"])[0].get_facecolor()[:3], to_rgb(PALETTE["lake"]))
+    assert colours([]).shape == (0, 3)
+    with pytest.raises(ValueError, match="no colour for 'rock', 'sea'"):
+        colours(["rock", "lake", "sea"])
+
+
+# composites
+
+
+@pytest.mark.parametrize("kind", ["natural", "swir"])
+def test_composite_is_a_picture_of_the_right_bands(kind):
+    tile = make_tile()
+    rgb = composite(tile, kind=kind)
+    assert rgb.shape == (24, 24, 3)
+    assert rgb.dtype == np.float32
+    assert 0 <= rgb.min() <= rgb.max() <= 1
+    np.testing.assert_allclose(rgb[~tile.valid], np.tile(to_rgb(PALETTE["no data"]), (72, 1)), rtol=1e-6)
+    for channel, band in enumerate({"natural": (2, 1, 0), "swir": (3, 2, 1)}[kind]):
+        assert np.corrcoef(rgb[tile.valid][:, channel], tile.bands[band, tile.valid])[0, 1] > 0.99
+
+
+def test_composite_is_the_same_in_any_unit():
+    tile = make_tile()
+    scale, offset = np.array([1e-5, 2, 3, 4, 5])[:, None, None], np.array([0, -9, 1, 2, 3])[:, None, None]
+    np.testing.assert_allclose(composite(tile.bands * scale + offset, tile.valid), composite(tile), atol=1e-4)
+
+
+def test_composite_ignores_what_invalid_pixels_hold():
+    tile = make_tile()
+    odd = tile.bands.copy()
+    odd[:, ~tile.valid] = np.nan
+    np.testing.assert_array_equal(composite(odd, tile.valid), composite(tile))
+
+
+def test_common_limits_keep_tiles_comparable():
+    dark = make_tile("01_01", 0)
+    bright = replace(dark, id="01_02", bands=dark.bands * 1.5)
+    assert np.allclose(composite(dark), composite(bright), atol=1e-5)
+    limits = stretch_limits([dark, bright])
+    assert (
+        composite(dark, limits=limits)[dark.valid].mean()
+        < composite(bright, limits=limits)[dark.valid].mean()
+    )
+
+
+def test_composite_without_valid_or_varying_pixels():
+    tile = make_tile()
+    void = composite(tile, np.zeros_like(tile.valid))
+    np.testing.assert_allclose(void, np.tile(to_rgb(PALETTE["no data"]), (24, 24, 1)), rtol=1e-6)
+    assert np.isfinite(composite(np.full((5, 4, 4), 3.0))).all()
+
+
+@pytest.mark.parametrize(
+    ("bands", "valid", "message"),
+    [
+        (np.zeros((3, 8, 8)), None, r"found bands \(3, 8, 8\)"),
+        (np.zeros((8, 8)), None, r"found bands \(8, 8\)"),
+        (np.zeros((5, 8, 8)), np.ones((8, 9), bool), r"valid \(8, 9\), expected"),
+    ],
+)
+def test_composite_refuses_wrong_shapes(bands, valid, message):
+    with pytest.raises(ValueError, match=message):
+        composite(bands, valid)
+
+
+def test_unknown_kind_is_an_error():
+    for draw in (composite, lambda t, kind: stretch_limits([t], kind)):
+        with pytest.raises(ValueError, match="kind = 'rgb': expected one of natural, swir"):
+            draw(make_tile(), kind="rgb")
+
+
+# labels
+
+
+def test_class_image_shows_classes_ignored_and_nodata():
+    label = np.array([[0, 1, 2], [3, IGNORE, 1]], np.uint8)
+    valid = np.array([[True] * 3, [True, True, False]])
+    expected = [[0, 1, 2], [3, 4, 4]]
+    np.testing.assert_array_equal(
+        class_image(label, CLASSES, valid), colours([*CLASSES, "no data"])[expected]
+    )
+    with pytest.raises(ValueError, match=r"found class indices \[2, 3\], expected 0 to 1 or 255"):
+        class_image(label, BINARY_CLASSES)
+
+
+def test_overlay_leaves_background_and_ignored_pixels_untouched():
+    tile, (_, ax) = make_tile(), plt.subplots()
+    assert overlay(ax, composite(tile), tile.label, CLASSES, alpha=0.5) is ax
+    fill = ax.images[1].get_array()
+    bare = (tile.label == 0) | (tile.label == IGNORE)
+    assert (fill[bare][:, 3] == 0).all()
+    assert (fill[~bare][:, 3] == 0.5).all()
+    assert len(ax.collections) == 3  # outlines of glacier, debris and lake
+    with pytest.raises(ValueError, match="expected one height and width"):
+        overlay(ax, composite(tile), tile.label[1:], CLASSES)
+
+
+def test_overlay_of_one_class_everywhere_has_no_outline():
+    _, ax = plt.subplots()
+    overlay(ax, np.zeros((6, 6, 3)), np.ones((6, 6), np.uint8), CLASSES)
+    assert len(ax.collections) == 0
+
+
+# figures
+
+
+def test_show_tile_with_and_without_label():
+    tile = make_tile()
+    fig = show_tile(tile)
+    assert [ax.get_title() for ax in fig.axes] == [
+        "01_01: natural colours",
+        "01_01: SWIR, red, green",
+        "label",
+    ]
+    names = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert names == ["glacier", "debris", "lake", "no data"]
+    assert len(show_tile(replace(tile, label=None, classes=())).axes) == 2
+
+
+def test_show_tiles_has_every_id_and_no_empty_frames():
+    tiles = [make_tile(f"01_{k:02}", k) for k in range(5)]
+    fig = show_tiles(tiles, ncols=3)
+    drawn = [ax for ax in fig.axes if ax.axison]
+    assert [ax.get_title()[:5] for ax in drawn] == [t.id for t in tiles]
+    assert len(fig.axes) == 6
+    assert len(show_tiles(tiles[:2], ncols=9).axes) == 2
+    assert len(show_tiles([replace(tiles[0], label=None, classes=())]).axes[0].images) == 1
+    with pytest.raises(ValueError, match="found no tile"):
+        show_tiles([])
+
+
+def test_error_map_tells_the_errors_apart():
+    truth = np.array([0, 1, 0, 2, 1, IGNORE, 1], np.uint8)[None]
+    pred = np.array([0, 1, 1, 0, 2, 1, 1], np.uint8)[None]
+    valid = np.array([True] * 6 + [False])[None]
+    names = [list(ERRORS)[k] for k in error_map(truth, pred, valid)[0]]
+    assert names == [*list(ERRORS), "no data"]
+    with pytest.raises(ValueError, match="expected one shape"):
+        error_map(truth, pred, valid[:, 1:])
+
+
+def test_panels_have_a_row_for_each_tile():
+    tiles = [make_tile(f"01_{k:02}", k) for k in range(2)]
+    preds = {"01_00": np.where(tiles[0].valid & (tiles[0].label < 4), tiles[0].label, 0)}
+    preds["01_01"] = np.zeros_like(tiles[1].label)
+    fig = panels(tiles, preds)
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles[0::3] == ["01_00: truth", "01_01: truth"]
+    assert titles[2].endswith("(valid pixels 1.00)")
+    assert titles[5] == "MCC 0.00 (valid pixels 0.00)"
+    legend = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert set(legend) - {""} == {*CLASSES[1:], *ERRORS}
+    confident = {i: np.full(p.shape, 0.7) for i, p in preds.items()}
+    assert len(panels(tiles, preds, confident).axes) == 2 * 4 + 2
+
+
+@pytest.mark.parametrize("classes", [CLASSES, BINARY_CLASSES])
+def test_panels_legend_names_the_classes_of_the_tile(classes):
+    tile = make_tile(classes=classes)
+    fig = panels([tile], {tile.id: np.zeros_like(tile.label)})
+    legend = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert [n for n in legend if n in CLASSES] == list(classes[1:])
+
+
+def test_panels_refuse_before_they_draw():
+    tile = make_tile()
+    preds = {tile.id: np.zeros_like(tile.label)}
+    cases = [
+        ([tile], {}, "tile 01_01 has no prediction"),
+        ([replace(tile, label=None)], preds, "tile 01_01 has no label"),
+        ([tile], {tile.id: np.zeros((3, 3), np.uint8)}, "expected one shape"),
+        ([], {}, "found no tile"),
+    ]
+    for tiles, given, message in cases:
+        with pytest.raises(ValueError, match=message):
+            panels(tiles, given)
+    assert plt.get_fignums() == []
+
+
+def test_no_figure_sets_a_global_style():
+    before = dict(mpl.rcParams)
+    tile = make_tile()
+    show_tile(tile)
+    panels([tile], {tile.id: np.zeros_like(tile.label)})
+    assert dict(mpl.rcParams) == before

@@ -1,0 +1,168 @@
+"""Indices of classes and borders against brute force, on sets with holes, odd sizes and missing classes."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_cdt
+from skimage.segmentation import find_boundaries
+
+from glacier_nb.data.stats import BandStats
+from glacier_nb.data.tileset import TileSet
+from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
+from glacier_nb.sampling.index import (
+    BorderIndex,
+    PixelIndex,
+    SamplerError,
+    border_pixels,
+    check_border,
+    class_pair,
+    draw_from,
+    near_border,
+    spread,
+)
+from glacier_nb.tiles.read import Tile
+
+STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
+
+
+def make_tile(name, seed=0, shape=(48, 64), classes=CLASSES):
+    "A tile of blocks and noise: few lakes, holes, and ignored labels."
+    rng = np.random.default_rng(seed)
+    blocks = rng.choice(3, (shape[0] // 8 + 1, shape[1] // 8 + 1), p=(0.5, 0.3, 0.2))
+    label = np.kron(blocks, np.ones((8, 8), int))[: shape[0], : shape[1]].astype(np.uint8)
+    label[rng.random(shape) < 0.005] = 3
+    label %= len(classes)
+    label[rng.random(shape) < 0.05] = IGNORE
+    bands = rng.normal(size=(5, *shape)).astype(np.float32)
+    return Tile(name, bands, rng.random(shape) > 0.2, label, None, None, classes)
+
+
+@pytest.fixture
+def tiles():
+    return [make_tile(f"t{k}", k, shape) for k, shape in enumerate([(48, 64), (300, 40), (80, 50)])]
+
+
+@pytest.fixture
+def tileset(tiles):
+    return TileSet.build(tiles, STATS)
+
+
+def touching(label, pair):
+    "Pixels of one class with one of the other among their eight neighbours, one by one."
+    found = np.zeros(label.shape, bool)
+    for row, col in np.argwhere(np.isin(label, pair)):
+        other = pair[0] if label[row, col] == pair[1] else pair[1]
+        found[row, col] = (label[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2] == other).any()
+    return found
+
+
+def test_index_lists_exactly_the_used_pixels_of_each_class(tiles, tileset):
+    index = PixelIndex(tileset)
+    for c in range(-1, 4):
+        used = [t.valid & ((t.label != IGNORE) if c == -1 else (t.label == c)) for t in tiles]
+        expected = np.concatenate([np.c_[np.full(u.sum(), i), np.argwhere(u)] for i, u in enumerate(used)])
+        assert index.ends[-1, c] == len(expected)
+        np.testing.assert_array_equal(index.locate(c, np.arange(len(expected))), expected)
+
+
+def test_spread_puts_one_point_in_each_stratum():
+    points = spread(np.random.default_rng(0), 50)
+    np.testing.assert_array_equal(np.sort((points * 50).astype(int)), np.arange(50))
+    assert spread(np.random.default_rng(0), 0).size == 0
+
+
+def test_a_share_of_zero_at_the_end_changes_no_draw():
+    shares = np.random.default_rng(1).dirichlet(np.ones(4), 50)
+    for k, share in enumerate(shares):
+        plain, longer = (draw_from(np.random.default_rng(k), 200, s) for s in (share, np.append(share, 0.0)))
+        np.testing.assert_array_equal(plain, longer)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+@pytest.mark.parametrize("pair", [(1, 2), (0, 1), (3, 0)])
+def test_border_is_the_pixels_near_those_that_touch(tiles, pair, width):
+    for tile in tiles:
+        label = np.where(tile.valid, tile.label, IGNORE)
+        touch = touching(label, pair)
+        assert touch.any()
+        near = distance_transform_cdt(~touch, "chessboard") < width
+        np.testing.assert_array_equal(near_border(label, pair, width), near & np.isin(label, pair))
+
+
+def test_width_one_is_the_inner_and_outer_boundary_of_scikit_image():
+    label = np.kron(np.random.default_rng(0).integers(0, 2, (9, 11)), np.ones((5, 5), int)).astype(np.uint8)
+    np.testing.assert_array_equal(near_border(label, (0, 1), 1), find_boundaries(label, connectivity=2))
+
+
+def test_border_does_not_cross_a_gap_or_use_what_has_no_label():
+    label = np.array([[1, 1, IGNORE, 2, 2], [1, 1, 0, 2, 2]], np.uint8)
+    assert not near_border(label, (1, 2), 9).any()
+    label[1, 2] = 2
+    np.testing.assert_array_equal(near_border(label, (1, 2), 9), label != IGNORE)
+
+
+@pytest.mark.parametrize("width", [1, 3, 40])
+def test_border_index_lists_exactly_the_border(tiles, tileset, width):
+    border = BorderIndex(tileset, ("glacier", "debris"), width)
+    masks = [near_border(np.where(t.valid, t.label, IGNORE), (1, 2), width) for t in tiles]
+    expected = np.concatenate([np.c_[np.full(m.sum(), i), np.argwhere(m)] for i, m in enumerate(masks)])
+    np.testing.assert_array_equal(border.locate(-1, np.arange(border.ends[-1, -1])), expected)
+    np.testing.assert_array_equal(border.per_tile()[:, 0], [m.sum() for m in masks])
+
+
+def test_border_index_keeps_eight_bytes_a_row(tileset):
+    assert BorderIndex(tileset).ends.nbytes == 8 * (48 + 300 + 80)
+
+
+def test_border_does_not_depend_on_the_order_of_the_names(tileset):
+    one, two = (BorderIndex(tileset, names) for names in (("lake", "background"), ("background", "lake")))
+    np.testing.assert_array_equal(one.ends, two.ends)
+
+
+def test_pair_is_named_or_chosen_by_the_classes():
+    assert class_pair(CLASSES) == (1, 2)
+    assert class_pair(BINARY_CLASSES) == (0, 1)
+    assert class_pair(CLASSES, ["lake", "glacier"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["lake"], ["lake", "lake"], ["lake", "ice"], ["lake", "glacier", "debris"]]
+)
+def test_pair_that_is_no_pair_is_refused(names):
+    with pytest.raises(SamplerError, match="expected two different ones of background"):
+        class_pair(CLASSES, names)
+    with pytest.raises(SamplerError, match="interface_classes debris, lake are not allowed"):
+        class_pair(BINARY_CLASSES, ("debris", "lake"))
+
+
+@pytest.mark.parametrize("width", [0, -1, 2.5, float("nan"), float("inf")])
+def test_width_that_is_no_width_is_refused(tileset, width):
+    with pytest.raises(SamplerError, match="interface_width"):
+        BorderIndex(tileset, width=width)
+
+
+def test_border_pixels_lists_every_pair(tileset):
+    found = border_pixels(tileset, 2)
+    assert list(found) == [f"{a}-{b}" for a, b in combinations(CLASSES, 2)]
+    assert found["debris-lake"] == BorderIndex(tileset, ("lake", "debris"), 2).ends[-1, 0]
+
+
+def test_missing_border_is_explained(tiles):
+    label = np.zeros((48, 64), np.uint8)
+    label[:10], label[20:30], label[40:] = 1, 2, IGNORE
+    apart = TileSet.build([replace(tiles[0], label=label, valid=np.ones((48, 64), bool))], STATS)
+    check_border(BorderIndex(apart, ("background", "debris")))
+    with pytest.raises(SamplerError) as error:
+        check_border(BorderIndex(apart))
+    for part in (
+        "of glacier and debris touch",
+        "background 1280, glacier 640, debris 640, lake 0",
+        "background-glacier (384), background-debris (768)",
+        "interface_fraction to 0",
+    ):
+        assert part in str(error.value)
+    plain = TileSet.build([replace(tiles[0], label=np.zeros((48, 64), np.uint8))], STATS)
+    with pytest.raises(SamplerError, match=r"exist .*: none"):
+        check_border(BorderIndex(plain))

@@ -1,0 +1,237 @@
+"""Folds, buffers and the audit on synthetic grids, with hostile input."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform
+
+from glacier_nb.landsat import CLASSES, IGNORE
+from glacier_nb.tiles.read import Tile
+from glacier_nb.tiles.splits import (
+    LeakageError,
+    SplitError,
+    check_split,
+    fold_table,
+    leakage_audit,
+    pixel_box,
+    spatial_folds,
+    split,
+    touching,
+)
+
+SIDE = 24
+UTM = CRS.from_epsg(32643)
+
+
+def make_tile(row, col, name=None, crs=UTM, side=SIDE, seed=None, classes=CLASSES):
+    "A tile of noise at a place on a 30 m grid."
+    rng = np.random.default_rng(100 * row + col if seed is None else seed)
+    place = Affine(30, 0, 567945 + 30 * side * col, 0, -30, 3771855 - 30 * side * row)
+    label = rng.integers(0, len(classes), (side, side)).astype(np.uint8)
+    bands = rng.normal(20000, 4000, (5, side, side)).astype(np.float32)
+    return Tile(name or f"{row:02}_{col:02}", bands, np.ones((side, side), bool), label, crs, place, classes)
+
+
+def grid(rows=5, cols=5, **kwargs):
+    return [make_tile(r, c, **kwargs) for r, c in product(range(rows), range(cols))]
+
+
+def components(tiles):
+    "Number of connected groups, corners included."
+    touch = touching(np.array([pixel_box(tiles[0], t) for t in tiles])) > 0
+    group = list(range(len(tiles)))
+    for a, b in zip(*np.nonzero(touch), strict=True):
+        group = [group[a] if g == group[b] else g for g in group]
+    return len(set(group))
+
+
+def nearest(train, val):
+    "By brute force: the least number of pixels between a used training pixel and any validation pixel."
+    best = np.inf
+    for t, v in product(train, val):
+        shift = np.round([(t.transform.f - v.transform.f) / 30, (v.transform.c - t.transform.c) / 30]).astype(
+            int
+        )
+        rows, cols = np.nonzero(t.valid & (t.label != IGNORE))
+        h, w = v.valid.shape
+        dc = np.maximum(np.maximum(shift[1] - cols - 1, cols - (shift[1] + w)), -1)
+        dr = np.maximum(np.maximum(shift[0] - rows - 1, rows - (shift[0] + h)), -1)
+        best = min(best, np.maximum(dr, dc).min(initial=10**9))
+    return best
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "n_folds"), [(5, 5, 5), (4, 5, 5), (3, 3, 3), (2, 7, 4), (6, 6, 5), (1, 9, 2)]
+)
+def test_folds_are_balanced_connected_and_complete(rows, cols, n_folds):
+    tiles = grid(rows, cols)
+    folds = spatial_folds(tiles, n_folds)
+    sizes = np.bincount([folds[t.id] for t in tiles], minlength=n_folds)
+    assert sizes.sum() == len(tiles)
+    assert sizes.max() - sizes.min() <= 1
+    assert all(components([t for t in tiles if folds[t.id] == k]) == 1 for k in range(n_folds))
+
+
+def test_folds_cut_few_edges():
+    tiles = grid()
+    cut = fold_table(tiles, spatial_folds(tiles, 5)).edges.sum() / 2
+    strips = fold_table(tiles, {t.id: int(t.id[:2]) for t in tiles}).edges.sum() / 2
+    dealt = fold_table(tiles, {t.id: k % 5 for k, t in enumerate(tiles)}).edges.sum() / 2
+    assert cut <= 17 < strips == 20 <= dealt
+
+
+def test_folds_do_not_depend_on_order_or_on_how_the_place_is_known():
+    tiles = grid()
+    folds = spatial_folds(tiles, 5)
+    shuffled = [tiles[k] for k in np.random.default_rng(0).permutation(25)]
+    bare = [replace(t, crs=None, transform=Affine.identity()) for t in tiles]
+    assert spatial_folds(shuffled, 5) == spatial_folds(bare, 5) == folds
+
+
+def test_a_rare_class_is_spread_over_the_folds_where_it_can_be():
+    tiles = [replace(t, label=t.label % 3) for t in grid(4, 4)]
+    for k in (0, 3, 12, 15):  # lakes in the four corners
+        tiles[k].label[:3] = 3
+    table = fold_table(tiles, spatial_folds(tiles, 4))
+    assert (table.lake > 0).all()
+
+
+def test_tiles_of_two_dates_stay_in_one_fold():
+    tiles = grid(3, 4)
+    second = [replace(t, id=f"later_{t.id}", bands=t.bands + 1) for t in tiles]
+    folds = spatial_folds(tiles + second, 4)
+    assert all(folds[t.id] == folds[f"later_{t.id}"] for t in tiles)
+
+
+@pytest.mark.parametrize("buffer", [1, 5, 8])
+@pytest.mark.parametrize("fold", range(4))
+def test_no_used_training_pixel_is_within_the_buffer(fold, buffer):
+    tiles = grid(4, 4)
+    train, val = split(tiles, fold, 4, buffer)
+    assert nearest(train, val) == buffer
+    assert leakage_audit(train, val, buffer).empty
+    check_split(train, val, buffer)
+    assert (
+        leakage_audit(train, val, buffer + 1).gap.min() == buffer
+    )  # not a pixel more than asked was given up
+
+
+def test_split_leaves_its_input_and_the_images_alone():
+    tiles = grid(3, 3)
+    before = [t.label.copy() for t in tiles]
+    train, val = split(tiles, 0, 3, 6)
+    assert all(np.array_equal(t.label, b) for t, b in zip(tiles, before, strict=True))
+    own = {t.id: t for t in tiles}
+    assert all(t.bands is own[t.id].bands and t.valid is own[t.id].valid for t in train)
+    assert all(t is own[t.id] for t in val)
+    assert {t.id for t in train} | {t.id for t in val} == set(own)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_split_fails_the_audit(seed):
+    tiles = grid()
+    order = np.random.default_rng(seed).permutation(25)
+    folds = {tiles[k].id: int(i % 5) for i, k in enumerate(order)}
+    for k in range(5):
+        found = leakage_audit(*split(tiles, k, buffer=0, folds=folds), 4)
+        assert "shared edge" in set(found.kind)
+        assert found.gap.min() == 0
+    with pytest.raises(LeakageError, match="shared edge of"):
+        check_split(*split(tiles, 0, buffer=0, folds=folds), 4)
+
+
+def test_contiguous_folds_without_buffer_fail_the_audit_too():
+    train, val = split(grid(), 2, 5, buffer=0)
+    assert not leakage_audit(train, val, 0).empty
+    assert not leakage_audit(train, val, 4).empty
+
+
+def test_a_corner_is_an_edge():
+    a, b = make_tile(0, 0), make_tile(1, 1)
+    found = leakage_audit([a], [b], 4)
+    assert found.to_dict("records") == [
+        {"train": "00_00", "val": "01_01", "kind": "shared edge", "gap": 0.0, "pixels": 16}
+    ]
+
+
+def test_audit_counts_only_what_training_uses():
+    a, b = make_tile(0, 0), make_tile(0, 1)
+    assert leakage_audit([a], [b], 4).pixels.tolist() == [4 * SIDE]
+    valid, label = a.valid.copy(), a.label.copy()
+    valid[:, -4:-2], label[:, -2:] = False, IGNORE
+    assert leakage_audit([replace(a, valid=valid, label=label)], [b], 4).empty
+
+
+def test_audit_finds_same_id_same_pixels_and_overlap():
+    a, b = make_tile(0, 0), make_tile(0, 9)
+    moved = replace(
+        make_tile(0, 8, seed=5), transform=Affine(30, 0, b.transform.c - 300, 0, -30, b.transform.f - 60)
+    )
+    far = replace(b, id="elsewhere", transform=make_tile(9, 0).transform)
+    kinds = {(r.train, r.kind) for r in leakage_audit([a, moved, far], [replace(a), b], 2).itertuples()}
+    assert kinds == {("00_00", "same id"), ("00_08", "overlap"), ("elsewhere", "same pixels")}
+
+
+def test_overlap_is_removed_by_the_split():
+    tiles = grid(2, 4)
+    place = tiles[3].transform
+    moved = Affine(*place[:2], place.c - 9 * place.a, *place[3:6])  # nine pixels to the left of the last tile
+    shifted = replace(make_tile(0, 0, name="shifted", seed=7), transform=moved)
+    folds = {t.id: int(t.id[-1]) // 2 for t in tiles} | {"shifted": 0}
+    train, val = split([*tiles, shifted], 1, folds=folds, buffer=3)
+    assert leakage_audit(train, val, 3).empty
+    assert "shifted" not in {t.id for t in train}
+
+
+def test_places_are_compared_across_coordinate_systems():
+    a, east = make_tile(0, 0), make_tile(0, 1)
+    corners = np.array(
+        [(east.transform.c, east.transform.f), (east.transform.c + 720, east.transform.f - 720)]
+    )
+    (west, right), (top, bottom) = transform(UTM, CRS.from_epsg(4326), *corners.T)
+    degrees = Affine((right - west) / SIDE, 0, west, 0, (bottom - top) / SIDE, top)
+    geographic = replace(east, crs=CRS.from_epsg(4326), transform=degrees)
+    np.testing.assert_allclose(pixel_box(a, geographic), pixel_box(a, east), atol=0.6)
+    assert leakage_audit([a], [geographic], 4).kind.tolist() in (["shared edge"], ["overlap"])
+    far = replace(east, crs=CRS.from_epsg(4326), transform=Affine(degrees.a, 0, west + 1, 0, degrees.e, top))
+    assert leakage_audit([a], [far], 4).empty
+
+
+def test_tiles_of_different_size_and_resolution():
+    coarse = make_tile(0, 0, name="coarse", seed=1)
+    coarse = replace(coarse, transform=Affine(60, 0, 567945 + 30 * SIDE, 0, -60, 3771855))
+    fine = make_tile(0, 0)
+    assert pixel_box(fine, coarse) == (0, SIDE, 2 * SIDE, 3 * SIDE)
+    assert pixel_box(coarse, fine) == (0, -SIDE / 2, SIDE / 2, 0)
+    found = leakage_audit([coarse], [fine], 4)
+    assert found.pixels.tolist() == [4 * (SIDE // 2 + 4)]
+
+
+def test_what_cannot_be_split_is_refused():
+    tiles = grid(2, 3)
+    lost = [replace(t, id=f"img{k}", transform=Affine.identity()) for k, t in enumerate(tiles)]
+    for bad in (
+        lost,
+        [*tiles[:5], lost[5]],
+        [
+            *(replace(t, transform=Affine.identity()) for t in tiles[:5]),
+            replace(make_tile(1, 2, side=30), transform=Affine.identity()),
+        ],
+    ):
+        with pytest.raises(SplitError, match="no place is known"):
+            spatial_folds(bad, 2)
+    for n in (0, 1, 7):
+        with pytest.raises(SplitError, match="folds of 6 tiles"):
+            spatial_folds(tiles, n)
+    with pytest.raises(SplitError, match="occur twice: 00_00"):
+        spatial_folds([*tiles, tiles[0]], 2)
+    with pytest.raises(SplitError, match="fold 2 does not exist"):
+        split(tiles, 2, 2)
+    with pytest.raises(SplitError, match="leaves no training label"):
+        split(tiles, 0, 2, buffer=3 * SIDE)
+    with pytest.raises(SplitError, match="without a label cannot be split: 00_01"):
+        split([tiles[0], replace(tiles[1], label=None), *tiles[2:]], 0, 2)

@@ -1,0 +1,356 @@
+"""Training: repeatable, resumable, interruptible; ends with a clear error when it cannot go on."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from glacier_nb.config.fields import ConfigError
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.data.stats import BandStats, channels, normalise
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.models.build import build_unet, predict_logits
+from glacier_nb.models.weights import WeightsError, init_from
+from glacier_nb.parallel.device import pick_device
+from glacier_nb.tiles.read import read_tiles
+from glacier_nb.training.callbacks import EarlyStop, make_learner
+from glacier_nb.training.checkpoints import read_checkpoint
+from glacier_nb.training.learner import Callback, TrainingError
+from glacier_nb.training.precision import pick_precision
+from glacier_nb.training.recipe import prepare_data
+
+TINY = TrainConfig(
+    **{
+        "encoder": "tu-mobilenetv3_small_050",
+        "crop_size": 32,
+        "samples_per_epoch": 8,
+        "batch_size": 4,
+        "epochs": 3,
+        "n_folds": 3,
+    },
+    precision="fp32",
+    memory_format="channels_last",
+    devices="cpu",
+)
+
+FIRST = "encoder.model.conv_stem.weight"  # of the first convolution
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    tiles = read_tiles(make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=96, seed=3))
+    return prepare_data(TINY, tiles)
+
+
+def run(data, folder, cfg=TINY, callback=None):
+    "A finished run without progress."
+    learner = make_learner(cfg, data, folder, progress=False)
+    learner.callbacks += [callback] * (callback is not None)
+    learner.fit()
+    return learner
+
+
+def weights_equal(one, other):
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    "A run that nothing disturbed."
+    return run(data, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def without_seconds(history):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+def test_same_seed_same_run_and_another_seed_another(data, whole, tmp_path):
+    again, other = run(data, tmp_path / "again"), run(data, tmp_path / "other", replace(TINY, seed=1))
+    assert weights_equal(whole, again)
+    assert without_seconds(whole.history) == without_seconds(again.history)
+    assert not weights_equal(whole, other)
+
+
+def test_threads_that_cut_crops_change_nothing(data, whole, tmp_path):
+    assert weights_equal(whole, run(data, tmp_path / "threads", replace(TINY, workers=2)))
+
+
+class CtrlC(Callback):
+    "A real SIGINT in the middle of the given step."
+
+    def __init__(self, step):
+        self.step = step
+
+    def after_step(self, learner):
+        if learner.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(data, whole, tmp_path, step):
+    cut = run(data, tmp_path / "cut", callback=CtrlC(step))
+    assert cut.interrupted
+    assert read_checkpoint(tmp_path / "cut/last.pt")["progress"]["epoch"] == cut.epoch == (step - 1) // 2
+    resumed = run(data, tmp_path / "cut", replace(TINY, run="cut", resume=True))
+    assert weights_equal(whole, resumed)
+    assert without_seconds(resumed.history) == without_seconds(whole.history)
+    lines = (tmp_path / "cut/history.jsonl").read_text().splitlines()
+    assert without_seconds(map(json.loads, lines)) == without_seconds(whole.history)
+    assert not list((tmp_path / "cut").glob("*.tmp"))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_resume_refuses_another_config(data, tmp_path):
+    run(data, tmp_path / "cut", callback=CtrlC(3))
+    with pytest.raises(
+        ConfigError, match=r"last\.pt belongs to another config: lr \(there 0\.001, asked 0\.01\)"
+    ):
+        run(data, tmp_path / "cut", replace(TINY, run="cut", resume=True, lr=0.01))
+
+
+def test_two_runs_cannot_share_a_folder(data, whole, tmp_path):
+    run(data, tmp_path / "one")
+    before = (tmp_path / "one/last.pt").read_bytes()
+    with pytest.raises(ConfigError, match="one already holds a run"):
+        run(data, tmp_path / "one", replace(TINY, seed=4))
+    assert (tmp_path / "one/last.pt").read_bytes() == before
+
+
+def test_checkpoint_is_all_that_prediction_needs(data, whole, tmp_path):
+    learner = run(data, tmp_path / "one")
+    state = torch.load(tmp_path / "one/last.pt", weights_only=True)
+    stats, tile = BandStats.from_dict(state["stats"]), data.val_tiles[0]
+    model = build_unet(len(stats.names), len(state["classes"]), state["config"]["encoder"])
+    model.load_state_dict(state["weights"])
+    image = normalise(channels(tile, stats.glcm), tile.valid, stats)
+    np.testing.assert_array_equal(image, data.val.images[0])
+    image = torch.from_numpy(image)[None]
+    torch.testing.assert_close(predict_logits(model.eval(), image), learner.predict({"image": image}))
+    assert stats == data.stats
+    assert stats.names == ("B2", "B3", "B4", "B6", "B10", "B6_contrast", "B6_energy")
+    assert state["codes"] == [0, 85, 170, 255]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(data, tmp_path, precision):
+    learner = run(
+        data, tmp_path / precision, replace(TINY, encoder="resnet18", precision=precision, epochs=2)
+    )
+    assert all(np.isfinite(r["train_loss"]) and np.isfinite(r["val_loss"]) for r in learner.history)
+    assert next(learner.model.parameters()).dtype == torch.float32
+
+
+def test_without_glcm_the_network_sees_five_bands(data, tmp_path):
+    cfg = replace(TINY, include_glcm=False, epochs=2)
+    bands = prepare_data(cfg, [*data.train_tiles, *data.val_tiles])
+    assert bands.stats.glcm is None
+    assert run(bands, tmp_path / "five", cfg).model.get_parameter(FIRST).shape[1] == 5
+
+
+def test_nan_loss_names_step_and_term(data, tmp_path):
+    learner = make_learner(TINY, data, tmp_path / "nan", progress=False)
+    learner.train_step([next(learner.batches(0))])
+    with torch.no_grad():
+        learner.model.segmentation_head[0].bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1 \(epoch 1\): the loss is not finite: focal = nan"):
+        learner.fit()
+
+
+def test_infinite_gradient_is_an_error(data, tmp_path):
+    learner = make_learner(TINY, data, tmp_path / "inf", progress=False)
+    learner.model.get_parameter(FIRST).register_hook(lambda g: g * float("inf"))
+    with pytest.raises(TrainingError, match="gradient's norm is"):
+        learner.fit()
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch(data, tmp_path):
+    "With batch norm frozen and every pixel counted, the mean of two focal losses is that of both halves."
+    grads = []
+    for parts in (1, 2):
+        cfg = replace(TINY, focal_weight=1.0, accumulate=parts, augment="none", lr=0.0, lr_min=0.0)
+        learner = make_learner(cfg, data, tmp_path / str(parts), progress=False)
+        learner.model.eval()
+        group = [batch for batch, _ in zip(learner.batches(0), range(parts), strict=False)]
+        for batch in group:
+            batch["valid"], batch["label"] = torch.ones_like(batch["valid"]), batch["label"] % 4
+        grads.append(learner.train_step(group)["grad_norm"])
+    assert grads[0] == pytest.approx(grads[1], rel=1e-4)
+
+
+def test_patience_ends_the_run(data, tmp_path):
+    learner = make_learner(
+        replace(TINY, epochs=20, lr=0.0, lr_min=0.0, patience=2), data, tmp_path / "p", progress=False
+    )
+    learner.train_epoch = lambda: {"train_loss": 0.0, "lr": 0.0}
+    learner.validate = lambda: {"val_loss": 0.0, "mcc": 0.1, "mcc_valid": 0.1}
+    learner.fit()
+    assert learner.epoch == 3
+    assert any(isinstance(c, EarlyStop) for c in learner.callbacks)
+
+
+def test_tiles_of_any_size_are_predicted_whole(data):
+    model = build_unet(5, 4, "resnet18").eval()
+    assert predict_logits(model, torch.randn(1, 5, 70, 33)).shape == (1, 4, 70, 33)
+
+
+def test_init_from_starts_with_the_weights_of_another_run(data, whole, tmp_path):
+    run(data, tmp_path / "first")
+    cfg = replace(TINY, init_from=str(tmp_path / "first/last.pt"), seed=5)
+    started = make_learner(cfg, data, tmp_path / "second", progress=False)
+    assert weights_equal(started, whole)
+
+
+def test_init_from_a_file_without_a_fitting_tensor(tmp_path):
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"other\.pt: not one of the network's"):
+        init_from(build_unet(5, 4, "resnet18"), tmp_path / "other.pt")
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 half a zip")
+    with pytest.raises(WeightsError, match=r"last\.pt: not a checkpoint"):
+        read_checkpoint(tmp_path / "last.pt")
+
+
+def test_cuda_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_precision_on_a_gpu(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert pick_precision("auto", torch.device("cuda")) == expected
+
+
+MORE = {
+    "everything mixed": {
+        **{"augment": "strong", "mixup": 0.4, "tversky_weight": 0.2, "lovasz_weight": 0.1},
+        **{"class_weights": "effective", "schedule": "one_cycle"},
+    },
+    "boxes along borders": {
+        **{"augment": "geometric", "cutmix": 1.0, "interface_fraction": 0.5},
+        **{"schedule": "warmup_restarts", "restart_epochs": 1.0},
+    },
+    "plateau": {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.1},
+    "averaged weights": {"ema": 0.9, "memory_format": "contiguous"},
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_other_recipes_train_and_resume_to_the_bit(data, tmp_path, name):
+    cfg = replace(TINY, **MORE[name])
+    whole = run(data, tmp_path / "whole", cfg)
+    assert all(np.isfinite(r["train_loss"]) for r in whole.history)
+
+    class Stop(Callback):
+        def after_epoch(self, learner):
+            learner.stop = learner.epoch == 2
+
+    run(data, tmp_path / "cut", cfg, Stop())
+    again = run(data, tmp_path / "cut", replace(cfg, run="cut", resume=True))
+    assert weights_equal(whole, again)
+    assert [r["lr"] for r in whole.history] == [r["lr"] for r in again.history]
+
+
+@pytest.mark.parametrize("values", [{"batch_size": 1}, {"samples_per_epoch": 9}, {"accumulate": 4}])
+@pytest.mark.parametrize(
+    ("architecture", "size", "trains"),
+    [("Unet", 32, False), ("Unet", 64, True), ("DeepLabV3Plus", 64, False), ("scratch", 64, True)],
+)
+def test_a_crop_alone_in_its_batch(data, tmp_path, values, architecture, size, trains):
+    cfg = replace(TINY, encoder="resnet18", architecture=architecture, crop_size=size, epochs=2, **values)
+    if trains:
+        assert len(run(data, tmp_path / "run", cfg).history) == 2
+    else:
+        with pytest.raises(ConfigError, match="cannot train on one crop"):
+            make_learner(cfg, data, tmp_path / "run", progress=False)
+
+
+def test_a_run_that_had_ended_early_has_ended(data, tmp_path):
+    cfg = replace(TINY, run="early", patience=1, epochs=9, lr=0.0, lr_min=0.0)
+    first = run(data, tmp_path / "early", cfg)
+    again = run(data, tmp_path / "early", replace(cfg, resume=True))
+    assert len(first.history) < 9
+    assert again.history == first.history
+    assert weights_equal(first, again)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_resuming_needs_no_first_weights(data, tmp_path, monkeypatch):
+    asked = []
+
+    def nothing_there(encoder):
+        asked.append(encoder)
+        raise WeightsError("no connection")
+
+    monkeypatch.setattr("glacier_nb.models.weights._hub_state", nothing_there)
+    cfg = replace(TINY, run="run", encoder="resnet18", epochs=2, encoder_weights="imagenet-if-found")
+    first = run(data, tmp_path / "run", cfg, CtrlC(step=3))
+    again = run(data, tmp_path / "run", replace(cfg, resume=True))
+    assert asked == ["resnet18"]
+    assert "no connection" in again.model.started_from
+    assert again.model.started_from == first.model.started_from
+
+
+@pytest.mark.parametrize("architecture", ["UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"])
+def test_every_architecture_trains_from_a_config(data, tmp_path, architecture):
+    cfg = replace(TINY, encoder="resnet18", architecture=architecture, crop_size=64, epochs=2)
+    learner = run(data, tmp_path / "run", cfg)
+    assert learner.step == 4
+    assert architecture in learner.model.network
+    assert learner.model.started_from == "random weights (seed 0)"
+
+
+def test_init_from_leaves_its_report(data, whole, tmp_path):
+    source = next(c.folder for c in whole.callbacks if hasattr(c, "folder")) / "best.pt"
+    cfg = replace(TINY, init_from=str(source), decoder_attention="none")
+    report = make_learner(cfg, data, tmp_path / "run", progress=False).init_report
+    assert set(report["result"]) == {"loaded", "unused"}  # the attention has no place
+    assert whole.init_report is None
+
+
+def test_averaged_weights_are_validated_and_kept(data, tmp_path):
+    learner = run(data, tmp_path / "run", replace(TINY, ema=0.5))
+    best, last = (read_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "last"))
+    raw, kept = learner.model.state_dict(), learner.average.model.state_dict()
+    name = FIRST
+    assert torch.equal(last["weights"][name], kept[name])
+    assert torch.equal(last["trained"][name], raw[name])
+    assert not torch.equal(kept[name], raw[name])
+    learner.eval_model.load_state_dict(best["weights"])
+    assert learner.validate()["mcc_valid"] == best["metrics"]["mcc_valid"]
+
+
+def test_the_average_is_that_of_its_formula(data, tmp_path):
+    seen, name = [], FIRST
+
+    class Look(Callback):
+        def after_step(self, learner):
+            seen.append(learner.model.get_parameter(name).detach().double().clone())
+
+    learner = run(data, tmp_path / "run", replace(TINY, ema=0.9), Look())
+    mean = seen[0]
+    for step, weight in enumerate(seen[1:], start=2):
+        mean = torch.lerp(weight, mean, min(0.9, (1 + step) / (10 + step)))
+    found = learner.average.model.get_parameter(name).double()
+    torch.testing.assert_close(found, mean, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_network_trains_alike_and_keeps_its_names(data, tmp_path):
+    cfg = replace(TINY, architecture="scratch", epochs=1, warmup_epochs=0.0)
+    eager, compiled = (run(data, tmp_path / str(c), replace(cfg, compile=c)) for c in (False, True))
+    assert type(compiled.network).__name__ == "OptimizedModule"
+    assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
+    assert compiled.history[0]["train_loss"] == pytest.approx(eager.history[0]["train_loss"], abs=1e-3)
+    assert compiled.history[0]["train_loss"] != eager.history[0]["train_loss"]  # other kernels did it
