@@ -677,6 +677,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'glacier_nb.demo.terrain.receivers': ('demo/terrain.html#receivers', 'glacier_nb/demo/terrain.py'),
                                          'glacier_nb.demo.terrain.sunlight': ('demo/terrain.html#sunlight', 'glacier_nb/demo/terrain.py')},
             'glacier_nb.demo.tiles': { 'glacier_nb.demo.tiles._check': ('demo/tiles.html#_check', 'glacier_nb/demo/tiles.py'),
+                                       'glacier_nb.demo.tiles.cached_demo': ('demo/tiles.html#cached_demo', 'glacier_nb/demo/tiles.py'),
                                        'glacier_nb.demo.tiles.cloud_mask': ('demo/tiles.html#cloud_mask', 'glacier_nb/demo/tiles.py'),
                                        'glacier_nb.demo.tiles.grid_shape': ('demo/tiles.html#grid_shape', 'glacier_nb/demo/tiles.py'),
                                        'glacier_nb.demo.tiles.haze': ('demo/tiles.html#haze', 'glacier_nb/demo/tiles.py'),

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SNOW', 'ROCK', 'SKY', 'BRIGHT_SKY', 'PATH', 'NOISE', 'MARGIN', 'MIN_SIZE', 'EPSG', 'ORIGIN', 'snow_cover',
            'temperature', 'radiance', 'cloud_mask', 'haze', 'to_dn', 'mosaic', 'write_band', 'write_tile', 'grid_shape',
-           'make_demo']
+           'make_demo', 'cached_demo']
 
 # %% ../../nbs/demo/02_tiles.ipynb #c952ffd1
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..config.fields import ConfigError
 from .glaciers import Scene, landscape
 from .terrain import PIXEL, SUN, facing, fractal
 from ..files.errors import TileError
+from ..files.paths import cache_folder
 from ..landsat import BANDS, LABEL_CODES, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
 
 # %% ../../nbs/demo/02_tiles.ipynb #bbd68169
@@ -199,3 +201,24 @@ def make_demo(
         shutil.rmtree(part, ignore_errors=True)
         raise
     return folder
+
+# %% ../../nbs/demo/02_tiles.ipynb #7c1e52a2
+def cached_demo(
+    n_tiles: int = 9,  # as in `make_demo`
+    size: int = 96,  # as in `make_demo`
+    seed: int = 3,  # as in `make_demo`
+) -> Path:  # tile folder in the cache: to be read, never to be changed
+    "Demo tiles for lessons and tests, written when first asked for. Raises `ConfigError`."
+    folder = cache_folder() / f"demo-{version('glacier_nb')}-{n_tiles}-{size}-{seed}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=cache_folder()) as scratch:
+        part = make_demo(Path(scratch) / "demo", n_tiles, size, seed)
+        try:
+            part.rename(folder)
+        except OSError:  # another process was first
+            if not folder.is_dir():
+                raise
+    return folder
+
