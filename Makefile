@@ -2,13 +2,18 @@
 PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
+# processes of `make test`
+WORKERS = 2
+# numba writes the compiled kernels of the texture features beside the module: once, before many processes need them
+COMPILE = $(BIN)/python -c "import numpy as np; from glacier_nb.texture.glcm import glcm; \
+	glcm(np.eye(9, dtype=np.float32), np.ones((9, 9), bool))"
 
 .PHONY: help demo iterations autopilot compare test bench lab readme clean
 
 help:
 	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
 	@echo "make iterations  make every run in configs/iterations on the demo tiles (over an hour on two cores)"
-	@echo "make autopilot   from the user's fourth run to MCC 0.8 on the demo tiles: diagnose, propose, run (at most an hour)"
+	@echo "make autopilot   from a run that failed to MCC 0.8 on the demo tiles: diagnose, propose, run (at most an hour)"
 	@echo "make compare     write outputs/compare.ipynb: table, curves and tests of all finished runs"
 	@echo "make test        notebooks, tests, style and export checks"
 	@echo "make bench       our training epoch beside the bare loop and torchgeo on Lightning (10 minutes; installs 7 GB)"
@@ -36,8 +41,8 @@ compare: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --file-re '^[0-9]' --n-workers 2 --do-print
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	@$(COMPILE)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 10
 
 bench: benchmarks/.venv/.installed data/demo
 	benchmarks/.venv/bin/python benchmarks/train_throughput.py
@@ -46,7 +51,7 @@ lab: $(INSTALLED)
 	$(BIN)/jupyter lab --notebook-dir nbs
 
 readme: $(INSTALLED)
-	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+	$(BIN)/python docs/readme.py
 
 clean:
 	rm -rf outputs/demo outputs/.cache build *.egg-info .pytest_cache .ruff_cache

@@ -117,8 +117,8 @@ def main():
             record.setdefault(tiles, {})[cause] = found
             write_text(path, json.dumps(record) + "\n")
             mcc, loss = (np.array(found["curves"][name]) for name in ("mcc", "val_loss"))
-            told = f"MCC best {mcc.max():.3f}, last {mcc[-1]:.3f}; val loss {loss[0]:.2f} to {loss[-1]:.2f}"
-            print(f"{tiles} {cause}: {told}; {found['seconds']:.0f} s", flush=True)
+            text = f"MCC best {mcc.max():.3f}, last {mcc[-1]:.3f}; val loss {loss[0]:.2f} to {loss[-1]:.2f}"
+            print(f"{tiles} {cause}: {text}; {found['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ KEPT = ("mcc", "mcc_valid", "ci95", "baselines", "best_epoch", "seconds", "start
 CURVES = ("epoch", "step", "lr", "train_loss", "val_loss", "mcc", "mcc_valid")
 
 
-def kept(folder: Path) -> dict:
+def record_of(folder: Path) -> dict:
     "What the notebook needs of a finished run; tiles by number, without names."
     metrics = read_metrics(folder)
     history = read_history(folder)
@@ -33,7 +33,7 @@ def main():
     record = {}
     for tiles, prefix in (("demo", ""), ("competition", "real-")):
         folders = {name: root / "outputs" / f"{prefix}{name}" for name in names}
-        record[tiles] = {n: kept(f) for n, f in folders.items() if (f / "metrics.json").is_file()}
+        record[tiles] = {n: record_of(f) for n, f in folders.items() if (f / "metrics.json").is_file()}
     groups = ",\n".join(
         f'"{tiles}": {{\n'
         + ",\n".join(f'"{name}": {json.dumps(run, separators=(",", ":"))}' for name, run in runs.items())

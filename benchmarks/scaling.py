@@ -58,7 +58,7 @@ def make_tiles(folder: Path, n: int, size: int) -> Path:
 
 
 class Memory(threading.Thread):
-    "Watches the memory of this process: the peak of all, and of what it shares with nobody, in MiB."
+    "Watches the memory of this process: the peak of all, and of what no other process shares, in MiB."
 
     def __init__(self):
         super().__init__(daemon=True)

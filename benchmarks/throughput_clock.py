@@ -102,16 +102,16 @@ def summary(
     )
 
 
-def told(
+def loads(
     blocks: pd.DataFrame,  # from `contest`
 ) -> str:
     "How many rounds there were, and how quiet."
-    kept = quiet_rounds(blocks)
-    rounds, used = blocks["round"].nunique(), kept["round"].nunique()
-    worst = kept.groupby("round")["others"].max().max()
+    quiet = quiet_rounds(blocks)
+    rounds, used = blocks["round"].nunique(), quiet["round"].nunique()
+    worst = quiet.groupby("round")["others"].max().max()
     if worst <= QUIET:
         return f"medians of {used} quiet rounds of {rounds}; others used at most {worst:.2f} cores"
-    mean = kept["others"].mean()
+    mean = quiet["others"].mean()
     return (
         f"medians of {used} rounds. NOT QUIET: others used {mean:.2f} cores on average, "
         "wall times are too long and ratios uncertain: run it again alone"

@@ -31,7 +31,7 @@ class Task(SemanticSegmentationTask):
     augment: Callable | None = (
         None  # as `glacier_nb.augment.photometric.make_augment` gives it; None: batches come ready
     )
-    optimizer: torch.optim.Optimizer | None = None  # None: torchgeo's own; kept from block to block
+    optimizer: torch.optim.Optimizer | None = None  # None: torchgeo's own; the same in all blocks
     seen = 0  # batches of the epoch so far
 
     def on_train_epoch_start(self):

@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import torch
 import torch.nn.functional as F
-from throughput_clock import Clock, Contender, contest, quiet_rounds, summary, told
+from throughput_clock import Clock, Contender, contest, quiet_rounds, summary, loads
 from torch import Tensor, nn
 
 from glacier_nb.config.training import TrainConfig
@@ -264,7 +264,7 @@ def run_contest(
     "A contest, printed."
     blocks = contest(group, steps, rounds, seconds)
     table = summary(quiet_rounds(blocks), reference)
-    show(f"{title}; ratios to {reference}: {told(blocks)}", table, RATIOS)
+    show(f"{title}; ratios to {reference}: {loads(blocks)}", table, RATIOS)
     return table
 
 

@@ -1,15 +1,51 @@
-"""What all tests share."""
+"""What all tests share: their order, a cache, signals, the loopback interface."""
 
+import json
+import os
 import signal
+from collections import Counter
+from pathlib import Path
 
 import pytest
+
+SECONDS = Path(__file__).with_name("seconds.json")  # of each group of tests, see `group_of`
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-seconds", action="store_true", help=f"write {SECONDS.name} anew after the run")
+
+
+def group_of(nodeid: str) -> str:
+    "What runs as a whole on one worker: a notebook or a test file."
+    file, _, name = nodeid.partition("::")
+    return name.partition("@")[0] if name.startswith("test_notebook[") else file
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "The slowest group first, so that no core is idle at the end."
+    seconds = json.loads(SECONDS.read_text())
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item.nodeid)))
+    items.sort(key=lambda item: -seconds.get(group_of(item.nodeid), 1))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("write_seconds"):
+        seconds = Counter()
+        for report in terminalreporter.getreports("passed"):
+            seconds[group_of(report.nodeid)] += report.duration
+        slow = {group: round(value) for group, value in seconds.most_common() if value >= 1}
+        SECONDS.write_text(json.dumps(slow, indent=1) + "\n")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory):
-    "Computed arrays are kept in a folder of the tests' own, also by processes that they start."
+    "Computed arrays and demo tiles are cached in a folder of the tests' own, by all workers together."
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLACIER_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GLACIER_NB_CACHE", str(folder))
         yield
 
 

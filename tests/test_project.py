@@ -2,17 +2,18 @@
 
 import ast
 import filecmp
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from dataclasses import fields
 from pathlib import Path
+from runpy import run_path
 
 import nbformat
 import pytest
 import yaml
-from nbconvert import MarkdownExporter
 
 from glacier_nb.config.training import TrainConfig, check_names
 
@@ -63,10 +64,22 @@ def test_export_and_clean_change_nothing(tmp_path):
 
 
 def test_readme_is_index():
-    text, _ = MarkdownExporter().from_filename(str(ROOT / "nbs/index.ipynb"))
-    assert (ROOT / "README.md").read_text().strip() == text.strip(), (
-        "README.md is not index.ipynb: run make readme"
-    )
+    readme = run_path(str(ROOT / "docs/readme.py"))["readme"]
+    assert (ROOT / "README.md").read_text() == readme(), "README.md is not index.ipynb: run make readme"
+
+
+def test_links_between_files_lead_somewhere():
+    "Relative links of notebooks, README and documents, and those of the picture on the front page."
+    markdown = {path: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("*/*.md")]}
+    for path in NOTEBOOKS:
+        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+        markdown[path] = "\n".join(cells)
+    links = {path: re.findall(r"\]\(([^)#\s]+)", text) for path, text in markdown.items()}
+    picture = ROOT / "docs/data_flow.svg"
+    links[picture] = re.findall(r'href="([^"]+)"', picture.read_text())
+    own = [(path, link) for path, found in links.items() for link in found if "://" not in link]
+    assert not [f"{path}: {link}" for path, link in own if not (path.parent / link).exists()]
+    assert len(own) > 150
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -1,0 +1,41 @@
+"""Every lesson runs as in `nbdev-test`, one notebook a test, so that notebooks and tests share the cores."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LESSONS = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
+SKIPPED = ["slow", "cuda", "multigpu"]  # flags of cells, see tst_flags in pyproject.toml
+
+# A server that has imported the libraries forks a process in milliseconds; a new one needs seconds.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["glacier_nb.experiments.train", "glacier_nb.plot.curves", "nbdev.test", "cut_runs"]
+)
+
+
+def _run(path: Path, environment: dict[str, str], log: Path) -> None:
+    "The process itself: exit status 1 when a cell fails, its traceback in `log`."
+    os.setsid()  # what the notebook starts can be ended with it
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ |= environment
+    from nbdev.test import test_nb
+
+    passed, _seconds = test_nb(path, skip_flags=SKIPPED, basepath=ROOT)
+    raise SystemExit(not passed)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_notebook(path, tmp_path):
+    process = _SERVER.Process(target=_run, args=(path, dict(os.environ), tmp_path / "log"))
+    process.start()
+    process.join(900)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
