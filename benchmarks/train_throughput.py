@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import torch
 import torch.nn.functional as F
-from throughput_clock import Clock, Contender, contest, quiet_rounds, summary, loads
+from throughput_clock import Clock, Contender, contest, loads, quiet_rounds, summary
 from torch import Tensor, nn
 
 from glacier_nb.config.training import TrainConfig
