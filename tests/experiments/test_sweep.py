@@ -213,7 +213,7 @@ def test_end_processes_kills_what_does_not_listen():
 
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
-    taken = f"from glacier_nb.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
+    taken = f"from glacier_nb.files.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
     code = f"import os; {taken}; os._exit(1)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     with run_lock(tmp_path):
