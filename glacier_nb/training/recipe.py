@@ -27,9 +27,9 @@ from ..losses.terms import signed_distance
 from ..models.build import build_unet
 from ..models.weights import init_from
 from ..sampling.samplers import crop_shape
-from ..tiles.lazy import LazyTile
+from ..tiles.lazy import LazyTile, class_counts
 from ..tiles.read import Tile
-from ..tiles.splits import check_split, class_pixels, split
+from ..tiles.splits import check_split, split
 from .schedules import Schedule, schedule
 
 # %% ../../nbs/training/03_recipe.ipynb #3c8e5a73
@@ -125,7 +125,7 @@ def run_loss(
 ) -> CombinedLoss:
     "The loss that a config asks for."
     gammas = parse_numbers(cfg.focal_gamma, "focal_gamma")
-    counts = sum(class_pixels(tile) for tile in data.train_tiles)
+    counts = sum(class_counts(tile) for tile in data.train_tiles)
     return CombinedLoss(
         loss_weights(cfg) | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight},
         len(data.classes),
