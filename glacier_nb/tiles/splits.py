@@ -85,8 +85,8 @@ def adjacency(
 
 def _cut_cost(a, b, folds, touch, pixels) -> float:
     "The cost of a cut into the index arrays `a` and `b`, for `folds` = (number in a, number in b)."
-    shares = [pixels[i].sum(0) / max(pixels[i].sum(), 1) for i in (a, b)]
-    uneven = np.abs(shares[0] - shares[1]) / np.maximum(shares[0] + shares[1], 1e-12)
+    fractions = [pixels[i].sum(0) / max(pixels[i].sum(), 1) for i in (a, b)]
+    uneven = np.abs(fractions[0] - fractions[1]) / np.maximum(fractions[0] + fractions[1], 1e-12)
     held = [(pixels[i] > 0).sum(0) for i in (a, b)]
     enough = [np.minimum(n, h) for n, h in zip(folds, held, strict=True)]
     lacking = np.minimum(sum(folds), sum(held)) - sum(enough)

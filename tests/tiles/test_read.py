@@ -55,15 +55,22 @@ def label_file(folder, tile="02_08"):
     return folder / "label" / f"Y_output_resized_{tile}.tif"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A valid folder in the competition's layout."""
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A valid folder in the competition's layout, which no test changes."""
+    path = tmp_path_factory.mktemp("original")
     for k, tile in enumerate(IDS):
         bands, label = pixels(k)
         for band, dn in zip(BANDS, bands, strict=True):
-            write(band_file(tmp_path / "tiles", band, tile), dn, nodata=0, **geo(k))
-        write(label_file(tmp_path / "tiles", tile), label.astype("float32"), nodata=0, **geo(k))
-    return tmp_path / "tiles"
+            write(band_file(path, band, tile), dn, nodata=0, **geo(k))
+        write(label_file(path, tile), label.astype("float32"), nodata=0, **geo(k))
+    return path
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy of the valid folder, to be changed."""
+    return shutil.copytree(original, tmp_path / "tiles")
 
 
 def rewrite(path, change=lambda a: a, **profile):
