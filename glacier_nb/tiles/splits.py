@@ -87,9 +87,9 @@ def _cut_cost(a, b, folds, touch, pixels) -> float:
     "The cost of a cut into the index arrays `a` and `b`, for `folds` = (number in a, number in b)."
     fractions = [pixels[i].sum(0) / max(pixels[i].sum(), 1) for i in (a, b)]
     uneven = np.abs(fractions[0] - fractions[1]) / np.maximum(fractions[0] + fractions[1], 1e-12)
-    held = [(pixels[i] > 0).sum(0) for i in (a, b)]
-    enough = [np.minimum(n, h) for n, h in zip(folds, held, strict=True)]
-    lacking = np.minimum(sum(folds), sum(held)) - sum(enough)
+    present = [(pixels[i] > 0).sum(0) for i in (a, b)]
+    enough = [np.minimum(n, h) for n, h in zip(folds, present, strict=True)]
+    lacking = np.minimum(sum(folds), sum(present)) - sum(enough)
     return touch[np.ix_(a, b)].sum() + 2 * lacking.sum() + uneven.sum()
 
 # %% ../../nbs/tiles/03_splits.ipynb #43511e08

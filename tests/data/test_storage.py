@@ -143,7 +143,7 @@ def test_errors_are_those_of_reading(tmp_path):
     recode(folder, lambda a: np.where(a == 7, 85, a))
     band = next((folder / "Band4").iterdir())
     band.write_bytes(band.read_bytes()[:3000])
-    with pytest.raises(TileError, match="a whole GeoTIFF"):
+    with pytest.raises(TileError, match="a complete GeoTIFF"):
         open_tiles(folder)
     with pytest.raises(ValueError, match='"auto", "four" or "binary"'):
         open_tiles(folder, "all")
