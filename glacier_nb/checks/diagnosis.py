@@ -38,9 +38,9 @@ from ..report.findings import SEVERITIES, Finding
 from ..report.report import Report
 from ..runs.folder import RunError, read_history, read_metrics, run_state
 from ..sampling.index import SamplerError
-from ..tiles.lazy import LazyTile
+from ..tiles.lazy import LazyTile, class_counts
 from ..tiles.read import Tile
-from ..tiles.splits import LeakageError, SplitError, class_pixels
+from ..tiles.splits import LeakageError, SplitError
 from ..training.learner import Learner
 from ..training.recipe import RunData, batch_shape, prepare_data, run_network
 
@@ -155,7 +155,7 @@ def _norms(learner: Learner) -> list[Finding]:
 def _loss(learner: Learner) -> list[Finding]:
     "The loss, on the shares of the training tiles' classes."
     crops, *_, edge = batch_shape(learner.cfg, learner.data.train)
-    pixels = sum(class_pixels(tile) for tile in learner.data.train_tiles)
+    pixels = sum(class_counts(tile) for tile in learner.data.train_tiles)
     return check_loss(learner.loss, pixels, learner.data.classes, crops, edge)
 
 
@@ -168,7 +168,7 @@ def _ladder(subject: Subject) -> pd.DataFrame | None:
 # %% ../../nbs/checks/14_diagnosis.ipynb #31bc28d4
 def _tile_facts(data: RunData) -> dict:
     "How many tiles, and what they hold."
-    pixels = sum(class_pixels(tile) for tile in [*data.train_tiles, *data.val_tiles])
+    pixels = sum(class_counts(tile) for tile in [*data.train_tiles, *data.val_tiles])
     shares = zip(data.classes, pixels / max(pixels.sum(), 1), strict=True)
     tiles = f"{len(data.train)} to train on, {len(data.val)} held out"
     return {"tiles": tiles, "classes": ", ".join(f"{name} {share:.2%}" for name, share in shares)}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .history import known_parameters
-from ..config.fields import FREE
+from ..config.fields import EXECUTION_PARAMETERS
 from ..landsat import IGNORE
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import bootstrap_mcc, mcc
@@ -183,7 +183,7 @@ def one_change(
 ) -> str | None:  # name of the only parameter in which they differ
     "The single change between two runs; None for none or several."
     a, b = known_parameters(a), known_parameters(b)
-    names = [k for k in a if k not in FREE and a[k] != b[k]]
+    names = [k for k in a if k not in EXECUTION_PARAMETERS and a[k] != b[k]]
     return names[0] if len(names) == 1 else None
 
 

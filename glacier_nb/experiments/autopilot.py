@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config.fields import ConfigError, differing
+from ..config.fields import ConfigError, config_differences
 from ..config.training import TrainConfig
 from .jobs import Job, JobStopped, read_parameters, run_job
 from .proposals import NoProposal, Proposal, next_run
@@ -123,7 +123,7 @@ def _start(start: str | os.PathLike, root: Path) -> tuple[str, dict, Path | None
     name = parameters.pop("run", "") or path.stem
     parameters.pop("resume", None)
     folder = root / "outputs" / name
-    same = run_state(folder) == "finished" and not differing(
+    same = run_state(folder) == "finished" and not config_differences(
         TrainConfig(**parameters), read_record(folder).parameters
     )
     return name, parameters, folder if same else None
@@ -133,7 +133,7 @@ def _begin(path: Path, steps: list[dict], start: str | os.PathLike, root: Path) 
     "Write the first step; raises RunError when this folder was begun from another start."
     name, parameters, folder = _start(start, root)
     if steps:
-        if names := differing(TrainConfig(**parameters), steps[0]["parameters"]):
+        if names := config_differences(TrainConfig(**parameters), steps[0]["parameters"]):
             raise RunError(
                 f"{path} was begun with another start: {names}. Choose another folder, or remove it"
             )

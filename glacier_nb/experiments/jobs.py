@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from ..config.fields import ConfigError, differing
+from ..config.fields import ConfigError, config_differences
 from ..config.training import TrainConfig, check_names
 from ..files.locks import Lock, LockError, run_lock
 from ..files.paths import project_root, write_text
@@ -177,7 +177,7 @@ def beginning(
         return "done"
     finished = "metrics.json" in there
     found = read_metrics(folder).get("parameters", {}) if finished else read_json(folder / "config.json")
-    if names := differing(asked, found):
+    if names := config_differences(asked, found):
         state = f"{folder} {'is finished' if finished else 'was begun'} with other parameters"
         raise RunError(f"{state}: {names}. Choose another run name, or remove the folder")
     return "skipped" if finished else "resumed"

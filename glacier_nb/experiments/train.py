@@ -163,7 +163,7 @@ def run_rank(
     cfg, folder = ranks.broadcast((cfg, run_path(cfg) if ranks.rank == 0 else None))
     data = prepare_data(cfg, run_tiles(cfg))
     learner = make_learner(cfg, data, folder, progress=ranks.rank == 0)
-    with nullcontext() if ranks.rank else run_lock(folder, inside=True):  # until the metrics are written
+    with nullcontext() if ranks.rank else run_lock(folder, inherit=True):  # until the metrics are written
         check_ranks(learner, folder)
         learner.fit()
         if not learner.interrupted:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..augment.geometry import turn
-from ..config.fields import ConfigError, check_known, numbers
+from ..config.fields import ConfigError, check_known, parse_numbers
 
 # %% ../../nbs/prediction/00_views.ipynb #e574b6f0
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def make_views(
 ) -> tuple[View, ...]:
     "The views that are averaged; raises ConfigError."
     check_known([tta], TTA, "tta")
-    sizes = numbers(scales, "tta_scales")
+    sizes = parse_numbers(scales, "tta_scales")
     if not all(0.25 <= s <= 4 for s in sizes) or len(set(sizes)) < len(sizes):
         raise ConfigError(
             f"tta_scales = {scales!r} is not allowed: expected different numbers from 0.25 to 4, "

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..config.fields import ConfigError, numbers
+from ..config.fields import ConfigError, parse_numbers
 from ..config.training import TrainConfig, check_names
 from ..data.tileset import TileSet
 from ..landsat import CLASSES, IGNORE
@@ -255,7 +255,9 @@ def config_sampler(
         cfg.crop_size,
         cfg.samples_per_epoch,
         cfg.seed,
-        class_fractions=numbers(cfg.class_fractions, "class_fractions") if cfg.class_fractions else None,
+        class_fractions=parse_numbers(cfg.class_fractions, "class_fractions")
+        if cfg.class_fractions
+        else None,
         boosts={"lake": cfg.lake_boost, "debris": cfg.debris_boost},
         interface_fraction=cfg.interface_fraction,
         interface_classes=pair,

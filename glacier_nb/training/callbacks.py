@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..config.fields import ConfigError, differing
+from ..config.fields import ConfigError, config_differences
 from ..config.training import TrainConfig, data_path, save_config
 from ..data.stats import BandStats
 from ..files.locks import holds_run, run_lock
@@ -177,7 +177,7 @@ def _resume(self: RunFolder, learner: Learner) -> None:
     "Go on from last.pt, which the first rank reads; raises ConfigError when it is another config's."
     path = self.folder / "last.pt"
     state = learner.ranks.broadcast(read_checkpoint(path) if learner.ranks.rank == 0 else None)
-    if changed := differing(learner.cfg, state["config"]):
+    if changed := config_differences(learner.cfg, state["config"]):
         raise ConfigError(
             f"{path} belongs to another config: {changed}. Resume with the values of its config.json"
         )

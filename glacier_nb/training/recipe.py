@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..config.fields import ConfigError, numbers
+from ..config.fields import ConfigError, parse_numbers
 from ..config.training import TrainConfig, loss_weights
 from ..data.stats import BandStats
 from ..data.storage import run_stats, store_folder
@@ -27,9 +27,9 @@ from ..losses.terms import signed_distance
 from ..models.build import build_unet
 from ..models.weights import init_from
 from ..sampling.samplers import crop_shape
-from ..tiles.lazy import LazyTile
+from ..tiles.lazy import LazyTile, class_counts
 from ..tiles.read import Tile
-from ..tiles.splits import check_split, class_pixels, split
+from ..tiles.splits import check_split, split
 from .schedules import Schedule, schedule
 
 # %% ../../nbs/training/03_recipe.ipynb #3c8e5a73
@@ -124,14 +124,14 @@ def run_loss(
     data: RunData,  # its classes
 ) -> CombinedLoss:
     "The loss that a config asks for."
-    gammas = numbers(cfg.focal_gamma, "focal_gamma")
-    counts = sum(class_pixels(tile) for tile in data.train_tiles)
+    gammas = parse_numbers(cfg.focal_gamma, "focal_gamma")
+    counts = sum(class_counts(tile) for tile in data.train_tiles)
     return CombinedLoss(
         loss_weights(cfg) | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight},
         len(data.classes),
         gammas[0] if len(gammas) == 1 else gammas,
         None if cfg.class_weights == "none" else class_weights(counts, cfg.class_weights),
-        numbers(cfg.tversky, "tversky"),
+        parse_numbers(cfg.tversky, "tversky"),
     )
 
 # %% ../../nbs/training/03_recipe.ipynb #2a9b83a6

@@ -1,4 +1,4 @@
-"""TrainConfig: every wrong value is refused by name, every right one survives JSON."""
+"""TrainConfig: every wrong value is refused by name, every allowed one survives JSON."""
 
 import re
 from dataclasses import asdict, fields
@@ -57,7 +57,7 @@ def test_out_of_range(f, value):
     ],
     ids=str,
 )
-def test_contradictions_name_their_fields(values):
+def test_contradictions_name_their_parameters(values):
     with pytest.raises(ConfigError) as e:
         TrainConfig(**values)
     assert any(name in str(e.value) for name in values)
@@ -66,7 +66,7 @@ def test_contradictions_name_their_fields(values):
 @pytest.mark.parametrize(
     "given", [{}, {"mcc_weight": 1.0}, {"mcc_weight": 0.5}, {"focal_weight": 0.2, "dice_weight": 0.1}]
 )
-def test_given_weights_are_kept_and_the_rest_sums_to_one(given):
+def test_given_weights_are_used_and_the_rest_sums_to_one(given):
     weights = loss_weights(TrainConfig(**given))
     assert sum(weights.values()) == pytest.approx(1, abs=1e-12)
     assert all(weights[k.removesuffix("_weight")] == v for k, v in given.items())
@@ -83,7 +83,7 @@ def test_json_round_trip(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
 
 
-def test_namespace_ignores_what_is_no_plain_value():
+def test_namespace_ignores_values_that_are_not_plain():
     space = {
         "In": [""],
         "Out": {},
@@ -124,7 +124,7 @@ def test_resume_without_a_checkpoint(tmp_path):
         run_path(TrainConfig(run="new", resume=True), outputs=tmp_path)
 
 
-def test_choices_are_the_names_that_the_modules_know():
+def test_choices_are_the_names_that_the_modules_define():
     choices = {f.name: f.metadata["choices"] for f in fields(TrainConfig)}
     assert choices["schedule"] == tuple(SCHEDULES)
     assert choices["augment"] == tuple(POLICIES)

@@ -34,7 +34,7 @@ from glacier_nb.tiles.lazy import (
     read_lazy,
 )
 from glacier_nb.tiles.read import read_tiles
-from glacier_nb.tiles.splits import leakage_audit, near_box, near_tiles, placed, spatial_folds, split
+from glacier_nb.tiles.splits import leakage_audit, near_box, near_tiles, spatial_folds, split, with_transforms
 from glacier_nb.training.recipe import prepare_data, run_loss
 
 SIDE = 48
@@ -143,7 +143,7 @@ def test_errors_are_those_of_reading(tmp_path):
     recode(folder, lambda a: np.where(a == 7, 85, a))
     band = next((folder / "Band4").iterdir())
     band.write_bytes(band.read_bytes()[:3000])
-    with pytest.raises(TileError, match="a whole GeoTIFF"):
+    with pytest.raises(TileError, match="a complete GeoTIFF"):
         open_tiles(folder)
     with pytest.raises(ValueError, match='"auto", "four" or "binary"'):
         open_tiles(folder, "all")
@@ -162,7 +162,7 @@ def test_a_changed_file_is_noticed_whatever_its_date(tmp_path):
     with rasterio.open(path, "r+") as f:
         f.write(f.read(1) + 3, 1)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(TileError, match="other files than when the tiles were opened"):
+    with pytest.raises(TileError, match="files that changed after the tiles were opened"):
         _ = old[0].bands
     new = open_tiles(folder)
     assert same_tiles(new, read_tiles(folder))
@@ -208,10 +208,10 @@ def test_folds_split_and_audit_are_those_of_memory(folder, buffer):
     assert leakage_audit(lazy[:1], same).kind.tolist() == ["same pixels"]
 
 
-def test_tiles_without_georeference_are_placed_by_their_ids(folder):
+def test_tiles_without_georeference_are_with_transforms_by_their_ids(folder):
     lazy, held = open_tiles(folder), read_tiles(folder)
     bare = [[replace(t, crs=None, transform=Affine.identity()) for t in tiles] for tiles in (lazy, held)]
-    assert [t.transform for t in placed(bare[0])] == [t.transform for t in placed(bare[1])]
+    assert [t.transform for t in with_transforms(bare[0])] == [t.transform for t in with_transforms(bare[1])]
     assert spatial_folds(bare[0], 3) == spatial_folds(held, 3)
 
 

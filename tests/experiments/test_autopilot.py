@@ -216,7 +216,7 @@ def test_what_is_refused(world):
             Budget(**bad)
     world.fly(target=0.7)
     world.put(world.root / "other.yaml", {"lr": 0.5})
-    with pytest.raises(RunError, match=r"begun with another start: .*lr \(there 0.001, asked 0.5\)"):
+    with pytest.raises(RunError, match=r"begun with another start: .*lr \(saved 0.001, requested 0.5\)"):
         world.fly("other.yaml")
     with run_lock(world.root / "outputs/a"), pytest.raises(LockError, match="is in use"):
         world.fly(target=0.7)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glacier_nb.config.fields import FREE
+from glacier_nb.config.fields import EXECUTION_PARAMETERS
 from glacier_nb.config.training import TrainConfig, loss_weights
 
 FOLDER = Path(__file__).parents[2] / "configs/iterations"
@@ -41,7 +41,7 @@ def test_the_four_iterations_are_as_recorded(name, weights, boosts, schedule, lo
 def test_enough_steps_changes_sampler_and_steps_alone():
     starved, enough = (TrainConfig(**parameters(name)) for name in ("04_heavy_mcc", "05_enough_steps"))
     changed = {k for k, v in vars(enough).items() if v != getattr(starved, k)}
-    assert changed - set(FREE) == {"sampler", "samples_per_epoch"}
+    assert changed - set(EXECUTION_PARAMETERS) == {"sampler", "samples_per_epoch"}
 
 
 @pytest.mark.parametrize("path", IDEAS[1:], ids=lambda p: p.stem)

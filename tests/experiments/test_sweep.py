@@ -15,7 +15,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from glacier_nb.config.fields import ConfigError, differing
+from glacier_nb.config.fields import ConfigError, config_differences
 from glacier_nb.demo.tiles import make_demo
 from glacier_nb.experiments.jobs import Job, end_processes, read_parameters, run_job
 from glacier_nb.experiments.sweep import _refer, _share, cores, plan, sweep
@@ -107,7 +107,7 @@ def test_a_sweep_survives_every_way_to_fail(project):
     assert said["raises"] == "FloatingPointError: the loss is\nnot finite"
     assert "died" in said["dies"].lower()
     assert "wrote no metrics.json" in said["silent"]
-    assert "lr (there 0.25, asked 0.5)" in said["other"]
+    assert "lr (saved 0.25, requested 0.5)" in said["other"]
     assert (outputs / "other/metrics.json").read_text() == kept
     assert said["after"] == "needs run raises, which failed"
     assert not (outputs / "after").exists()
@@ -213,7 +213,7 @@ def test_end_processes_kills_what_does_not_listen():
 
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
-    taken = f"from glacier_nb.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
+    taken = f"from glacier_nb.files.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
     code = f"import os; {taken}; os._exit(1)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     with run_lock(tmp_path):
@@ -334,8 +334,8 @@ def test_a_scheduler_without_workers_is_named(monkeypatch):
 def test_a_parameter_that_is_no_longer_known_is_a_difference():
     from glacier_nb.config.training import TrainConfig
 
-    assert differing(TrainConfig(run="a", workers=3), {"run": "b", "resume": True}) == ""
-    assert "gone (there 1, asked None)" in differing(TrainConfig(), {"gone": 1})
+    assert config_differences(TrainConfig(run="a", workers=3), {"run": "b", "resume": True}) == ""
+    assert "gone (saved 1, requested None)" in config_differences(TrainConfig(), {"gone": 1})
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Arrays on disk: the numbers of NumPy, no open files, clear ends for damaged files."""
+"""Arrays on disk: the numbers of NumPy, no open files, clear errors for damaged files."""
 
 import errno
 import multiprocessing
@@ -44,11 +44,11 @@ def test_what_was_read_is_a_copy(tmp_path):
     assert not disk[...].any()
 
 
-@pytest.mark.parametrize("keep", [0, 5, 60, 128, 500, 10_000])
-def test_a_file_that_is_cut_off_or_too_long_is_refused(tmp_path, keep):
+@pytest.mark.parametrize("size", [0, 5, 60, 128, 500, 10_000])
+def test_a_truncated_or_too_long_file_is_refused(tmp_path, size):
     path = tmp_path / "a.npy"
     store_array(path, np.zeros((10, 20)))
-    path.write_bytes((path.read_bytes() + b"0" * 10_000)[:keep])
+    path.write_bytes((path.read_bytes() + b"0" * 10_000)[:size])
     with pytest.raises(CacheError, match=r"a\.npy: found .* To fix"):
         DiskArray.open(path)
 
@@ -62,7 +62,7 @@ def test_files_that_are_no_plain_array_are_refused(tmp_path):
             read_header(tmp_path / f"{name}.npy")
 
 
-def test_a_file_that_shrinks_or_goes_during_a_run_is_an_error_and_not_a_crash(tmp_path):
+def test_a_file_that_shrinks_or_disappears_during_a_run_is_an_error_and_not_a_crash(tmp_path):
     disk = store_array(tmp_path / "a.npy", np.zeros((100, 100)))
     os.truncate(disk.path, 5000)
     with pytest.raises(CacheError, match="found 5000 bytes"):
@@ -80,8 +80,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(CacheError, match=r"MB free.*Expected 0\.1 MB.*GLACIER_NB_CACHE"):
-        store_array(tmp_path / "made" / "a.npy", np.zeros((100, 125)))
-    assert not list((tmp_path / "made").iterdir())
+        store_array(tmp_path / "new" / "a.npy", np.zeros((100, 125)))
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_other_errors_of_the_disk_pass_as_they_are(tmp_path):
@@ -99,8 +99,8 @@ def test_temporary_names_are_new_each_time(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "\x00\x00"])
-def test_kept_json_computes_anew_what_cannot_be_read(tmp_path, text):
-    path, calls = tmp_path / "kept" / "a.json", []
+def test_cached_json_computes_again_what_cannot_be_read(tmp_path, text):
+    path, calls = tmp_path / "cache" / "a.json", []
 
     def compute():
         calls.append(1)
@@ -118,7 +118,7 @@ def _store_often(folder: str, value: int):
         store_array(Path(folder) / "a.npy", np.full((50, 50), value))
 
 
-def test_processes_that_write_one_file_never_show_half_of_it(tmp_path):
+def test_processes_that_write_one_file_never_show_a_part_of_it(tmp_path):
     context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     writers = [context.Process(target=_store_often, args=(str(tmp_path), k)) for k in range(3)]
     store_array(tmp_path / "a.npy", np.full((50, 50), 9))

@@ -1,10 +1,11 @@
-"""The lock of a run folder: hostile file systems, stale files, processes that start at the same moment."""
+"""The lock of a run folder: file systems without locks, stale files, processes that start at one moment."""
 
 import errno
 import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,12 @@ def test_a_file_system_that_cannot_lock_is_named(tmp_path, monkeypatch, number):
     with run_lock(tmp_path):
         pass
     monkeypatch.setattr(fcntl, "flock", unable(number))
-    with pytest.raises(LockError, match=r"cannot lock files .*Put outputs/ on another"), run_lock(tmp_path):
+    with pytest.raises(LockError, match=r"cannot lock files .*put outputs/ on another"), run_lock(tmp_path):
         pass
-    assert not is_locked(tmp_path)  # nobody can hold it there
+    assert not is_locked(tmp_path)  # no process can hold a lock there
 
 
-def test_another_error_of_flock_is_not_taken_for_an_answer(tmp_path, monkeypatch):
+def test_another_error_of_flock_is_raised(tmp_path, monkeypatch):
     with run_lock(tmp_path):
         pass
     monkeypatch.setattr(fcntl, "flock", unable(errno.EIO))
@@ -64,25 +65,26 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     assert not is_locked(tmp_path)
 
 
-def test_only_what_a_dead_process_left_is_removed(tmp_path):
+def test_only_files_of_dead_processes_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "figures").mkdir()
     stale = [f".last.pt.{dead.pid}.tmp", f"figures/.map.png.{dead.pid}.tmp", f".x.{10**30}.tmp"]
-    kept = ["last.pt", f".best.pt.{os.getpid()}.tmp", ".notes.tmp", "mine.tmp", f"last.pt.{dead.pid}.tmp"]
-    for name in (*stale, *kept):
+    others = ["last.pt", f".best.pt.{os.getpid()}.tmp", ".notes.tmp", "mine.tmp", f"last.pt.{dead.pid}.tmp"]
+    for name in (*stale, *others):
         (tmp_path / name).write_text("half")
     with run_lock(tmp_path):
         there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert there == {".lock", *kept}
+    assert there == {".lock", *others}
 
 
-def test_a_child_of_one_run_is_not_let_into_another(tmp_path, monkeypatch):
+def test_a_child_of_one_run_may_not_use_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the attempts of `run_lock`
     monkeypatch.setenv(LOCK_VARIABLE, str(tmp_path / "one"))
     with run_lock(tmp_path / "two"):
         with pytest.raises(LockError, match="in use"):
             run_lock(tmp_path / "two").__enter__()
-        with run_lock(tmp_path / "one") as lock:  # nobody has it: the variable is not enough
+        with run_lock(tmp_path / "one") as lock:  # no process holds it: the variable is not enough
             assert lock.files
             (tmp_path / "link").symlink_to(tmp_path / "one")
             with run_lock(tmp_path / "link") as again:
@@ -95,7 +97,7 @@ def test_a_child_of_one_run_is_not_let_into_another(tmp_path, monkeypatch):
 
 RACE = """
 import sys, time
-from glacier_nb.locks import LockError, run_lock
+from glacier_nb.files.locks import LockError, run_lock
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -116,12 +118,12 @@ def test_of_processes_that_start_at_the_same_moment_one_gets_the_folder(tmp_path
         assert racer.stdout.readline() == "ready\n"
     for racer in racers:
         racer.stdin.write("go\n")
-    said = [racer.stdout.readline().strip() for racer in racers]
-    winner = racers[said.index("mine")]
+    answers = [racer.stdout.readline().strip() for racer in racers]
+    winner = racers[answers.index("mine")]
     winner.communicate("end\n", timeout=10)
     for racer in racers:
         racer.communicate(timeout=10)
-    assert said.count("mine") == 1
-    assert all(f"in use: process {winner.pid} on" in text for text in said if text != "mine")
+    assert answers.count("mine") == 1
+    assert all(f"in use: process {winner.pid} on" in text for text in answers if text != "mine")
     with run_lock(tmp_path / "run"):
         pass

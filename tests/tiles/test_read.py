@@ -1,4 +1,4 @@
-"""Hostile tile folders: each must be read rightly or refused with a message that helps."""
+"""Unusual and damaged tile folders: each is read correctly or refused with a helpful message."""
 
 import pickle
 import shutil
@@ -12,7 +12,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, IGNORE, LABEL_CODES
 from glacier_nb.tiles.index import find_bands, index_folder, tile_id
-from glacier_nb.tiles.read import describe, detect_labels, read_raster, read_tile, read_tiles
+from glacier_nb.tiles.read import describe, detect_scheme, read_raster, read_tile, read_tiles
 
 SIZE = 32
 IDS = ("02_07", "02_08", "03_07")
@@ -55,15 +55,22 @@ def label_file(folder, tile="02_08"):
     return folder / "label" / f"Y_output_resized_{tile}.tif"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A sound folder in the competition's layout."""
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A valid folder in the competition's layout, which no test changes."""
+    path = tmp_path_factory.mktemp("original")
     for k, tile in enumerate(IDS):
         bands, label = pixels(k)
         for band, dn in zip(BANDS, bands, strict=True):
-            write(band_file(tmp_path / "tiles", band, tile), dn, nodata=0, **geo(k))
-        write(label_file(tmp_path / "tiles", tile), label.astype("float32"), nodata=0, **geo(k))
-    return tmp_path / "tiles"
+            write(band_file(path, band, tile), dn, nodata=0, **geo(k))
+        write(label_file(path, tile), label.astype("float32"), nodata=0, **geo(k))
+    return path
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy of the valid folder, to be changed."""
+    return shutil.copytree(original, tmp_path / "tiles")
 
 
 def rewrite(path, change=lambda a: a, **profile):
@@ -106,7 +113,7 @@ def refusal(*words, folder, **kwargs):
     assert str(other.value) == message
 
 
-# Sound folders
+# Valid folders
 
 
 def test_read(folder):
@@ -158,7 +165,7 @@ def lower_case(folder):
 
 
 def clutter(folder):
-    """What real folders collect besides."""
+    """Add other files that real folders hold."""
     band_file(folder, "B2").with_name("._B2_B2_masked_02_08.tif").write_bytes(b"\0\5\x16\7")
     band_file(folder, "B2").with_suffix(".tif.aux.xml").write_text("<PAMDataset></PAMDataset>")
     label_file(folder).with_suffix(".tif.ovr").write_bytes(b"")
@@ -180,7 +187,7 @@ def test_same_tiles_in_other_layouts(folder, change):
         assert (a.crs, a.transform, a.classes) == (b.crs, b.transform, b.classes)
 
 
-def test_multi_band_without_names_is_in_the_order_of_bands(folder):
+def test_multi_band_without_names_has_the_order_of_bands(folder):
     bands, _ = pixels(0)
     other = folder.parent / "other"
     write(other / "images" / "a.tif", bands, nodata=0, **geo())
@@ -263,7 +270,7 @@ def test_rounded_transform_is_accepted(folder):
     assert read_tiles(folder)[1].transform == geo(1)["transform"]
 
 
-# Which tiles
+# Selected tiles
 
 
 def test_ids_and_label_dir(folder):
@@ -455,7 +462,7 @@ def test_all_nodata(folder):
     assert len(read_tiles(folder, ids=["02_07", "03_07"])) == 2
 
 
-# What labels mean
+# Label schemes
 
 
 def recode(*codes):
@@ -503,7 +510,7 @@ def test_the_folder_decides_not_the_tile(folder):
     assert np.unique(alone.label).tolist() == [0, 3]
 
 
-def test_binary_phase_asked_as_four(folder):
+def test_binary_phase_read_as_four(folder):
     set_labels(folder, recode(0, 255, 255, 255))
     refusal("255 on 50.3% of all pixels", "3 of 3 files", 'classes="binary"', folder=folder, classes="four")
     assert read_tiles(folder)[0].classes == BINARY_CLASSES
@@ -544,7 +551,7 @@ def test_declared_nodata_of_a_label_is_ignored_unless_a_code(folder):
 def test_scheme_of_another_folder(folder):
     files = index_folder(folder)
     set_labels(folder, recode(0, 255, 255, 0))
-    scheme = detect_labels([f.label for f in files])
+    scheme = detect_scheme([f.label for f in files])
     rewrite(label_file(folder), put(85))
     with pytest.raises(TileError, match=r"label codes 85"):
         read_tile(files[1], scheme)

@@ -1,4 +1,4 @@
-"""Folds, buffers and the audit on synthetic grids, with hostile input."""
+"""Folds, buffers and the audit on synthetic grids, with invalid input."""
 
 from dataclasses import replace
 from itertools import product
@@ -14,13 +14,13 @@ from glacier_nb.tiles.read import Tile
 from glacier_nb.tiles.splits import (
     LeakageError,
     SplitError,
+    adjacency,
     check_split,
     fold_table,
     leakage_audit,
     pixel_box,
     spatial_folds,
     split,
-    touching,
 )
 
 SIDE = 24
@@ -42,7 +42,7 @@ def grid(rows=5, cols=5, **kwargs):
 
 def components(tiles):
     "Number of connected groups, corners included."
-    touch = touching(np.array([pixel_box(tiles[0], t) for t in tiles])) > 0
+    touch = adjacency(np.array([pixel_box(tiles[0], t) for t in tiles])) > 0
     group = list(range(len(tiles)))
     for a, b in zip(*np.nonzero(touch), strict=True):
         group = [group[a] if g == group[b] else g for g in group]
@@ -80,11 +80,11 @@ def test_folds_cut_few_edges():
     tiles = grid()
     cut = fold_table(tiles, spatial_folds(tiles, 5)).edges.sum() / 2
     strips = fold_table(tiles, {t.id: int(t.id[:2]) for t in tiles}).edges.sum() / 2
-    dealt = fold_table(tiles, {t.id: k % 5 for k, t in enumerate(tiles)}).edges.sum() / 2
-    assert cut <= 17 < strips == 20 <= dealt
+    by_turns = fold_table(tiles, {t.id: k % 5 for k, t in enumerate(tiles)}).edges.sum() / 2
+    assert cut <= 17 < strips == 20 <= by_turns
 
 
-def test_folds_do_not_depend_on_order_or_on_how_the_place_is_known():
+def test_folds_depend_neither_on_order_nor_on_the_source_of_the_place():
     tiles = grid()
     folds = spatial_folds(tiles, 5)
     shuffled = [tiles[k] for k in np.random.default_rng(0).permutation(25)]
@@ -117,10 +117,10 @@ def test_no_used_training_pixel_is_within_the_buffer(fold, buffer):
     check_split(train, val, buffer)
     assert (
         leakage_audit(train, val, buffer + 1).gap.min() == buffer
-    )  # not a pixel more than asked was given up
+    )  # not a pixel more than necessary is ignored
 
 
-def test_split_leaves_its_input_and_the_images_alone():
+def test_split_changes_neither_its_input_nor_the_images():
     tiles = grid(3, 3)
     before = [t.label.copy() for t in tiles]
     train, val = split(tiles, 0, 3, 6)
@@ -150,7 +150,7 @@ def test_contiguous_folds_without_buffer_fail_the_audit_too():
     assert not leakage_audit(train, val, 4).empty
 
 
-def test_a_corner_is_an_edge():
+def test_a_shared_corner_counts_as_a_shared_edge():
     a, b = make_tile(0, 0), make_tile(1, 1)
     found = leakage_audit([a], [b], 4)
     assert found.to_dict("records") == [
@@ -211,18 +211,18 @@ def test_tiles_of_different_size_and_resolution():
     assert found.pixels.tolist() == [4 * (SIDE // 2 + 4)]
 
 
-def test_what_cannot_be_split_is_refused():
+def test_tiles_that_cannot_be_split_are_refused():
     tiles = grid(2, 3)
-    lost = [replace(t, id=f"img{k}", transform=Affine.identity()) for k, t in enumerate(tiles)]
+    nameless = [replace(t, id=f"img{k}", transform=Affine.identity()) for k, t in enumerate(tiles)]
     for bad in (
-        lost,
-        [*tiles[:5], lost[5]],
+        nameless,
+        [*tiles[:5], nameless[5]],
         [
             *(replace(t, transform=Affine.identity()) for t in tiles[:5]),
             replace(make_tile(1, 2, side=30), transform=Affine.identity()),
         ],
     ):
-        with pytest.raises(SplitError, match="no place is known"):
+        with pytest.raises(SplitError, match="no georeference: "):
             spatial_folds(bad, 2)
     for n in (0, 1, 7):
         with pytest.raises(SplitError, match="folds of 6 tiles"):

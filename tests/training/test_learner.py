@@ -110,7 +110,7 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(data, whole
 def test_resume_refuses_another_config(data, tmp_path):
     run(data, tmp_path / "cut", callback=CtrlC(3))
     with pytest.raises(
-        ConfigError, match=r"last\.pt belongs to another config: lr \(there 0\.001, asked 0\.01\)"
+        ConfigError, match=r"last\.pt belongs to another config: lr \(saved 0\.001, requested 0\.01\)"
     ):
         run(data, tmp_path / "cut", replace(TINY, run="cut", resume=True, lr=0.01))
 

@@ -381,7 +381,7 @@ def test_best_pt_is_no_last_pt(cut, monkeypatch, capsys):
 def test_the_checkpoint_of_another_config_is_named_and_left_alone(cut, monkeypatch, capsys):
     before = (cut / "outputs/whole/last.pt").read_bytes()
     status = command(cut, monkeypatch, "--resume", run="whole", lr=0.5, save_minutes=3.0)
-    said_in_one_line(capsys, status, "last.pt", "lr (there 0.001, asked 0.5)")
+    said_in_one_line(capsys, status, "last.pt", "lr (saved 0.001, requested 0.5)")
     assert (cut / "outputs/whole/last.pt").read_bytes() == before
 
 
