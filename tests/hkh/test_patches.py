@@ -1,4 +1,4 @@
-"""HKH patches: their format, hostile files, splits, the untaught lake, a run that starts from it."""
+"""HKH patches: their format, hostile files, splits, the class without labels, a run that starts from it."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from glacier_nb.hkh.patches import (
     hkh_split,
     leave_out,
     ndwi,
-    neighbours,
+    overlapping,
     read_patch,
 )
 from glacier_nb.hkh.synthetic import write_hkh_like
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    "The same patches, to be spoilt."
+    "A copy of the patches, to be damaged."
     shutil.copytree(folder, tmp_path / "hkh")
     return tmp_path / "hkh"
 
@@ -66,7 +66,7 @@ def patches(folder):
     return hkh_patches(folder)
 
 
-def spoil(copy, kind, change):
+def damage(copy, kind, change):
     "Replace an array of the first patch by a changed one; the patch."
     patch = hkh_patches(copy)[0]
     path = getattr(patch, kind)
@@ -116,7 +116,7 @@ def test_folder_is_found_however_it_was_unpacked(folder, tmp_path):
     assert ids == [p.id for p in hkh_patches(folder / "slices")] == [p.id for p in hkh_patches(tmp_path)]
 
 
-def test_a_part_of_the_archive_will_do(copy):
+def test_a_part_of_the_archive_is_enough(copy):
     for kind in ("img", "mask"):
         (copy / f"slices/slice_2_{kind}_001.npy").unlink()
     assert len(hkh_patches(copy)) == 11
@@ -199,23 +199,23 @@ HOSTILE = [
     ("mask", lambda a: a.astype(bool), "of bool.*of uint8"),
     ("mask", lambda a: a * 255, r"mask_000\.npy: found values 255\. Expected 0 and 1"),
     ("mask", lambda a: np.ones_like(a), "100.0% of the pixels clean and debris"),
-    ("mask", lambda a: a[..., [1, 0, 2]], "three channels of no known layout"),
+    ("mask", lambda a: a[..., [1, 0, 2]], "three channels of unknown layout"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "change", "message"), HOSTILE)
-def test_what_cannot_be_trusted_is_an_error(copy, kind, change, message):
-    patch = spoil(copy, kind, change)
+def test_files_that_are_not_as_published_are_errors(copy, kind, change, message):
+    patch = damage(copy, kind, change)
     with pytest.raises(HkhError, match=message):
         read_patch(patch, SIZE)
 
 
-@pytest.mark.parametrize("kept", [0, 60, 5000])
+@pytest.mark.parametrize("n_bytes", [0, 60, 5000])
 @pytest.mark.parametrize("kind", ["image", "mask"])
-def test_truncated_file_is_named(copy, kind, kept):
+def test_truncated_file_is_named(copy, kind, n_bytes):
     path = getattr(hkh_patches(copy)[0], kind)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(HkhError, match=rf"{path.name}: found {kept} bytes.*a whole \.npy file"):
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(HkhError, match=rf"{path.name}: found {n_bytes} bytes.*a complete \.npy file"):
         read_patch(hkh_patches(copy)[0], SIZE)
 
 
@@ -227,7 +227,7 @@ def test_pickled_objects_are_not_loaded(copy):
 
 
 @pytest.mark.parametrize("kind", ["img", "mask"])
-def test_lonely_file_is_named(copy, kind):
+def test_unpaired_file_is_named(copy, kind):
     (copy / f"slices/slice_3_{kind}_000.npy").unlink()
     with pytest.raises(HkhError, match=r"no partner for slice_3_\w+_000\.npy"):
         hkh_patches(copy)
@@ -272,7 +272,7 @@ def test_no_training_scene_overlaps_with_a_validation_scene(patches, fold):
     assert train
     assert val
     assert not {p.id for p in train} & {p.id for p in val}
-    assert not [1 for a in train for b in val if neighbours(a.path_row, b.path_row)]
+    assert not [1 for a in train for b in val if overlapping(a.path_row, b.path_row)]
 
 
 def test_every_patch_is_validated_once(patches):
@@ -297,7 +297,7 @@ def data(patches):
     return hkh_data(TrainConfig(**TINY), patches, size=SIZE)
 
 
-def test_statistics_see_training_patches_alone(data, patches):
+def test_statistics_are_those_of_training_patches_alone(data, patches):
     train, _ = hkh_split(patches, 0, 3)
     pixels = np.concatenate([t.bands[:, t.valid] for t in (read_patch(p, SIZE) for p in train)], axis=1)
     np.testing.assert_allclose(data.stats.center[:5], pixels.mean(1, dtype=np.float64), rtol=1e-5)
@@ -313,7 +313,7 @@ def test_cached_arrays_are_the_same(data, patches, tmp_path):
     assert isinstance(cached.train.images[0], DiskArray)
 
 
-def test_lake_is_not_taught_but_for_weight_decay(data):
+def test_lake_weights_change_by_weight_decay_alone(data):
     cfg = TrainConfig(**TINY | {"epochs": 2})
     model = build_unet(7, 4, "resnet18", None, "scse", seed=0)
     before = model.segmentation_head[0].weight.detach().clone()
@@ -329,7 +329,7 @@ def test_lake_is_not_taught_but_for_weight_decay(data):
     assert not any(pair[0][:, 3].any() for pair in learner.matrices.values())
 
 
-def test_left_out_class_comes_back(data):
+def test_left_out_class_is_restored(data):
     model = build_unet(7, 4, "resnet18", None, "scse", seed=0).eval()
     x = torch.from_numpy(data.train.images[0])[None]
     with torch.no_grad():
@@ -380,7 +380,7 @@ def test_training_starts_from_pretraining(project):
     assert json.loads((project / "outputs/started/metrics.json").read_text())["parameters"]["init_from"]
 
 
-def test_every_tensor_of_pretraining_arrives(project, tmp_path, monkeypatch):
+def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
     cfg = TrainConfig(**TINY | {"init_from": "outputs/hkh/best.pt"})
     tiles = read_tiles(make_demo(tmp_path / "demo", n_tiles=9, size=64, seed=3))
