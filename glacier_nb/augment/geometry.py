@@ -37,7 +37,8 @@ def dihedral(
     h, w = batch["image"].shape[-2:]
     if h != w:
         raise DataError(
-            f"crops of {h} x {w} pixels cannot be turned by 90°: choose a square crop_size, or a policy without dihedral"
+            f"crops of {h} x {w} pixels cannot be turned by 90°: "
+            "choose a square crop_size, or a policy without dihedral"
         )
     share = share_of(len(batch["image"]), share)
     views = share.take(torch.randint(8, (share.total,), generator=generator)).tolist()
@@ -114,7 +115,7 @@ class Warp:
         if not (fine and 0 <= 8 * self.bend <= self.spacing and 1 <= self.spacing < math.inf):
             raise DataError(
                 f"{self}: expected degrees of 0 to 180, a zoom of 1 to 4, a shear of 0 to 45 degrees, shift "
-                "and p of 0 to 1, a spacing of at least 1 and a bend of 0 to spacing / 8, because more folds the map"
+                "and p of 0 to 1, a spacing of at least 1 and a bend of 0 to spacing / 8: a larger bend may fold"
             )
 
     def __call__(

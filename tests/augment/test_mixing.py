@@ -7,7 +7,7 @@ from scipy.stats import kstest
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from glacier_nb.augment.mixing import CutMix, MixUp, boxes, own_shares, make_mixer, partners, soft_label
+from glacier_nb.augment.mixing import CutMix, MixUp, boxes, make_mixer, own_shares, partners, soft_label
 from glacier_nb.augment.photometric import batch_generator
 from glacier_nb.data.stats import DataError
 from glacier_nb.landsat import IGNORE
