@@ -115,7 +115,7 @@ class Warp:
         if not (fine and 0 <= 8 * self.bend <= self.spacing and 1 <= self.spacing < math.inf):
             raise DataError(
                 f"{self}: expected degrees of 0 to 180, a zoom of 1 to 4, a shear of 0 to 45 degrees, shift "
-                "and p of 0 to 1, a spacing of at least 1 and a bend of 0 to spacing / 8: a larger bend may fold"
+                "and p of 0 to 1, a spacing of at least 1 and a bend of 0 to spacing / 8 (more may fold)"
             )
 
     def __call__(
