@@ -119,10 +119,10 @@ def test_the_boundary_loss_of_a_blend_is_the_blend_of_both(batch):
         assert_close(blend, share[b] * own + (1 - share[b]) * partner)
 
 
-@pytest.mark.parametrize("strange", [4, -1, 254])
-def test_labels_that_are_not_classes_are_errors(batch, strange):
-    batch["label"][0, 0, 0], batch["valid"][0, 0, 0] = strange, True
-    with pytest.raises(DataError, match=rf"found class indices \[{strange}\], expected 0 to 3 or 255"):
+@pytest.mark.parametrize("unknown", [4, -1, 254])
+def test_labels_that_are_not_classes_are_errors(batch, unknown):
+    batch["label"][0, 0, 0], batch["valid"][0, 0, 0] = unknown, True
+    with pytest.raises(DataError, match=rf"found class indices \[{unknown}\], expected 0 to 3 or 255"):
         MixUp(1.0, 4)(batch, seeded())
     batch["valid"][0, 0, 0] = False
     assert soft_label(batch["label"], batch["valid"] & (batch["label"] != IGNORE), 4)[0, :, 0, 0].sum() == 0

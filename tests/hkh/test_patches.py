@@ -4,14 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import papermill
 import pytest
 import torch
-from papermill.exceptions import PapermillExecutionError
 
+from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.arrays import DiskArray
 from glacier_nb.hkh.patches import (
     CHANNELS,
@@ -39,8 +41,9 @@ from glacier_nb.training.recipe import prepare_data
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
+ENCODER = "tu-mobilenetv3_small_050"
 TINY = {
-    **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
+    **{"encoder": ENCODER, "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
     **{"n_folds": 3, "precision": "fp32", "devices": "cpu", "warmup_epochs": 0.0},
 }
 
@@ -315,7 +318,7 @@ def test_cached_arrays_are_the_same(data, patches, tmp_path):
 
 def test_lake_weights_change_by_weight_decay_alone(data):
     cfg = TrainConfig(**TINY | {"epochs": 2})
-    model = build_unet(7, 4, "resnet18", None, "scse", seed=0)
+    model = build_unet(7, 4, ENCODER, None, "scse", seed=0)
     before = model.segmentation_head[0].weight.detach().clone()
     leave_out(model)
     learner = Learner(cfg, data, model)
@@ -330,7 +333,7 @@ def test_lake_weights_change_by_weight_decay_alone(data):
 
 
 def test_left_out_class_is_restored(data):
-    model = build_unet(7, 4, "resnet18", None, "scse", seed=0).eval()
+    model = build_unet(7, 4, ENCODER, None, "scse", seed=0).eval()
     x = torch.from_numpy(data.train.images[0])[None]
     with torch.no_grad():
         plain = model(x)
@@ -349,16 +352,11 @@ def project(folder):
     (root / "nbs").mkdir()
     for name in ("nbs/pretrain.ipynb", "nbs/train.ipynb", "settings.ini"):
         shutil.copy(ROOT / name, root / name)
-    pretrain(root)
-    return root
-
-
-def pretrain(root, **parameters):
-    "Run pretrain.ipynb as papermill does."
-    given = TINY | {"patch_size": SIZE, "min_glacier": 0.0} | parameters
+    given = TINY | {"patch_size": SIZE, "min_glacier": 0.0}
     papermill.execute_notebook(
         root / "nbs/pretrain.ipynb", root / "out.ipynb", given, cwd=root, progress_bar=False
     )
+    return root
 
 
 def test_pretraining_leaves_a_run_folder(project, run_files):
@@ -371,20 +369,30 @@ def test_pretraining_leaves_a_run_folder(project, run_files):
     assert read_checkpoint(folder / "best.pt")["classes"] == list(CLASSES)
 
 
-def test_training_starts_from_pretraining(project):
-    make_demo(project / "data/demo", n_tiles=9, size=64, seed=3)
-    given = TINY | {"init_from": "outputs/hkh/best.pt", "run": "started", "checks": "off"}
-    papermill.execute_notebook(
-        project / "nbs/train.ipynb", project / "o.ipynb", given, cwd=project, progress_bar=False
-    )
+def run_cells(path, **parameters):
+    "Run the code cells of a target in this process, with parameters as papermill gives them."
+    namespace = {"__name__": "__main__", "display": lambda *objects: None}
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, path, "exec"), namespace)
+        if "parameters" in cell.metadata.get("tags", ()):
+            namespace |= parameters
+    plt.close("all")
+
+
+def test_training_starts_from_pretraining(project, monkeypatch):
+    monkeypatch.chdir(project)
+    given = {"init_from": "outputs/hkh/best.pt", "run": "started", "checks": "off"}
+    run_cells(project / "nbs/train.ipynb", **TINY, **given, data_dir=str(cached_demo()))
     assert json.loads((project / "outputs/started/metrics.json").read_text())["parameters"]["init_from"]
 
 
 def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
     cfg = TrainConfig(**TINY | {"init_from": "outputs/hkh/best.pt"})
-    tiles = read_tiles(make_demo(tmp_path / "demo", n_tiles=9, size=64, seed=3))
-    learner = make_learner(cfg, prepare_data(cfg, tiles), tmp_path / "run", progress=False)
+    learner = make_learner(
+        cfg, prepare_data(cfg, read_tiles(cached_demo())), tmp_path / "run", progress=False
+    )
     stored = read_checkpoint(project / "outputs/hkh/best.pt")["weights"]
     for name, tensor in learner.model.state_dict().items():
         torch.testing.assert_close(tensor, stored[name], rtol=0, atol=0, msg=name)
@@ -394,12 +402,12 @@ def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
     ("channels", "classes", "lacking"),
     [
         (7, 4, set()),
-        (5, 4, {"encoder.conv1.weight"}),
+        (5, 4, {"encoder.model.conv_stem.weight"}),
         (7, 2, {"segmentation_head.0.weight", "segmentation_head.0.bias"}),
     ],
 )
 def test_report_names_the_layers_that_do_not_fit(project, channels, classes, lacking):
-    model = build_unet(channels, classes, "resnet18", None, "scse", seed=0)
+    model = build_unet(channels, classes, ENCODER, None, "scse", seed=0)
     path = project / "outputs/hkh/best.pt"
     report, stored = init_from(model, path), read_checkpoint(path)["weights"]
     fits = {name: v.shape == stored[name].shape for name, v in model.state_dict().items()}
@@ -409,7 +417,8 @@ def test_report_names_the_layers_that_do_not_fit(project, channels, classes, lac
     assert {name for name, words in why.items() if words.startswith("shape (")} == lacking
 
 
-def test_unknown_parameter_stops_before_anything_is_written(project):
-    with pytest.raises(PapermillExecutionError, match="did you mean 'crop_size'"):
-        pretrain(project, crop_sise=32, run="wrong")
+def test_unknown_parameter_stops_before_anything_is_written(project, monkeypatch):
+    monkeypatch.chdir(project)
+    with pytest.raises(ConfigError, match="did you mean 'crop_size'"):
+        run_cells(project / "nbs/pretrain.ipynb", **TINY, crop_sise=32, run="wrong")
     assert not (project / "outputs/wrong").exists()

@@ -115,12 +115,12 @@ def test_effect_sizes_leave_ignored_undefined_and_outside_pixels_out(tiles):
     maps = {t.id: (t.label[None] + rng.normal(0, 0.01, (1, *t.label.shape))) for t in tiles}
     plain = effect_sizes(tiles, maps, ("m",), stride=1)
     assert plain.effect.to_numpy() == pytest.approx(1, abs=1e-4)
-    spoiled = {i: np.where(np.arange(56) < 9, -9.0, m) for i, m in maps.items()}
+    changed = {i: np.where(np.arange(56) < 9, -9.0, m) for i, m in maps.items()}
     ignored = [replace(t, label=np.where(np.arange(56) < 9, IGNORE, t.label).astype(np.uint8)) for t in tiles]
-    undefined = {i: np.where(np.arange(56) < 9, np.nan, m) for i, m in spoiled.items()}
+    undefined = {i: np.where(np.arange(56) < 9, np.nan, m) for i, m in changed.items()}
     inside = {t.id: np.broadcast_to(np.arange(56) >= 9, t.label.shape) for t in tiles}
-    for case in ((ignored, spoiled, None), (tiles, undefined, None), (tiles, spoiled, inside)):
+    for case in ((ignored, changed, None), (tiles, undefined, None), (tiles, changed, inside)):
         assert effect_sizes(*case[:2], ("m",), case[2], stride=1).effect.to_numpy() == pytest.approx(
             1, abs=1e-4
         )
-    assert effect_sizes(tiles, spoiled, ("m",), stride=1).effect.max() < 0.95
+    assert effect_sizes(tiles, changed, ("m",), stride=1).effect.max() < 0.95
