@@ -1,4 +1,4 @@
-"""Geometry: exact turns, warps like torchvision's, labels with their pixels, nodata that stays nodata."""
+"""Geometry: exact turns, warps as in torchvision, labels that stay with their pixels, nodata."""
 
 import numpy as np
 import pytest
@@ -175,8 +175,8 @@ def test_coordinates_in_the_image_are_where_the_label_came_from(batch, seed):
 
 def test_nodata_does_not_bleed(batch):
     "Whatever invalid pixels hold, the result is the same to the bit, and lies between the valid values."
-    for garbage in (1e6, float("nan"), float("inf")):
-        dirty = batch | {"image": torch.where(batch["valid"][:, None], batch["image"], garbage)}
+    for filler in (1e6, float("nan"), float("inf")):
+        dirty = batch | {"image": torch.where(batch["valid"][:, None], batch["image"], filler)}
         for b in range(8):
             field = Warp(p=1).draw((1, 64, 64), seeded(b))[0][0]
             clean, from_dirty = resample(one(batch, b), field), resample(one(dirty, b), field)
@@ -301,7 +301,7 @@ def test_the_generator_decides_and_global_state_does_not(batch, step):
         {"spacing": 0, "bend": 0}, {"zoom": float("nan")}, {"degrees": float("nan")}, {"bend": float("nan")},
     ],
 )  # fmt: skip
-def test_strengths_that_make_no_sense_are_refused(bad):
+def test_strengths_are_checked(bad):
     with pytest.raises(DataError, match="expected degrees of 0 to 180, a zoom of 1 to 4"):
         Warp(**bad)
 

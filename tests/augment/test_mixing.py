@@ -1,4 +1,4 @@
-"""Mixing: soft labels and hard boxes, pixels known in both, repeatable whatever the global state."""
+"""Mixing: soft labels and hard boxes, pixels known in both, reproducible whatever the global state."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy.stats import kstest
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from glacier_nb.augment.mixing import CutMix, MixUp, boxes, kept_shares, make_mixer, partners, soft_label
+from glacier_nb.augment.mixing import CutMix, MixUp, boxes, make_mixer, own_shares, partners, soft_label
 from glacier_nb.augment.photometric import batch_generator
 from glacier_nb.data.stats import DataError
 from glacier_nb.landsat import IGNORE
@@ -37,7 +37,7 @@ def batch():
 def drawn(batch, alpha, seed=0):
     "The partners and shares that MixUp and CutMix of this seed use."
     generator, n = seeded(seed), len(batch["label"])
-    return partners(n, generator), kept_shares(n, alpha, generator)
+    return partners(n, generator), own_shares(n, alpha, generator)
 
 
 @pytest.mark.parametrize("n", [2, 3, 16])
@@ -57,12 +57,12 @@ def test_any_other_crop_may_be_the_partner():
 
 @pytest.mark.parametrize("alpha", [0.4, 1.0, 8.0])
 def test_shares_are_beta(alpha):
-    assert kstest(kept_shares(5000, alpha, seeded()).numpy(), "beta", (alpha, alpha)).pvalue > 0.001
+    assert kstest(own_shares(5000, alpha, seeded()).numpy(), "beta", (alpha, alpha)).pvalue > 0.001
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 1e6])
 def test_extreme_shares_are_still_shares(alpha):
-    share = kept_shares(1000, alpha, seeded())
+    share = own_shares(1000, alpha, seeded())
     assert ((share >= 0) & (share <= 1)).all()
 
 
@@ -93,7 +93,7 @@ def test_mixup_of_images_and_classes_is_torchvisions():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("glacier_nb.augment.mixing.partners", lambda n, g: torch.arange(n).roll(1))
-        patch.setattr("glacier_nb.augment.mixing.kept_shares", lambda n, a, g: torch.full((n,), 0.3))
+        patch.setattr("glacier_nb.augment.mixing.own_shares", lambda n, a, g: torch.full((n,), 0.3))
         out = MixUp(1.0, 4)(batch, seeded())
     assert_close(out["image"], wanted)
     assert_close(out["label"], wanted_label[:, :, None, None].expand(6, 4, 8, 8))
@@ -119,10 +119,10 @@ def test_the_boundary_loss_of_a_blend_is_the_blend_of_both(batch):
         assert_close(blend, share[b] * own + (1 - share[b]) * partner)
 
 
-@pytest.mark.parametrize("strange", [4, -1, 254])
-def test_labels_that_are_no_class_are_refused(batch, strange):
-    batch["label"][0, 0, 0], batch["valid"][0, 0, 0] = strange, True
-    with pytest.raises(DataError, match=rf"found class indices \[{strange}\], expected 0 to 3 or 255"):
+@pytest.mark.parametrize("unknown", [4, -1, 254])
+def test_labels_that_are_not_classes_are_errors(batch, unknown):
+    batch["label"][0, 0, 0], batch["valid"][0, 0, 0] = unknown, True
+    with pytest.raises(DataError, match=rf"found class indices \[{unknown}\], expected 0 to 3 or 255"):
         MixUp(1.0, 4)(batch, seeded())
     batch["valid"][0, 0, 0] = False
     assert soft_label(batch["label"], batch["valid"] & (batch["label"] != IGNORE), 4)[0, :, 0, 0].sum() == 0
@@ -205,7 +205,7 @@ def test_a_batch_of_one_is_mixed_with_itself(batch, name):
 
 
 @pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
-def test_alphas_that_make_no_sense_are_refused(alpha):
+def test_alphas_out_of_range_are_errors(alpha):
     for alphas in ((alpha, 0), (0, alpha)):
         with pytest.raises(DataError, match="expected a finite number above 0"):
             make_mixer(*alphas, 4)

@@ -1,4 +1,4 @@
-"""Augmentation: only valid pixels of training batches, repeatable whatever the global state."""
+"""Augmentation: only valid pixels of training batches, reproducible whatever the global state."""
 
 import hashlib
 
@@ -15,7 +15,7 @@ from glacier_nb.augment.photometric import (
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import DataError
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.parallel.ranks import RankError, Ranks
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
@@ -30,7 +30,7 @@ def batch():
     label = torch.randint(0, 4, (32, 12, 12), generator=g)
     valid = torch.rand(32, 12, 12, generator=g) > 0.3
     image = torch.randn(32, 5, 12, 12, generator=g) * valid[:, None]
-    image[:, 0] = label * valid  # so that a label can be told from its pixel
+    image[:, 0] = label * valid  # so that every label can be checked at its pixel
     distance = torch.stack([label == c for c in range(4)], 1).float()
     return {"image": image, "label": label, "valid": valid, "distance": distance}
 
@@ -104,8 +104,8 @@ def test_global_generator_is_not_advanced(batch, name):
         ("photometric+dihedral", "3b50b7abf982c747"),
     ],
 )
-def test_policies_of_finished_runs_draw_as_ever(name, sha):
-    "A resumed run goes on with the augmentation that it began with."
+def test_policies_draw_the_numbers_of_earlier_runs(name, sha):
+    "A resumed run continues with the augmentation that it started with."
     label = torch.arange(2 * 64).reshape(2, 8, 8) % 4
     image = torch.linspace(-2, 2, 2 * 3 * 64).reshape(2, 3, 8, 8)
     batch = {"image": image, "label": label, "valid": label != 3}
@@ -141,7 +141,7 @@ def test_noise_is_white_and_of_its_own_strength_in_each_crop():
     assert abs((white**4).mean() - 3) < 0.1  # normal
 
 
-def test_noise_spares_nodata_and_all_but_the_image(batch):
+def test_noise_changes_valid_pixels_of_the_image_alone(batch):
     out = Noise(0.5)(batch, batch_generator(0, 0, 0))
     assert (out["image"].movedim(1, -1)[~batch["valid"]] == 0).all()
     assert ((out["image"] != batch["image"]).movedim(1, -1)[batch["valid"]]).float().mean() > 0.99
@@ -149,7 +149,7 @@ def test_noise_spares_nodata_and_all_but_the_image(batch):
     assert torch.equal(Noise(0)(batch, batch_generator(0, 0, 0))["image"], batch["image"])
 
 
-def test_dropout_takes_one_whole_channel_of_some_crops():
+def test_dropout_removes_one_whole_channel_of_some_crops():
     x = torch.rand(2000, 5, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
     out = BandDropout(0.3)({"image": x}, batch_generator(0, 0, 0))["image"]
     lost = (out == 0).flatten(2).all(2)
@@ -163,14 +163,14 @@ def test_dropout_takes_one_whole_channel_of_some_crops():
 
 
 @pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
-def test_noise_and_dropout_refuse_strengths_that_make_no_sense(bad):
+def test_strengths_of_noise_and_dropout_are_checked(bad):
     with pytest.raises(DataError, match="expected a finite number"):
         Noise(bad)
     with pytest.raises(DataError, match="expected a number from 0 to 1"):
         BandDropout(bad)
 
 
-def test_streams_of_one_batch_are_apart():
+def test_streams_of_one_batch_differ():
     draws = [torch.rand(1, generator=batch_generator(0, 1, 2, *s)).item() for s in ((), (0,), (1,), (0, 1))]
     assert len(set(draws)) == 4
 
@@ -181,9 +181,8 @@ def learner(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learner")
     sizes = {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 2, "n_folds": 3}
     still = {"augment": "none", "lr": 0.0, "lr_min": 0.0, "precision": "fp32", "devices": "cpu"}
-    cfg = TrainConfig(encoder="resnet18", **sizes, **still)
-    tiles = read_tiles(make_demo(folder / "tiles", n_tiles=9, size=96, seed=3))
-    return make_learner(cfg, prepare_data(cfg, tiles), folder / "run", progress=False)
+    cfg = TrainConfig(encoder="tu-mobilenetv3_small_050", **sizes, **still)
+    return make_learner(cfg, prepare_data(cfg, read_tiles(cached_demo())), folder / "run", progress=False)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
@@ -208,7 +207,7 @@ def test_training_pixels_change_and_validation_pixels_do_not(learner, monkeypatc
 @pytest.mark.parametrize(
     "bad", [{"gain": -0.1}, {"gain": 1.0}, {"offset": -1.0}, {"offset": float("inf")}, {"gain": float("nan")}]
 )
-def test_strengths_that_make_no_sense_are_refused(bad):
+def test_gain_and_offset_are_checked(bad):
     with pytest.raises(DataError, match="expected 0 <= gain < 1"):
         Photometric(**bad)
 

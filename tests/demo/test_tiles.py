@@ -33,7 +33,7 @@ def read(path):
         return file.read(1)
 
 
-def test_same_seed_same_bytes_whatever_happened_before(folder, tmp_path):
+def test_same_seed_same_bytes_whatever_the_global_state(folder, tmp_path):
     np.random.seed(99)  # noqa: NPY002 the global state must not matter
     again = make_demo(str(tmp_path / "again"), n_tiles=4, size=128, seed=3)
     assert contents(again) == contents(folder)
@@ -50,7 +50,7 @@ def test_layout_of_the_competition(folder):
     assert contents(folder).keys() == wanted
 
 
-def test_files_are_like_the_competitions(folder):
+def test_files_have_the_format_of_the_competition(folder):
     for path in folder.rglob("*.tif"):
         with rasterio.open(path) as file:
             assert (file.count, file.shape, file.dtypes[0], file.nodata) == (1, (128, 128), "float32", 0.0)
@@ -58,7 +58,7 @@ def test_files_are_like_the_competitions(folder):
             assert file.res == (30.0, 30.0)
 
 
-def test_neighbours_touch(folder):
+def test_adjacent_tiles_touch(folder):
     def bounds(tile):
         with rasterio.open(folder / "Band3" / f"B4_B4_masked_{tile}.tif") as file:
             return file.bounds
@@ -68,7 +68,7 @@ def test_neighbours_touch(folder):
     assert (below.left, below.top) == (first.left, first.bottom)
 
 
-def test_land_and_ice_go_on_next_door(folder):
+def test_land_and_ice_continue_across_tiles(folder):
     left, right = (read(folder / "Band3" / f"B4_B4_masked_01_0{c}.tif") for c in (1, 2))
     both = (left[:, -1] > 0) & (right[:, 0] > 0)
     seam = np.abs(left[:, -1] - right[:, 0])[both].mean()
@@ -88,7 +88,7 @@ def test_codes_and_digital_numbers(folder):
         assert low <= dn[dn > 0].min() <= dn.max() <= high
 
 
-def test_all_bands_share_their_holes_and_labels_stop_there(folder):
+def test_all_bands_share_nodata_and_labels_end_there(folder):
     for tile in read_tiles(folder):
         holes = (tile.bands == 0).all(0)
         assert np.array_equal(holes, ~tile.valid)
@@ -122,7 +122,7 @@ def test_shares_hold_for_other_seeds(seed):
     assert (label == 3).any()
 
 
-def test_existing_folder_is_refused_and_kept(tmp_path):
+def test_existing_folder_is_an_error_and_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(TileError, match=r"exists already: delete it"):
         make_demo(tmp_path, n_tiles=1, size=32)

@@ -1,17 +1,19 @@
-"""HKH patches: their format, hostile files, splits, the untaught lake, a run that starts from it."""
+"""HKH patches: their format, hostile files, splits, the class without labels, a run that starts from it."""
 
 import json
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import papermill
 import pytest
 import torch
-from papermill.exceptions import PapermillExecutionError
 
+from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.arrays import DiskArray
 from glacier_nb.hkh.patches import (
     CHANNELS,
@@ -24,7 +26,7 @@ from glacier_nb.hkh.patches import (
     hkh_split,
     leave_out,
     ndwi,
-    neighbours,
+    overlapping,
     read_patch,
 )
 from glacier_nb.hkh.synthetic import write_hkh_like
@@ -39,8 +41,9 @@ from glacier_nb.training.recipe import prepare_data
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
+ENCODER = "tu-mobilenetv3_small_050"
 TINY = {
-    **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
+    **{"encoder": ENCODER, "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
     **{"n_folds": 3, "precision": "fp32", "devices": "cpu", "warmup_epochs": 0.0},
 }
 
@@ -55,7 +58,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    "The same patches, to be spoilt."
+    "A copy of the patches, to be damaged."
     shutil.copytree(folder, tmp_path / "hkh")
     return tmp_path / "hkh"
 
@@ -66,7 +69,7 @@ def patches(folder):
     return hkh_patches(folder)
 
 
-def spoil(copy, kind, change):
+def damage(copy, kind, change):
     "Replace an array of the first patch by a changed one; the patch."
     patch = hkh_patches(copy)[0]
     path = getattr(patch, kind)
@@ -116,7 +119,7 @@ def test_folder_is_found_however_it_was_unpacked(folder, tmp_path):
     assert ids == [p.id for p in hkh_patches(folder / "slices")] == [p.id for p in hkh_patches(tmp_path)]
 
 
-def test_a_part_of_the_archive_will_do(copy):
+def test_a_part_of_the_archive_is_enough(copy):
     for kind in ("img", "mask"):
         (copy / f"slices/slice_2_{kind}_001.npy").unlink()
     assert len(hkh_patches(copy)) == 11
@@ -199,23 +202,23 @@ HOSTILE = [
     ("mask", lambda a: a.astype(bool), "of bool.*of uint8"),
     ("mask", lambda a: a * 255, r"mask_000\.npy: found values 255\. Expected 0 and 1"),
     ("mask", lambda a: np.ones_like(a), "100.0% of the pixels clean and debris"),
-    ("mask", lambda a: a[..., [1, 0, 2]], "three channels of no known layout"),
+    ("mask", lambda a: a[..., [1, 0, 2]], "three channels of unknown layout"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "change", "message"), HOSTILE)
-def test_what_cannot_be_trusted_is_an_error(copy, kind, change, message):
-    patch = spoil(copy, kind, change)
+def test_files_that_are_not_as_published_are_errors(copy, kind, change, message):
+    patch = damage(copy, kind, change)
     with pytest.raises(HkhError, match=message):
         read_patch(patch, SIZE)
 
 
-@pytest.mark.parametrize("kept", [0, 60, 5000])
+@pytest.mark.parametrize("n_bytes", [0, 60, 5000])
 @pytest.mark.parametrize("kind", ["image", "mask"])
-def test_truncated_file_is_named(copy, kind, kept):
+def test_truncated_file_is_named(copy, kind, n_bytes):
     path = getattr(hkh_patches(copy)[0], kind)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(HkhError, match=rf"{path.name}: found {kept} bytes.*a whole \.npy file"):
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(HkhError, match=rf"{path.name}: found {n_bytes} bytes.*a complete \.npy file"):
         read_patch(hkh_patches(copy)[0], SIZE)
 
 
@@ -227,7 +230,7 @@ def test_pickled_objects_are_not_loaded(copy):
 
 
 @pytest.mark.parametrize("kind", ["img", "mask"])
-def test_lonely_file_is_named(copy, kind):
+def test_unpaired_file_is_named(copy, kind):
     (copy / f"slices/slice_3_{kind}_000.npy").unlink()
     with pytest.raises(HkhError, match=r"no partner for slice_3_\w+_000\.npy"):
         hkh_patches(copy)
@@ -272,7 +275,7 @@ def test_no_training_scene_overlaps_with_a_validation_scene(patches, fold):
     assert train
     assert val
     assert not {p.id for p in train} & {p.id for p in val}
-    assert not [1 for a in train for b in val if neighbours(a.path_row, b.path_row)]
+    assert not [1 for a in train for b in val if overlapping(a.path_row, b.path_row)]
 
 
 def test_every_patch_is_validated_once(patches):
@@ -297,7 +300,7 @@ def data(patches):
     return hkh_data(TrainConfig(**TINY), patches, size=SIZE)
 
 
-def test_statistics_see_training_patches_alone(data, patches):
+def test_statistics_are_those_of_training_patches_alone(data, patches):
     train, _ = hkh_split(patches, 0, 3)
     pixels = np.concatenate([t.bands[:, t.valid] for t in (read_patch(p, SIZE) for p in train)], axis=1)
     np.testing.assert_allclose(data.stats.center[:5], pixels.mean(1, dtype=np.float64), rtol=1e-5)
@@ -313,9 +316,9 @@ def test_cached_arrays_are_the_same(data, patches, tmp_path):
     assert isinstance(cached.train.images[0], DiskArray)
 
 
-def test_lake_is_not_taught_but_for_weight_decay(data):
+def test_lake_weights_change_by_weight_decay_alone(data):
     cfg = TrainConfig(**TINY | {"epochs": 2})
-    model = build_unet(7, 4, "resnet18", None, "scse", seed=0)
+    model = build_unet(7, 4, ENCODER, None, "scse", seed=0)
     before = model.segmentation_head[0].weight.detach().clone()
     leave_out(model)
     learner = Learner(cfg, data, model)
@@ -329,8 +332,8 @@ def test_lake_is_not_taught_but_for_weight_decay(data):
     assert not any(pair[0][:, 3].any() for pair in learner.matrices.values())
 
 
-def test_left_out_class_comes_back(data):
-    model = build_unet(7, 4, "resnet18", None, "scse", seed=0).eval()
+def test_left_out_class_is_restored(data):
+    model = build_unet(7, 4, ENCODER, None, "scse", seed=0).eval()
     x = torch.from_numpy(data.train.images[0])[None]
     with torch.no_grad():
         plain = model(x)
@@ -349,16 +352,11 @@ def project(folder):
     (root / "nbs").mkdir()
     for name in ("nbs/pretrain.ipynb", "nbs/train.ipynb", "settings.ini"):
         shutil.copy(ROOT / name, root / name)
-    pretrain(root)
-    return root
-
-
-def pretrain(root, **parameters):
-    "Run pretrain.ipynb as papermill does."
-    given = TINY | {"patch_size": SIZE, "min_glacier": 0.0} | parameters
+    given = TINY | {"patch_size": SIZE, "min_glacier": 0.0}
     papermill.execute_notebook(
         root / "nbs/pretrain.ipynb", root / "out.ipynb", given, cwd=root, progress_bar=False
     )
+    return root
 
 
 def test_pretraining_leaves_a_run_folder(project, run_files):
@@ -371,20 +369,30 @@ def test_pretraining_leaves_a_run_folder(project, run_files):
     assert read_checkpoint(folder / "best.pt")["classes"] == list(CLASSES)
 
 
-def test_training_starts_from_pretraining(project):
-    make_demo(project / "data/demo", n_tiles=9, size=64, seed=3)
-    given = TINY | {"init_from": "outputs/hkh/best.pt", "run": "started", "checks": "off"}
-    papermill.execute_notebook(
-        project / "nbs/train.ipynb", project / "o.ipynb", given, cwd=project, progress_bar=False
-    )
+def run_cells(path, **parameters):
+    "Run the code cells of a target in this process, with parameters as papermill gives them."
+    namespace = {"__name__": "__main__", "display": lambda *objects: None}
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, path, "exec"), namespace)
+        if "parameters" in cell.metadata.get("tags", ()):
+            namespace |= parameters
+    plt.close("all")
+
+
+def test_training_starts_from_pretraining(project, monkeypatch):
+    monkeypatch.chdir(project)
+    given = {"init_from": "outputs/hkh/best.pt", "run": "started", "checks": "off"}
+    run_cells(project / "nbs/train.ipynb", **TINY, **given, data_dir=str(cached_demo()))
     assert json.loads((project / "outputs/started/metrics.json").read_text())["parameters"]["init_from"]
 
 
-def test_every_tensor_of_pretraining_arrives(project, tmp_path, monkeypatch):
+def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
     cfg = TrainConfig(**TINY | {"init_from": "outputs/hkh/best.pt"})
-    tiles = read_tiles(make_demo(tmp_path / "demo", n_tiles=9, size=64, seed=3))
-    learner = make_learner(cfg, prepare_data(cfg, tiles), tmp_path / "run", progress=False)
+    learner = make_learner(
+        cfg, prepare_data(cfg, read_tiles(cached_demo())), tmp_path / "run", progress=False
+    )
     stored = read_checkpoint(project / "outputs/hkh/best.pt")["weights"]
     for name, tensor in learner.model.state_dict().items():
         torch.testing.assert_close(tensor, stored[name], rtol=0, atol=0, msg=name)
@@ -394,12 +402,12 @@ def test_every_tensor_of_pretraining_arrives(project, tmp_path, monkeypatch):
     ("channels", "classes", "lacking"),
     [
         (7, 4, set()),
-        (5, 4, {"encoder.conv1.weight"}),
+        (5, 4, {"encoder.model.conv_stem.weight"}),
         (7, 2, {"segmentation_head.0.weight", "segmentation_head.0.bias"}),
     ],
 )
 def test_report_names_the_layers_that_do_not_fit(project, channels, classes, lacking):
-    model = build_unet(channels, classes, "resnet18", None, "scse", seed=0)
+    model = build_unet(channels, classes, ENCODER, None, "scse", seed=0)
     path = project / "outputs/hkh/best.pt"
     report, stored = init_from(model, path), read_checkpoint(path)["weights"]
     fits = {name: v.shape == stored[name].shape for name, v in model.state_dict().items()}
@@ -409,7 +417,8 @@ def test_report_names_the_layers_that_do_not_fit(project, channels, classes, lac
     assert {name for name, words in why.items() if words.startswith("shape (")} == lacking
 
 
-def test_unknown_parameter_stops_before_anything_is_written(project):
-    with pytest.raises(PapermillExecutionError, match="did you mean 'crop_size'"):
-        pretrain(project, crop_sise=32, run="wrong")
+def test_unknown_parameter_stops_before_anything_is_written(project, monkeypatch):
+    monkeypatch.chdir(project)
+    with pytest.raises(ConfigError, match="did you mean 'crop_size'"):
+        run_cells(project / "nbs/pretrain.ipynb", **TINY, crop_sise=32, run="wrong")
     assert not (project / "outputs/wrong").exists()

@@ -1,22 +1,32 @@
-"""Texture channels of the pipeline: fitting, keeping, effect sizes, hostile input."""
+"""Texture channels of a run: fitting the range, the cache, effect sizes, hostile input."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from affine import Affine
 from scipy.stats import mannwhitneyu
-from test_data import make_tile
 
 import glacier_nb.texture.channels as texture
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.landsat import IGNORE
+from glacier_nb.landsat import CLASSES, IGNORE
 from glacier_nb.texture.channels import GlcmConfig, effect_sizes, fit_glcm, glcm_channels, superiority
 from glacier_nb.texture.glcm import GlcmError, glcm
+from glacier_nb.tiles.read import Tile
+
+
+def noise_tile(name, seed, shape=(40, 56)):
+    "A tile of noise, a fifth of it nodata."
+    rng = np.random.default_rng(seed)
+    valid = rng.random(shape) > 0.2
+    bands = rng.normal(20000, 4000, (5, *shape)).astype(np.float32) * valid
+    label = rng.integers(0, len(CLASSES), shape).astype(np.uint8)
+    return Tile(name, bands, valid, label, None, Affine.identity(), CLASSES)
 
 
 @pytest.fixture
 def tiles():
-    return [make_tile(f"00_{k:02}", seed=k, shape=(40, 56)) for k in range(4)]
+    return [noise_tile(f"00_{k:02}", seed=k) for k in range(4)]
 
 
 def test_the_range_is_that_of_the_valid_training_pixels(tiles):
@@ -71,7 +81,7 @@ def test_the_cache_goes_by_content(tiles, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", None])
-def test_a_damaged_cache_file_is_written_anew(tiles, tmp_path, damage):
+def test_a_damaged_cache_file_is_written_again(tiles, tmp_path, damage):
     cfg = GlcmConfig(vmin=12000, vmax=28000)
     first = glcm_channels(tiles[0], cfg, tmp_path)
     (path,) = tmp_path.iterdir()
@@ -105,12 +115,12 @@ def test_effect_sizes_leave_ignored_undefined_and_outside_pixels_out(tiles):
     maps = {t.id: (t.label[None] + rng.normal(0, 0.01, (1, *t.label.shape))) for t in tiles}
     plain = effect_sizes(tiles, maps, ("m",), stride=1)
     assert plain.effect.to_numpy() == pytest.approx(1, abs=1e-4)
-    spoiled = {i: np.where(np.arange(56) < 9, -9.0, m) for i, m in maps.items()}
+    changed = {i: np.where(np.arange(56) < 9, -9.0, m) for i, m in maps.items()}
     ignored = [replace(t, label=np.where(np.arange(56) < 9, IGNORE, t.label).astype(np.uint8)) for t in tiles]
-    undefined = {i: np.where(np.arange(56) < 9, np.nan, m) for i, m in spoiled.items()}
+    undefined = {i: np.where(np.arange(56) < 9, np.nan, m) for i, m in changed.items()}
     inside = {t.id: np.broadcast_to(np.arange(56) >= 9, t.label.shape) for t in tiles}
-    for case in ((ignored, spoiled, None), (tiles, undefined, None), (tiles, spoiled, inside)):
+    for case in ((ignored, changed, None), (tiles, undefined, None), (tiles, changed, inside)):
         assert effect_sizes(*case[:2], ("m",), case[2], stride=1).effect.to_numpy() == pytest.approx(
             1, abs=1e-4
         )
-    assert effect_sizes(tiles, spoiled, ("m",), stride=1).effect.max() < 0.95
+    assert effect_sizes(tiles, changed, ("m",), stride=1).effect.max() < 0.95
