@@ -18,8 +18,8 @@ from .history import known_parameters
 from ..config.fields import FREE
 from ..landsat import IGNORE
 from ..metrics.baseline import baseline_table, baselines
-from ..metrics.scores import bootstrap_mcc, mcc
-from ..metrics.significance import swap_p
+from ..metrics.scores import mcc
+from ..metrics.significance import paired_bootstrap, paired_permutation_p
 from ..report.findings import Finding, bars
 from ..runs.compare import comparable, tile_confusions
 from ..tiles.read import Tile
@@ -132,12 +132,10 @@ def paired(
     a, b = tile_confusions(one, "the first run"), tile_confusions(other, "the other run")
     tiles = sorted(a)
     a, b = (np.stack([m[t] for t in tiles]) for m in (a, b))
-    low = high = math.nan
-    if len(tiles) > 1:
-        low, high = np.quantile(bootstrap_mcc(b, n, seed) - bootstrap_mcc(a, n, seed), [0.025, 0.975])
     smallest = 2.0 ** (1 - len(tiles)) if 2 ** len(tiles) <= n else 1 / (n + 1)
-    found = {"difference": mcc(b.sum(0)) - mcc(a.sum(0)), "low": float(low), "high": float(high)}
-    return found | {"p": float(swap_p(a, b, n, seed)), "smallest_p": smallest, "tiles": len(tiles)}
+    found = dict(zip(("difference", "low", "high"), paired_bootstrap(b, a, n, seed), strict=True))
+    p = float(paired_permutation_p(a, b, n, seed))
+    return found | {"p": p, "smallest_p": smallest, "tiles": len(tiles)}
 
 
 def _few(tiles: int) -> str:

@@ -163,7 +163,7 @@ def critical_difference(
     low = np.nanmin([found.intervals["low"].min(), found.scores.min()])  # one tile has no interval
     high = np.nanmax([found.intervals["high"].max(), found.scores.max()])
     span = max(high - low, 1e-3)
-    groups = found.groups if found.can_tell else []
+    groups = found.groups if found.enough_tiles else []
     for k, group in enumerate(groups):
         ends = [names.index(group[0]) - 0.2, names.index(group[-1]) + 0.2]
         ax.plot([high + span * (0.06 + 0.035 * k)] * 2, ends, color="k", lw=4, solid_capstyle="butt")
@@ -174,7 +174,7 @@ def critical_difference(
     ax.set(xlabel=label, ylim=(len(y) - 0.5, -0.5))
     ax.set_xlim(low - 0.03 * span, right)
     what = ": bars join runs that do not differ" if groups else ": every pair of runs differs"
-    what = what if found.can_tell else f" are too few to tell {len(y)} runs apart"
+    what = what if found.enough_tiles else f" are too few to tell {len(y)} runs apart"
     held_out = "1 held-out tile" if found.tiles == 1 else f"{found.tiles} held-out tiles"
     ax.set_title(
         held_out + what.replace(" are ", " is " if found.tiles == 1 else " are "), fontsize=10, loc="left"

@@ -6,8 +6,6 @@
 __all__ = ['tile_probs', 'check_evaluation', 'evaluate', 'paired_gain', 'choices', 'tta_table', 'evaluation_record']
 
 # %% ../../nbs/prediction/02_evaluate.ipynb #40112ed1
-import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..metrics.scores import bootstrap_mcc, mcc, tile_confusion
+from ..metrics.scores import mcc, tile_confusion
+from ..metrics.significance import paired_bootstrap
 from .members import Member, PredictError, check_leakage, check_members
 from .views import PLAIN, View, mean_probs
 from ..progress import progress_bar
@@ -112,14 +111,8 @@ def paired_gain(
         raise PredictError(
             f"found the tiles {sorted(plain)} and {sorted(other)}, expected the same ones for both"
         )
-    pairs = [(plain[i], other[i]) for i in plain]
-    before, after = zip(*pairs, strict=True)
-    gain = mcc(sum(map(np.asarray, after))) - mcc(sum(map(np.asarray, before)))
-    if len(pairs) < 2:
-        return gain, math.nan, math.nan
-    draws = bootstrap_mcc(after, n, seed) - bootstrap_mcc(before, n, seed)  # one seed: the same tiles
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return gain, float(low), float(high)
+    before, after = (np.stack([np.asarray(cms[i]) for i in plain]) for cms in (plain, other))
+    return paired_bootstrap(after, before, n, seed)
 
 # %% ../../nbs/prediction/02_evaluate.ipynb #bea597c2
 def choices(
