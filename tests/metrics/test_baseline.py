@@ -13,12 +13,12 @@ from glacier_nb.metrics.baseline import (
     BaselineError,
     baseline_table,
     baselines,
-    sample_pixels,
     fit_pixels,
     ndsi,
     ndsi_prediction,
     pixel_baseline,
     predict_pixels,
+    sample_pixels,
     valid_mask_prediction,
 )
 from glacier_nb.tiles.read import Tile
