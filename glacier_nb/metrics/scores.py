@@ -237,7 +237,7 @@ def summary(
     classes: Sequence[str],  # C names, in the order of the class indices
     seed: int = 0,  # of the bootstrap
 ) -> dict:  # JSON-ready: mcc, mcc_valid, ci95, per_class, per_tile, ...; None where a value is undefined
-    "All scores of one evaluation: on all pixels as in the competition, and on valid pixels where the key says so."
+    "All scores of one evaluation, on all pixels as in the competition and on valid pixels (*_valid)."
     if not cms_all:
         raise ValueError("found no tile, expected the confusion matrix of at least one")
     pooled, pooled_valid = sum(map(np.asarray, cms_all.values())), sum(map(np.asarray, cms_valid.values()))

@@ -49,7 +49,7 @@ def tile_probs(
 
 # %% ../../nbs/prediction/02_evaluate.ipynb #faeacad5
 def _check_tiles(tiles: Sequence[Tile], first: Member) -> None:
-    "Raise PredictError for no tiles, a duplicate, a tile without label or with other classes than the member."
+    "Raise PredictError for no tiles, duplicates, missing labels or other classes than the member."
     if not tiles:
         raise PredictError("no tile to score: expected at least one labelled tile")
     ids = [t.id for t in tiles]

@@ -113,7 +113,7 @@ def _parts(state: dict, path: Path) -> tuple[TrainConfig, BandStats, tuple, tupl
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise PredictError(
             f"{path}: found a config, statistics or classes that this version does not know ({e}); written "
-            f"with {state.get('versions', 'unknown versions')}. Expected a checkpoint of this glacier_nb version"
+            f"with {state.get('versions', 'unknown versions')}. Expected a checkpoint of this glacier_nb"
         ) from e
     if not len(classes) == len(codes) >= 2:
         raise PredictError(f"{path}: found classes {classes} and codes {codes}, expected two or more of each")
