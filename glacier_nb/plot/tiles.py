@@ -179,8 +179,7 @@ def error_map(
 def show_predictions(
     tiles: Sequence[Tile],  # labelled tiles, one row each
     preds: Mapping[str, np.ndarray],  # tile id -> (H, W) class index
-    confidence: Mapping[str, np.ndarray]
-    | None = None,  # tile id -> (H, W) probability of the class
+    confidence: Mapping[str, np.ndarray] | None = None,  # tile id -> (H, W) probability of the class
     kind: str = "natural",  # natural or swir
 ) -> Figure:
     "Truth, prediction, errors and confidence, one row per tile, with the MCC of all and of valid pixels."
