@@ -24,7 +24,7 @@ from ..tiles.read import Tile
 
 # %% ../../nbs/prediction/02_evaluate.ipynb #d88dd81d
 @torch.no_grad()
-def _mean_probs(
+def _ensemble_probs(
     members: Sequence[Member],  # of one list of classes
     images: Sequence[Tensor],  # (1, C, H, W), one per member
     valid: np.ndarray,  # (H, W) bool
@@ -45,7 +45,7 @@ def tile_probs(
 ) -> np.ndarray:  # (n_classes, H, W) float32, sums to 1; background 1 at nodata
     "Class probabilities of a tile; raises PredictError when the members' classes differ."
     check_members(members)
-    return _mean_probs(members, [m.image(tile) for m in members], tile.valid, views)
+    return _ensemble_probs(members, [m.image(tile) for m in members], tile.valid, views)
 
 # %% ../../nbs/prediction/02_evaluate.ipynb #faeacad5
 def _check_tiles(tiles: Sequence[Tile], first: Member) -> None:
@@ -94,7 +94,7 @@ def evaluate(
     for tile in progress_bar(tiles, unit="tile") if progress else tiles:
         images = [m.image(tile) for m in members]
         start = time.perf_counter()
-        probs = _mean_probs(members, images, tile.valid, views)
+        probs = _ensemble_probs(members, images, tile.valid, views)
         seconds += time.perf_counter() - start
         matrices[tile.id] = tile_confusion(probs.argmax(0), tile.label, tile.valid, len(probs))
     return matrices, seconds

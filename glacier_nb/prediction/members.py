@@ -51,7 +51,7 @@ def checkpoint_path(
     raise PredictError(
         f"{str(source)!r} is not a checkpoint: found neither {missed}; expected a run under outputs/ with a "
         "finished epoch, a run folder or the path of a .pt file. "
-        + (f"Runs there: {', '.join(near)}" if runs else "No run there has a best.pt")
+        + (f"Existing runs: {', '.join(near)}" if runs else "No run has a best.pt yet")
     )
 
 # %% ../../nbs/prediction/01_members.ipynb #ba5c807d

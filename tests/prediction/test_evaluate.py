@@ -108,8 +108,8 @@ def test_every_turn_is_undone_to_the_bit(turned, shape):
 
 def test_the_eight_views_are_eight():
     x = torch.arange(9.0).view(1, 1, 3, 3)
-    seen = {tuple(View(k).apply(x).flatten().tolist()) for k in range(8)}
-    assert len(seen) == 8
+    views = {tuple(View(k).apply(x).flatten().tolist()) for k in range(8)}
+    assert len(views) == 8
     assert torch.equal(View(4).apply(x), x.flip(-1))
     flips = {tuple(v.apply(x).flatten().tolist()) for v in make_views("flips")}
     expected = [x, x.flip(-1), x.flip(-2), x.flip(-1, -2)]
@@ -212,7 +212,7 @@ def test_a_run_is_found_by_name_folder_and_file(outputs):
 
 def test_a_missing_run_is_named_with_similar_ones(outputs, tmp_path):
     shutil.copytree(outputs / "a", tmp_path / "texture")
-    with pytest.raises(PredictError, match=r"'textur' is not a checkpoint.*Runs there: texture"):
+    with pytest.raises(PredictError, match=r"'textur' is not a checkpoint.*Existing runs: texture"):
         checkpoint_path("textur", tmp_path)
     (tmp_path / "unfinished").mkdir()
     with pytest.raises(PredictError, match=r"unfinished/best\.pt"):
@@ -450,8 +450,8 @@ def test_the_table_has_gain_and_cost(members, held_out, demo):
     views = make_views("none", "1,1.25")
     table = tta_table(members, held_out, demo, views, progress=False)
     assert table["passes"].to_dict() == {"plain": 1, "tta": 2, "ensemble": 2, "both": 4}
-    for choice, (voters, seen) in choices(members, views).items():
-        matrices, _ = evaluate(voters, held_out, demo, seen, progress=False)
+    for choice, (networks, transforms) in choices(members, views).items():
+        matrices, _ = evaluate(networks, held_out, demo, transforms, progress=False)
         pooled = [sum(pair[k] for pair in matrices.values()) for k in (0, 1)]
         assert table.loc[choice, ["mcc", "mcc_valid"]].tolist() == [mcc(p) for p in pooled]
     np.testing.assert_allclose(table["gain"], table["mcc"] - table.loc["plain", "mcc"], atol=1e-15)

@@ -128,7 +128,7 @@ def test_a_run_in_its_first_seconds_has_a_row(outputs):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("metrics.json", '{"mcc": ', "is not JSON"),
         ("metrics.json", "[1]", "holds list, expected an object"),
@@ -139,11 +139,11 @@ def test_a_run_in_its_first_seconds_has_a_row(outputs):
         ("history.jsonl", "3\n", "line 1"),
     ],
 )
-def test_a_damaged_file_is_named(outputs, name, content, said):
+def test_a_damaged_file_is_named(outputs, name, content, message):
     write_text(outputs / "02_low" / name, content)
     with pytest.raises(RunError, match=rf"02_low.{name}") as error:
         runs_table(outputs)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_binary_files_are_named(outputs):
