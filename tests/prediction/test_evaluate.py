@@ -384,7 +384,7 @@ def test_checks_that_are_not_possible_are_notes(outputs, members, held_out, demo
     assert ["no splits.json" in notes[0], "began from outputs/old/best.pt" in notes[1]] == [True, True]
     for text in ("[1, 2]", "{", '{"val": []}'):
         (tmp_path / "splits.json").write_text(text)
-        with pytest.raises(PredictError, match=r"splits\.json: expected lists of tile ids"):
+        with pytest.raises(PredictError, match=r"splits\.json is damaged: expected lists of tile ids"):
             check_leakage([load_member(tmp_path / "alone.pt")], held_out, demo)
 
 
