@@ -1,4 +1,4 @@
-"""Hostile input and guarantees of the per-pixel baselines."""
+"""Invalid input and guarantees of the per-pixel baselines."""
 
 from dataclasses import replace
 
@@ -13,17 +13,17 @@ from glacier_nb.metrics.baseline import (
     BaselineError,
     baseline_table,
     baselines,
-    draw_pixels,
     fit_pixels,
     ndsi,
     ndsi_prediction,
     pixel_baseline,
     predict_pixels,
+    sample_pixels,
     valid_mask_prediction,
 )
 from glacier_nb.tiles.read import Tile
 
-# one band level per class, so that a pixel nearly tells its class
+# one band level per class, so that the bands of a pixel nearly determine its class
 LEVELS = np.array([[9, 30, 15, 22], [9, 30, 15, 22], [9, 30, 15, 25], [12, 8, 9, 10], [31, 29, 30, 32]]) * 1e3
 
 
@@ -39,14 +39,39 @@ def make_tile(name, seed, classes=CLASSES, size=48, noise=2500.0, shares=(0.6, 0
     return Tile(name, np.where(valid, bands, np.float32(0)), valid, label, None, Affine.identity(), classes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def train():
     return [make_tile(f"01_{k:02}", k) for k in range(4)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def val():
     return [make_tile(f"02_{k:02}", 10 + k) for k in range(2)]
+
+
+@pytest.fixture(scope="module")
+def nodata_tile(val):
+    "A tile without a valid pixel."
+    tile = val[0]
+    return replace(tile, id="nodata", bands=np.zeros_like(tile.bands), valid=np.zeros_like(tile.valid))
+
+
+@pytest.fixture(scope="module")
+def model(train):
+    "Boosted trees of 1,000 pixels and seed 3."
+    return fit_pixels(*sample_pixels(train, 1_000, seed=3), seed=3)
+
+
+@pytest.fixture(scope="module")
+def maps(model, val):
+    "Their maps: what `pixel_baseline(train, val, 1_000, seed=3)` gives."
+    return {t.id: predict_pixels(model, t) for t in val}
+
+
+@pytest.fixture(scope="module")
+def all_maps(train, val, nodata_tile):
+    "The maps of all baselines, trained on every pixel."
+    return baselines(train, [*val, nodata_tile])
 
 
 def same(a, b):
@@ -54,60 +79,60 @@ def same(a, b):
     return a.keys() == b.keys() and all((a[i] == b[i]).all() for i in a)
 
 
-# draw_pixels
+# sample_pixels
 
 
-def test_draw_leaves_out_ignored_and_invalid_pixels(train):
+def test_ignored_and_invalid_pixels_are_not_sampled(train):
     poisoned = []
     for tile in train:
         bands = tile.bands.copy()
         bands[:, (tile.label == IGNORE) | ~tile.valid] = 1e9
         poisoned.append(replace(tile, bands=bands))
-    x, y, _ = draw_pixels(poisoned, 2_000, floor=50)
+    x, y, _ = sample_pixels(poisoned, 2_000, min_per_class=50)
     assert x.max() < 1e6
     assert set(np.unique(y)) <= {0, 1, 2, 3}
-    for drawn, clean in zip(draw_pixels(poisoned, 2_000), draw_pixels(train, 2_000), strict=True):
+    for drawn, clean in zip(sample_pixels(poisoned, 2_000), sample_pixels(train, 2_000), strict=True):
         np.testing.assert_array_equal(drawn, clean)
 
 
-def test_draw_stands_for_every_labelled_pixel(train):
-    _, y, stands_for = draw_pixels(train, 1_000, floor=5)
+def test_weights_sum_to_the_labelled_pixels(train):
+    _, y, weight = sample_pixels(train, 1_000, min_per_class=5)
     used = np.concatenate([t.label[t.valid & (t.label != IGNORE)] for t in train])
-    np.testing.assert_allclose(np.bincount(y, stands_for), np.bincount(used))
+    np.testing.assert_allclose(np.bincount(y, weight), np.bincount(used))
     assert len(y) < len(used) / 4
 
 
-def test_draw_keeps_rare_classes(train):
+def test_rare_classes_are_sampled(train):
     lakes = sum(int((t.valid & (t.label == 3)).sum()) for t in train)
-    _, y, _ = draw_pixels(train, 100, floor=10_000 // len(train))
+    _, y, _ = sample_pixels(train, 100, min_per_class=10_000 // len(train))
     assert (y == 3).sum() == lakes > 0
 
 
-def test_draw_gives_each_tile_the_same_share(train):
+def test_each_tile_contributes_the_same_number(train):
     big = make_tile("03_01", 3, size=96)
-    x, _, _ = draw_pixels([train[0], big], 1_000, floor=1)
+    x, _, _ = sample_pixels([train[0], big], 1_000, min_per_class=1)
     of_big = np.isin(x[:, 0], big.bands[0]).mean()
     assert 0.45 < of_big < 0.55
 
 
-@pytest.mark.parametrize("wrong", [{"n_pixels": 0}, {"floor": 0}])
-def test_draw_refuses_nothing(train, wrong):
+@pytest.mark.parametrize("wrong", [{"n_pixels": 0}, {"min_per_class": 0}])
+def test_at_least_one_pixel_must_be_sampled(train, wrong):
     with pytest.raises(BaselineError, match="at least 1"):
-        draw_pixels(train, **wrong)
+        sample_pixels(train, **wrong)
 
 
-def test_draw_refuses_tiles_without_labelled_pixels(train):
+def test_tiles_without_labelled_pixels_are_an_error(train):
     ignored = [replace(t, label=np.full_like(t.label, IGNORE)) for t in train]
-    with pytest.raises(BaselineError, match="no pixel to learn from: 4 tiles"):
-        draw_pixels(ignored)
+    with pytest.raises(BaselineError, match="no training pixel: found 4 tiles"):
+        sample_pixels(ignored)
     with pytest.raises(BaselineError, match="no tile"):
-        draw_pixels([])
+        sample_pixels([])
 
 
-def test_draw_skips_an_all_nodata_tile(train):
-    void = replace(train[0], id="00_00", valid=np.zeros_like(train[0].valid))
-    n = len(draw_pixels(train, 400, floor=1)[1])
-    assert 0 < len(draw_pixels([void, *train], 400, floor=1)[1]) <= n
+def test_a_nodata_tile_contributes_nothing(train):
+    empty = replace(train[0], id="00_00", valid=np.zeros_like(train[0].valid))
+    n = len(sample_pixels(train, 400, min_per_class=1)[1])
+    assert 0 < len(sample_pixels([empty, *train], 400, min_per_class=1)[1]) <= n
 
 
 @pytest.mark.parametrize(
@@ -118,44 +143,38 @@ def test_draw_skips_an_all_nodata_tile(train):
         {"bands": np.zeros((4, 48, 48), np.float32)},
     ],
 )
-def test_draw_refuses_wrong_shapes(train, broken):
+def test_wrong_shapes_are_an_error(train, broken):
     with pytest.raises(BaselineError, match=r"tile 01_00: found bands .* expected \(5, H, W\)"):
-        draw_pixels([replace(train[0], **broken)])
+        sample_pixels([replace(train[0], **broken)])
 
 
-def test_draw_refuses_a_tile_without_label(train):
+def test_a_tile_without_label_is_an_error(train):
     with pytest.raises(BaselineError, match="tile 01_02 has no label"):
-        draw_pixels([*train[:2], replace(train[2], label=None)])
+        sample_pixels([*train[:2], replace(train[2], label=None)])
 
 
 # boosting
 
 
-def test_same_seed_same_maps_in_any_order(train, val):
-    first = pixel_baseline(train, val, 1_000, seed=3)
-    assert same(first, pixel_baseline(train[::-1], val[::-1], 1_000, seed=3))
-    assert not same(first, pixel_baseline(train, val, 1_000, seed=4))
+def test_same_seed_same_maps_in_any_order(train, val, maps):
+    assert same(maps, pixel_baseline(train[::-1], val[::-1], 1_000, seed=3))
+    assert not same(maps, pixel_baseline(train, val, 1_000, seed=4))
 
 
-def test_same_maps_with_any_number_of_threads(train, val):
-    first, *others = [_maps_with(n, train, val) for n in (1, 2, 3)]
-    assert all(same(first, other) for other in others)
-
-
-def _maps_with(threads, train, val):
+@pytest.mark.parametrize("threads", [2, 3])
+def test_same_maps_with_any_number_of_threads(train, val, maps, threads):
     with threadpool_limits(threads, user_api="openmp"):
-        return pixel_baseline(train, val, 1_000)
+        assert same(maps, pixel_baseline(train, val, 1_000, seed=3))
 
 
-def test_does_not_touch_the_global_random_state(train, val):
+def test_the_global_random_state_is_unchanged(train, val):
     np.random.seed(5)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     pixel_baseline(train, val, 500)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
-def test_sees_single_pixels_only(train, val):
-    model = fit_pixels(*draw_pixels(train, 2_000))
+def test_uses_single_pixels_only(model, val):
     tile = val[0]
     order = np.random.default_rng(0).permutation(tile.valid.size)
 
@@ -166,9 +185,8 @@ def test_sees_single_pixels_only(train, val):
     np.testing.assert_array_equal(predict_pixels(model, mixed), shuffle(predict_pixels(model, tile)))
 
 
-def test_learns_what_a_pixel_tells(train, val):
-    maps = pixel_baseline(train, val)
-    table = baseline_table({"boosting": maps}, val)
+def test_learns_the_class_of_a_pixel(all_maps, val):
+    table = baseline_table({"boosting": all_maps["boosting"]}, val)
     assert table.loc["boosting", "mcc_valid"] > 0.9
 
 
@@ -191,18 +209,17 @@ def test_binary_labels(val):
     assert set(np.unique(maps["02_00"])) == {0, 1}
 
 
-def test_invalid_pixels_are_background(train, val):
-    void = replace(val[0], id="void", bands=np.zeros_like(val[0].bands), valid=np.zeros_like(val[0].valid))
-    for rule, maps in baselines(train, [*val, void]).items():
-        assert not maps["void"].any(), rule
-        assert all(
-            m.dtype == np.uint8 and not m[~t.valid].any() for t, m in zip(val, maps.values(), strict=False)
-        )
+def test_invalid_pixels_are_background(all_maps, val):
+    for rule, predicted in all_maps.items():
+        assert not predicted["nodata"].any(), rule
+        for tile in val:
+            assert predicted[tile.id].dtype == np.uint8
+            assert not predicted[tile.id][~tile.valid].any(), rule
 
 
-def test_tiles_to_map_need_no_label(train, val):
-    blind = [replace(t, label=None) for t in val]
-    assert same(pixel_baseline(train, val, 1_000), pixel_baseline(train, blind, 1_000))
+def test_tiles_to_map_need_no_label(train, val, maps):
+    unlabelled = [replace(t, label=None) for t in val]
+    assert same(maps, pixel_baseline(train, unlabelled, 1_000, seed=3))
 
 
 def test_other_classes_in_validation_are_an_error(train):
@@ -212,7 +229,7 @@ def test_other_classes_in_validation_are_an_error(train):
 
 def test_balance_is_checked_and_works(train):
     noisy = [make_tile(t.id, k, noise=9000.0) for k, t in enumerate(train)]
-    drawn = draw_pixels(noisy)
+    drawn = sample_pixels(noisy)
     called = [(predict_pixels(fit_pixels(*drawn, balance=b), noisy[0]) == 2).sum() for b in (0, 0.5, 1)]
     assert called[0] < called[1] < called[2]
     with pytest.raises(BaselineError, match=r"balance = 1\.5"):
@@ -242,15 +259,14 @@ def test_rules_need_a_class_named_glacier(val):
 # the table
 
 
-def test_table_agrees_with_scikit_learn(train, val):
-    maps = baselines(train, val, n_pixels=2_000)
-    table = baseline_table(maps, val)
+def test_table_agrees_with_scikit_learn(all_maps, val):
+    table = baseline_table(all_maps, val)
     assert list(table.index) == ["valid mask", "NDSI > 0.4", "boosting"]
-    for rule, predicted in maps.items():
+    for rule, predicted in all_maps.items():
         for column, valid_only in (("mcc", False), ("mcc_valid", True)):
-            keep = [(t.label != IGNORE) & (t.valid | (not valid_only)) for t in val]
-            truth = np.concatenate([t.label[k] for t, k in zip(val, keep, strict=True)])
-            pred = np.concatenate([predicted[t.id][k] for t, k in zip(val, keep, strict=True)])
+            counted = [(t.label != IGNORE) & (t.valid | (not valid_only)) for t in val]
+            truth = np.concatenate([t.label[k] for t, k in zip(val, counted, strict=True)])
+            pred = np.concatenate([predicted[t.id][k] for t, k in zip(val, counted, strict=True)])
             assert table.loc[rule, column] == pytest.approx(matthews_corrcoef(truth, pred), abs=1e-12)
     assert not table.loc["valid mask", "mcc_valid_defined"]
 

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and exact integers, on degenerate and hostile input."""
+"""Metrics against scikit-learn and exact fractions, on degenerate and invalid input."""
 
 import json
 import math
@@ -27,7 +27,7 @@ SHARES = (0.6955, 0.25, 0.05, 0.0045)
 
 
 def random_pair(seed, n=5000, skill=0.7, n_classes=4):
-    "Prediction and truth in realistic shares; `skill` of the pixels are right for sure."
+    "Prediction and truth with realistic class shares; a fraction `skill` of the pixels is correct."
     rng = np.random.default_rng(seed)
     p = np.array(SHARES[:n_classes]) / sum(SHARES[:n_classes])
     truth = rng.choice(n_classes, size=n, p=p)
@@ -36,7 +36,7 @@ def random_pair(seed, n=5000, skill=0.7, n_classes=4):
 
 
 def cases():
-    "Name -> prediction, truth: random ones and degenerate ones."
+    "Name -> (prediction, truth), random and degenerate."
     zeros, mixed = np.zeros(50, int), np.arange(50) % 4
     binary = np.arange(50) % 2
     return {
@@ -47,14 +47,14 @@ def cases():
         "one class in truth": (mixed, zeros),
         "one class predicted": (zeros, mixed),
         "one class in both": (zeros, zeros),
-        "one class in each, another": (zeros, zeros + 1),
+        "one class each, not the same": (zeros, zeros + 1),
         "class missing": (np.where(mixed == 3, 0, mixed), np.where(mixed == 3, 1, mixed)),
         "one pixel": (zeros[:1], zeros[:1]),
     }
 
 
 def exact_mcc(cm):
-    "R_K from rational arithmetic: the root of an exact fraction, with the sign of its numerator."
+    "R_K as the root of an exact fraction, with the sign of its numerator."
     cm = [[int(v) for v in row] for row in cm]
     k = range(len(cm))
     t, p = [sum(cm[i]) for i in k], [sum(cm[i][j] for i in k) for j in k]
@@ -77,7 +77,7 @@ def test_sklearn(pred, truth):
     np.testing.assert_allclose(table["precision"], sk.precision_score(truth, pred, **options, **zero))
     np.testing.assert_allclose(table["recall"], sk.recall_score(truth, pred, **options, **zero))
     np.testing.assert_allclose(table["f1"], sk.f1_score(truth, pred, **options, **zero))
-    iou = sk.jaccard_score(truth, pred, **options, zero_division=0)  # it knows no NaN
+    iou = sk.jaccard_score(truth, pred, **options, zero_division=0)  # it does not return NaN
     np.testing.assert_allclose(table["iou"].fillna(0), iou)
     for k, name in enumerate(CLASSES):
         one_vs_rest = sk.matthews_corrcoef(truth == k, pred == k)
@@ -138,7 +138,7 @@ def test_ten_billion_pixels_in_the_tables():
     assert high == pytest.approx(exact_mcc(cm), rel=1e-12)
 
 
-def test_streaming_is_one_shot():
+def test_updates_equal_one_count():
     pred, truth = random_pair(1)
     truth = np.where(np.arange(truth.size) % 11 == 0, IGNORE, truth)
     mask = np.arange(truth.size) % 7 != 0
@@ -160,7 +160,7 @@ def test_adding_and_merging():
     assert a.merge(b) is a
     np.testing.assert_array_equal(a.counts, both.counts)
     assert mcc(a) == mcc(a.counts)
-    with pytest.raises(ValueError, match="other classes"):
+    with pytest.raises(ValueError, match="expected the same classes"):
         a + ConfusionMatrix(2)
 
 
@@ -219,15 +219,15 @@ def test_matrix_errors(cm):
             function(cm)
 
 
-def test_class_names_have_to_fit():
+def test_class_names_must_fit():
     with pytest.raises(ValueError, match="2 names"):
         class_table(np.eye(4, dtype=int), ("background", "glacier"))
 
 
-def test_tile_confusion_predicts_background_without_data():
+def test_tile_confusion_predicts_background_at_nodata():
     pred, truth = (v.reshape(50, 100) for v in random_pair(3))
     valid = np.random.default_rng(0).random(truth.shape) < 0.7
-    pred_outside = np.where(valid, pred, 99)  # rubbish where no data is, never looked at
+    pred_outside = np.where(valid, pred, 99)  # invalid values at nodata pixels are ignored
     cm_all, cm_valid = tile_confusion(torch.from_numpy(pred_outside), truth, torch.from_numpy(valid), 4)
     np.testing.assert_array_equal(cm_all, confusion(np.where(valid, pred, 0), truth, 4))
     np.testing.assert_array_equal(cm_valid, confusion(pred, truth, 4, valid))
@@ -261,7 +261,7 @@ def test_tile_table():
         tile_table(cms, tiles())
 
 
-def test_bootstrap_is_the_loop():
+def test_bootstrap_equals_a_loop():
     "The matrix product gives what drawing and pooling tile by tile gives."
     cms = list(tiles().values())
     weights = np.random.default_rng(7).multinomial(12, np.full(12, 1 / 12), size=50)
@@ -285,7 +285,7 @@ def test_bootstrap_is_deterministic_and_ordered():
 
 
 def test_bootstrap_covers():
-    "Of 200 sets of 20 tiles from one population, about 95 % of the intervals hold its MCC."
+    "Of 200 sets of 20 tiles from one population, about 95 % of the intervals contain its MCC."
     rng = np.random.default_rng(0)
 
     def draw(n):
@@ -300,7 +300,7 @@ def test_bootstrap_covers():
     assert 0.86 <= covered <= 0.99  # percentile intervals of 20 tiles are a little too narrow
 
 
-def test_bootstrap_without_variation_to_measure():
+def test_bootstrap_without_variation():
     cm = next(iter(tiles().values()))
     assert all(math.isnan(v) for v in bootstrap_ci([cm]))
     assert all(math.isnan(v) for v in bootstrap_ci([]))
@@ -333,7 +333,7 @@ def test_summary_is_json_and_complete():
     assert summary(streams, cms_valid, CLASSES, seed=3) == report
 
 
-def test_summary_of_nearly_nothing():
+def test_summary_of_one_undefined_tile():
     one = {"00_00": np.array([[9, 0], [0, 0]])}
     report = summary(one, one, ("background", "glacier"))
     assert json.loads(json.dumps(report, allow_nan=False)) == report

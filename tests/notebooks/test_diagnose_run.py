@@ -94,7 +94,7 @@ def test_run_keeps_its_diagnosis_in_its_folder(project, monkeypatch):
     [
         ({"run": "cut", "parameters": "tiny.yaml"}, "run = 'cut' beside parameters or data_dir"),
         ({"run": "cut", "data_dir": "data/demo"}, "run = 'cut' beside parameters or data_dir"),
-        ({"run": "nowhere"}, "holds no run 'nowhere'"),
+        ({"run": "nowhere"}, "has no run 'nowhere'"),
         ({"parameters": "tin.yaml"}, "tin.yaml is not there, expected a parameter file"),
         ({"rum": "cut"}, "unknown parameter 'rum': did you mean 'run'"),
     ],

@@ -1,4 +1,4 @@
-"""Charts of a run: what they show is what was given, whatever its form; errors for what is missing."""
+"""Charts of a run: they show the given numbers, and missing columns are an error."""
 
 import warnings
 
@@ -10,7 +10,7 @@ import pytest
 
 from glacier_nb.landsat import CLASSES
 from glacier_nb.metrics.scores import mcc, tile_table
-from glacier_nb.plot.curves import confusion, curves, per_tile_bars
+from glacier_nb.plot.curves import confusion_heatmap, per_tile_bars, training_curves
 
 mpl.use("Agg")
 
@@ -39,7 +39,7 @@ def by_label(ax):
 
 def test_curves_show_the_history():
     history = [record(k, v, loss_focal=0.1 * k, loss_new=0.2) for k, v in ((1, 0.2), (2, 0.6), (3, 0.4))]
-    fig = curves(history)
+    fig = training_curves(history)
     axes = {ax.get_ylabel(): ax for ax in fig.axes}
     loss, score, lr = (axes[name] for name in ("loss", "validation MCC", "learning\nrate"))
     assert list(by_label(score)["valid pixels"].get_ydata()) == [0.2, 0.6, 0.4]
@@ -55,7 +55,9 @@ def test_curves_show_the_history():
 
 def test_curves_take_frames_and_another_monitor():
     history = pd.DataFrame([record(1, 0.6, mcc=0.1), record(2, 0.2, mcc=0.9)])
-    titles = ["".join(ax.get_title() for ax in curves(history, m).axes) for m in ("mcc_valid", "mcc")]
+    titles = [
+        "".join(ax.get_title() for ax in training_curves(history, m).axes) for m in ("mcc_valid", "mcc")
+    ]
     assert titles[0].startswith("best epoch 1:")
     assert titles[1].startswith("best epoch 2:")
     assert history.columns[0] == "epoch"  # untouched
@@ -63,27 +65,27 @@ def test_curves_take_frames_and_another_monitor():
 
 @pytest.mark.parametrize("n", [1, 2, 400])
 def test_curves_of_any_length(n):
-    fig = curves([record(k + 1) for k in range(n)])
+    fig = training_curves([record(k + 1) for k in range(n)])
     fig.canvas.draw()
     assert all(np.isfinite(ax.get_xlim()).all() for ax in fig.axes)
 
 
 def test_curves_with_missing_values():
-    fig = curves([record(1, np.nan), record(2, 0.3, val_loss=None), record(3, np.nan)])
+    fig = training_curves([record(1, np.nan), record(2, 0.3, val_loss=None), record(3, np.nan)])
     fig.canvas.draw()
     assert any(ax.get_title().startswith("best epoch 2") for ax in fig.axes)
-    nothing = curves([record(1, np.nan)])
-    nothing.canvas.draw()
-    assert not any(ax.get_title() for ax in nothing.axes)
+    empty = training_curves([record(1, np.nan)])
+    empty.canvas.draw()
+    assert not any(ax.get_title() for ax in empty.axes)
 
 
-def test_curves_refuse_what_is_no_history():
+def test_curves_check_the_history():
     with pytest.raises(ValueError, match="found no lr, mcc_valid among"):
-        curves([{"epoch": 1, "train_loss": 1, "val_loss": 1, "mcc": 0.1}])
+        training_curves([{"epoch": 1, "train_loss": 1, "val_loss": 1, "mcc": 0.1}])
     with pytest.raises(ValueError, match="found no kappa among"):
-        curves([record(1)], monitor="kappa")
+        training_curves([record(1)], monitor="kappa")
     with pytest.raises(ValueError, match="history: found no"):
-        curves([])
+        training_curves([])
     assert plt.get_fignums() == []
 
 
@@ -92,7 +94,7 @@ def test_curves_refuse_what_is_no_history():
 
 def test_confusion_shows_per_cent_and_counts():
     cm = np.array([[900_000, 100_000], [25, 75]])
-    ax = confusion(cm, CLASSES[:2]).axes[0]
+    ax = confusion_heatmap(cm, CLASSES[:2]).axes[0]
     texts = [t.get_text() for t in ax.texts]
     assert texts == ["90.0%\n900,000", "10.0%\n100,000", "25.0%\n25", "75.0%\n75"]
     np.testing.assert_allclose(np.ravel(ax.collections[0].get_array()), [0.9, 0.1, 0.25, 0.75])
@@ -103,20 +105,20 @@ def test_confusion_shows_per_cent_and_counts():
 
 def test_confusion_of_a_class_that_does_not_occur():
     cm = np.diag([5, 5, 5, 0])
-    texts = [t.get_text() for t in confusion(cm, CLASSES).axes[0].texts]
+    texts = [t.get_text() for t in confusion_heatmap(cm, CLASSES).axes[0].texts]
     assert texts[-4:] == ["–\n0"] * 4
     assert not any("nan" in t for t in texts)
 
 
 def test_confusion_draws_into_given_axes():
     fig, ax = plt.subplots()
-    assert confusion(np.eye(2, dtype=int), CLASSES[:2], ax) is fig
+    assert confusion_heatmap(np.eye(2, dtype=int), CLASSES[:2], ax) is fig
     assert plt.get_fignums() == [fig.number]
 
 
-def test_confusion_refuses_other_shapes():
+def test_confusion_checks_the_shape():
     with pytest.raises(ValueError, match=r"found a matrix \(3, 3\) for 4 classes"):
-        confusion(np.eye(3, dtype=int), CLASSES)
+        confusion_heatmap(np.eye(3, dtype=int), CLASSES)
 
 
 # per_tile_bars
@@ -140,14 +142,14 @@ def test_bars_mark_undefined_tiles():
     assert len(by_label(ax)["valid pixels"].get_xdata()) == 1
 
 
-def test_bars_of_many_tiles_keep_their_labels_readable():
+def test_bars_of_many_tiles_have_readable_labels():
     table = pd.DataFrame({"mcc": np.linspace(0, 1, 400)}, index=[f"{k:03}" for k in range(400)])
     fig = per_tile_bars(table, ci=(np.nan, np.nan))
     assert fig.get_figwidth() <= 9
     assert len(fig.axes[0].get_xticks()) <= 40
 
 
-def test_bars_refuse_another_table():
+def test_bars_check_the_table():
     with pytest.raises(ValueError, match="found 1 rows with columns"):
         per_tile_bars(pd.DataFrame({"iou": [1]}))
     with pytest.raises(ValueError, match="found 0 rows"):
@@ -156,7 +158,7 @@ def test_bars_refuse_another_table():
 
 def test_no_chart_sets_a_global_style():
     before = dict(mpl.rcParams)
-    curves([record(1)])
-    confusion(np.eye(2, dtype=int), CLASSES[:2])
+    training_curves([record(1)])
+    confusion_heatmap(np.eye(2, dtype=int), CLASSES[:2])
     per_tile_bars(pd.DataFrame({"mcc": [0.5]}, index=["a"]))
     assert dict(mpl.rcParams) == before

@@ -1,4 +1,4 @@
-"""Pictures of tiles: colours that differ, the same picture in any unit, errors for what does not fit."""
+"""Figures of tiles: distinct colours, the same image in any unit, errors for shapes that do not fit."""
 
 from dataclasses import replace
 
@@ -11,13 +11,13 @@ from rasterio.transform import Affine
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
-from glacier_nb.plot.colours import ERRORS, PALETTE, colours, handles
+from glacier_nb.plot.colours import ERROR_PALETTE, PALETTE, colours, handles
 from glacier_nb.plot.tiles import (
     class_image,
     composite,
     error_map,
     overlay,
-    panels,
+    show_predictions,
     show_tile,
     show_tiles,
     stretch_limits,
@@ -47,15 +47,15 @@ def make_tile(name="01_01", seed=0, size=24, classes=CLASSES):
 # colours
 
 
-@pytest.mark.parametrize("palette", [PALETTE, ERRORS])
-def test_colours_differ_for_all_eyes_and_in_print(palette):
+@pytest.mark.parametrize("palette", [PALETTE, ERROR_PALETTE])
+def test_colours_differ_with_colour_vision_deficiency_too(palette):
     deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
     rgb = colours(palette, palette)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(linear @ deuteranopia.T, 0, 1)
     seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
-    for look in (rgb, seen):
-        lab = rgb2lab(look[None])[0]
+    for vision in (rgb, seen):
+        lab = rgb2lab(vision[None])[0]
         apart = deltaE_ciede2000(lab[:, None], lab[None])[~np.eye(len(lab), dtype=bool)]
         assert apart.min() > 12
 
@@ -73,7 +73,7 @@ def test_every_class_has_a_colour_and_a_legend_entry():
 
 
 @pytest.mark.parametrize("kind", ["natural", "swir"])
-def test_composite_is_a_picture_of_the_right_bands(kind):
+def test_composite_shows_the_right_bands(kind):
     tile = make_tile()
     rgb = composite(tile, kind=kind)
     assert rgb.shape == (24, 24, 3)
@@ -90,14 +90,14 @@ def test_composite_is_the_same_in_any_unit():
     np.testing.assert_allclose(composite(tile.bands * scale + offset, tile.valid), composite(tile), atol=1e-4)
 
 
-def test_composite_ignores_what_invalid_pixels_hold():
+def test_composite_ignores_the_values_of_invalid_pixels():
     tile = make_tile()
     odd = tile.bands.copy()
     odd[:, ~tile.valid] = np.nan
     np.testing.assert_array_equal(composite(odd, tile.valid), composite(tile))
 
 
-def test_common_limits_keep_tiles_comparable():
+def test_common_limits_make_tiles_comparable():
     dark = make_tile("01_01", 0)
     bright = replace(dark, id="01_02", bands=dark.bands * 1.5)
     assert np.allclose(composite(dark), composite(bright), atol=1e-5)
@@ -110,8 +110,8 @@ def test_common_limits_keep_tiles_comparable():
 
 def test_composite_without_valid_or_varying_pixels():
     tile = make_tile()
-    void = composite(tile, np.zeros_like(tile.valid))
-    np.testing.assert_allclose(void, np.tile(to_rgb(PALETTE["no data"]), (24, 24, 1)), rtol=1e-6)
+    nodata = composite(tile, np.zeros_like(tile.valid))
+    np.testing.assert_allclose(nodata, np.tile(to_rgb(PALETTE["no data"]), (24, 24, 1)), rtol=1e-6)
     assert np.isfinite(composite(np.full((5, 4, 4), 3.0))).all()
 
 
@@ -194,40 +194,40 @@ def test_show_tiles_has_every_id_and_no_empty_frames():
         show_tiles([])
 
 
-def test_error_map_tells_the_errors_apart():
+def test_error_map_separates_the_errors():
     truth = np.array([0, 1, 0, 2, 1, IGNORE, 1], np.uint8)[None]
     pred = np.array([0, 1, 1, 0, 2, 1, 1], np.uint8)[None]
     valid = np.array([True] * 6 + [False])[None]
-    names = [list(ERRORS)[k] for k in error_map(truth, pred, valid)[0]]
-    assert names == [*list(ERRORS), "no data"]
+    names = [list(ERROR_PALETTE)[k] for k in error_map(truth, pred, valid)[0]]
+    assert names == [*list(ERROR_PALETTE), "no data"]
     with pytest.raises(ValueError, match="expected one shape"):
         error_map(truth, pred, valid[:, 1:])
 
 
-def test_panels_have_a_row_for_each_tile():
+def test_predictions_have_a_row_for_each_tile():
     tiles = [make_tile(f"01_{k:02}", k) for k in range(2)]
     preds = {"01_00": np.where(tiles[0].valid & (tiles[0].label < 4), tiles[0].label, 0)}
     preds["01_01"] = np.zeros_like(tiles[1].label)
-    fig = panels(tiles, preds)
+    fig = show_predictions(tiles, preds)
     titles = [ax.get_title() for ax in fig.axes]
     assert titles[0::3] == ["01_00: truth", "01_01: truth"]
     assert titles[2].endswith("(valid pixels 1.00)")
     assert titles[5] == "MCC 0.00 (valid pixels 0.00)"
     legend = [t.get_text() for t in fig.legends[0].get_texts()]
-    assert set(legend) - {""} == {*CLASSES[1:], *ERRORS}
+    assert set(legend) - {""} == {*CLASSES[1:], *ERROR_PALETTE}
     confident = {i: np.full(p.shape, 0.7) for i, p in preds.items()}
-    assert len(panels(tiles, preds, confident).axes) == 2 * 4 + 2
+    assert len(show_predictions(tiles, preds, confident).axes) == 2 * 4 + 2
 
 
 @pytest.mark.parametrize("classes", [CLASSES, BINARY_CLASSES])
-def test_panels_legend_names_the_classes_of_the_tile(classes):
+def test_the_legend_of_predictions_names_the_classes_of_the_tile(classes):
     tile = make_tile(classes=classes)
-    fig = panels([tile], {tile.id: np.zeros_like(tile.label)})
+    fig = show_predictions([tile], {tile.id: np.zeros_like(tile.label)})
     legend = [t.get_text() for t in fig.legends[0].get_texts()]
     assert [n for n in legend if n in CLASSES] == list(classes[1:])
 
 
-def test_panels_refuse_before_they_draw():
+def test_predictions_are_checked_before_drawing():
     tile = make_tile()
     preds = {tile.id: np.zeros_like(tile.label)}
     cases = [
@@ -238,7 +238,7 @@ def test_panels_refuse_before_they_draw():
     ]
     for tiles, given, message in cases:
         with pytest.raises(ValueError, match=message):
-            panels(tiles, given)
+            show_predictions(tiles, given)
     assert plt.get_fignums() == []
 
 
@@ -246,5 +246,5 @@ def test_no_figure_sets_a_global_style():
     before = dict(mpl.rcParams)
     tile = make_tile()
     show_tile(tile)
-    panels([tile], {tile.id: np.zeros_like(tile.label)})
+    show_predictions([tile], {tile.id: np.zeros_like(tile.label)})
     assert dict(mpl.rcParams) == before

@@ -1,4 +1,4 @@
-"""Checkpoints to probabilities: exact views, members that fit, no member that saw the tiles, paired gains."""
+"""From checkpoints to scores: exact views, checkpoints that do not fit, leakage, paired gains."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.metrics.scores import mcc
 from glacier_nb.models.weights import WeightsError
 from glacier_nb.prediction.evaluate import (
@@ -38,7 +38,7 @@ from glacier_nb.prediction.views import (
     make_views,
     mean_probs,
     resize,
-    resize_known,
+    resize_valid,
     view_probs,
 )
 from glacier_nb.tiles.read import read_tiles
@@ -47,12 +47,18 @@ from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.checkpoints import read_checkpoint, save_checkpoint
 from glacier_nb.training.recipe import prepare_data
 
-TINY = {"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 4, "batch_size": 4, "epochs": 1}
+TINY = {
+    "encoder": "tu-mobilenetv3_small_050",
+    "crop_size": 32,
+    "samples_per_epoch": 4,
+    "batch_size": 4,
+    "epochs": 1,
+}
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=64, seed=3)
+def demo():
+    return cached_demo(n_tiles=9, size=96, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def tiles(demo):
 
 @pytest.fixture(scope="module")
 def learners(tiles, demo, tmp_path_factory):
-    "Runs `a` with texture, `b` without, both with fold 0 held out, and `c` of another fold."
+    "Runs `a` with texture and `b` without, both with fold 0 held out, and `c` with fold 1 held out."
     cfg = TrainConfig(
         run="a", data_dir=str(demo), n_folds=3, warmup_epochs=0, precision="fp32", devices="cpu", **TINY
     )
@@ -97,15 +103,15 @@ def members(outputs):
 @pytest.mark.parametrize("shape", [(5, 5), (4, 7), (1, 3)], ids=str)
 def test_every_turn_is_undone_to_the_bit(turned, shape):
     x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(View(turned).undo(View(turned).look(x), shape), x)
+    assert torch.equal(View(turned).undo(View(turned).apply(x), shape), x)
 
 
 def test_the_eight_views_are_eight():
     x = torch.arange(9.0).view(1, 1, 3, 3)
-    seen = {tuple(View(k).look(x).flatten().tolist()) for k in range(8)}
-    assert len(seen) == 8
-    assert torch.equal(View(4).look(x), x.flip(-1))
-    flips = {tuple(v.look(x).flatten().tolist()) for v in make_views("flips")}
+    views = {tuple(View(k).apply(x).flatten().tolist()) for k in range(8)}
+    assert len(views) == 8
+    assert torch.equal(View(4).apply(x), x.flip(-1))
+    flips = {tuple(v.apply(x).flatten().tolist()) for v in make_views("flips")}
     expected = [x, x.flip(-1), x.flip(-2), x.flip(-1, -2)]
     assert flips == {tuple(e.flatten().tolist()) for e in expected}
 
@@ -116,11 +122,11 @@ def row_index(image):
     return torch.cat([torch.zeros_like(rows), rows / 4], 1)
 
 
-def test_what_is_said_of_a_view_comes_back_to_its_pixels():
+def test_predictions_of_a_view_return_to_their_pixels():
     image, (h, w) = torch.zeros(1, 2, 5, 3), (5, 3)
     rows, cols = (x.float() for x in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
     up, left = h - 1 - rows, w - 1 - cols
-    # the row in the view, as a function of the pixel: turned counter-clockwise, mirrored left-right first
+    # row index in the view of each pixel; views are mirrored left-right first, then turned counter-clockwise
     expected = [rows, left, up, cols, rows, cols, up, left]
     for turned, row in enumerate(expected):
         probs = view_probs(row_index, image, View(turned))[0, 1]
@@ -152,12 +158,12 @@ def test_the_mean_is_of_probabilities_over_exactly_these_views():
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25, 2])
 @pytest.mark.parametrize("turned", [0, 1, 6])
-def test_a_scaled_view_has_its_size_and_comes_back_in_place(scale, turned):
+def test_a_scaled_view_has_its_size_and_is_undone_in_place(scale, turned):
     ramp = torch.linspace(1, 2, 40)[:, None].expand(1, 1, 40, 24).contiguous()
     view = View(turned, scale)
     size = (round(40 * scale), round(24 * scale))
-    assert view.look(ramp).shape[-2:] == (size if turned % 2 == 0 else size[::-1])
-    back = view.undo(view.look(ramp), (40, 24))
+    assert view.apply(ramp).shape[-2:] == (size if turned % 2 == 0 else size[::-1])
+    back = view.undo(view.apply(ramp), (40, 24))
     inner = slice(4, -4)
     assert_close(back[..., inner, inner], ramp[..., inner, inner], rtol=0, atol=2e-3)
 
@@ -171,16 +177,16 @@ def test_scaled_probabilities_still_sum_to_one(scale):
 
 
 @pytest.mark.parametrize("size", [(24, 24), (40, 40), (17, 50)], ids=str)
-def test_resizing_what_is_known_keeps_a_constant_up_to_the_edge_of_no_data(size):
+def test_resizing_valid_pixels_preserves_a_constant_up_to_the_nodata_edge(size):
     x = torch.full((1, 2, 32, 32), -1.7)
     x[..., 10:20, 5:21] = 0
     x[:, 1, :, :3] = 0
-    out = resize_known(x, size)
+    out = resize_valid(x, size)
     assert_close(out[out != 0], torch.full_like(out[out != 0], -1.7))
     share = resize((x != 0).float(), size)
     assert torch.equal(out == 0, share < 0.5)
-    assert resize_known(x, (32, 32)) is x
-    assert resize_known(torch.zeros(1, 2, 32, 32), size).abs().max() == 0
+    assert resize_valid(x, (32, 32)) is x
+    assert resize_valid(torch.zeros(1, 2, 32, 32), size).abs().max() == 0
 
 
 def test_views_are_checked():
@@ -204,9 +210,9 @@ def test_a_run_is_found_by_name_folder_and_file(outputs):
     assert load_member("a", outputs=outputs).name == "a"
 
 
-def test_a_run_that_is_not_there_is_named_with_its_neighbours(outputs, tmp_path):
+def test_a_missing_run_is_named_with_similar_ones(outputs, tmp_path):
     shutil.copytree(outputs / "a", tmp_path / "texture")
-    with pytest.raises(PredictError, match=r"'textur' is no checkpoint.*Runs there: texture"):
+    with pytest.raises(PredictError, match=r"'textur' is not a checkpoint.*Existing runs: texture"):
         checkpoint_path("textur", tmp_path)
     (tmp_path / "unfinished").mkdir()
     with pytest.raises(PredictError, match=r"unfinished/best\.pt"):
@@ -226,7 +232,7 @@ def test_a_member_predicts_what_the_learner_validated(learners, held_out, demo):
         assert seconds > 0
 
 
-def test_pretrained_weights_are_not_looked_for(outputs, tmp_path):
+def test_pretrained_weights_are_not_read(outputs, tmp_path):
     state = read_checkpoint(outputs / "b/best.pt")
     state["config"] |= {"encoder_weights": "no/such/file.pt", "init_from": "gone.pt"}
     save_checkpoint(state, tmp_path / "m.pt")
@@ -236,7 +242,7 @@ def test_pretrained_weights_are_not_looked_for(outputs, tmp_path):
     assert not member.model.training
 
 
-def test_precision_is_the_config_s_unless_asked_otherwise(outputs):
+def test_precision_is_that_of_the_config_unless_given(outputs):
     assert load_member("b", "cpu", outputs=outputs).dtype == torch.float32
     half = load_member("b", "cpu", "bf16", outputs)
     image = torch.randn(1, 5, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -259,7 +265,7 @@ def wider(state):
     return state | {"stats": stats | more}
 
 
-HEAD = "segmentation_head.0.bias"
+STEM, HEAD = "encoder.model.conv_stem.weight", "segmentation_head.0.bias"
 BROKEN = {
     "no weights": (drop("weights"), PredictError, "weights missing"),
     "no statistics": (drop("stats"), PredictError, "stats missing"),
@@ -273,7 +279,7 @@ BROKEN = {
     "other encoder": (change("config", encoder="resnet34"), WeightsError, "not in the file"),
     "unknown encoder": (change("config", encoder="resnet19"), WeightsError, "cannot be built.*resnet18"),
     "other attention": (change("config", decoder_attention="scse"), WeightsError, "not in the file"),
-    "other channels": (wider, WeightsError, r"shape \(64, 5, 7, 7\) in the file, \(64, 6, 7, 7\) here"),
+    "other channels": (wider, WeightsError, r"shape \(16, 5, 3, 3\) in the file, \(16, 6, 3, 3\) here"),
     "other classes": (
         lambda s: s | {"classes": ["a", "b"], "codes": [0, 255]},
         WeightsError,
@@ -286,37 +292,37 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_checkpoint_that_does_not_fit_is_refused_with_its_name(outputs, tmp_path, case):
-    spoil, error, match = BROKEN[case]
-    torch.save(spoil(read_checkpoint(outputs / "b/best.pt")), tmp_path / "spoilt.pt")
+def test_a_checkpoint_that_does_not_fit_is_an_error_with_its_name(outputs, tmp_path, case):
+    damage, error, match = BROKEN[case]
+    torch.save(damage(read_checkpoint(outputs / "b/best.pt")), tmp_path / "damaged.pt")
     with pytest.raises(error, match=match) as e:
-        load_member(tmp_path / "spoilt.pt")
-    assert "spoilt.pt" in str(e.value)
+        load_member(tmp_path / "damaged.pt")
+    assert "damaged.pt" in str(e.value)
 
 
-def test_what_is_no_checkpoint_at_all_is_refused(tmp_path):
+def test_other_files_are_an_error(tmp_path):
     for name, content in {"text.pt": b"hello", "empty.pt": b"", "zip.pt": b"PK\x03\x04" + bytes(50)}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=name):
             load_member(tmp_path / name)
 
 
-def test_an_rgb_network_is_not_widened_in_silence(outputs, tmp_path):
+def test_an_rgb_network_is_an_error(outputs, tmp_path):
     state = read_checkpoint(outputs / "b/best.pt")
-    state["weights"]["encoder.conv1.weight"] = state["weights"]["encoder.conv1.weight"][:, :3].clone()
+    state["weights"][STEM] = state["weights"][STEM][:, :3].clone()
     torch.save(state, tmp_path / "rgb.pt")
-    with pytest.raises(WeightsError, match=r"encoder\.conv1\.weight: adapted"):
+    with pytest.raises(WeightsError, match=rf"{STEM}: adapted"):
         load_member(tmp_path / "rgb.pt")
 
 
-def test_members_with_other_classes_or_twice_are_refused(outputs, tmp_path):
+def test_members_with_other_classes_and_duplicates_are_an_error(outputs, tmp_path):
     state = read_checkpoint(outputs / "b/best.pt")
     torch.save(state | {"classes": ["background", "ice", "debris", "lake"]}, tmp_path / "other.pt")
     with pytest.raises(PredictError, match=r"a/best\.pt has .*'glacier'.*other\.pt has .*'ice'"):
         load_ensemble(f"a,{tmp_path}/other.pt", outputs=outputs)
     with pytest.raises(PredictError, match="twice"):
         load_ensemble("a, b, a", outputs=outputs)
-    with pytest.raises(PredictError, match="'' is no checkpoint"):
+    with pytest.raises(PredictError, match="'' is not a checkpoint"):
         load_ensemble("b,", outputs=outputs)
     assert [m.name for m in load_ensemble(" ", outputs=outputs)] == []
 
@@ -330,7 +336,7 @@ def test_the_ensemble_is_the_mean_of_its_members(members, held_out):
     probs = tile_probs(members, tile, views)
     np.testing.assert_allclose(probs, np.mean(each, 0), atol=1e-6)
     assert np.abs(each[0] - each[1]).max() > 1e-3
-    assert (probs.dtype, probs.shape) == (np.float32, (4, 64, 64))
+    assert (probs.dtype, probs.shape) == (np.float32, (4, 96, 96))
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-6)
     assert not tile.valid.all()
     assert (probs[:, ~tile.valid] == np.array([1, 0, 0, 0])[:, None]).all()
@@ -345,7 +351,7 @@ def test_tiles_of_any_size_and_without_label(members, tiles, shape):
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-6)
 
 
-def test_a_tile_without_any_data_is_background(members, tiles):
+def test_a_nodata_tile_is_background(members, tiles):
     t = tiles[0]
     blank = replace(t, bands=np.zeros_like(t.bands), valid=np.zeros_like(t.valid))
     assert (tile_probs(members[1:], blank, make_views("flips", "0.5,1"))[0] == 1).all()
@@ -356,7 +362,7 @@ def test_a_tile_without_any_data_is_background(members, tiles):
 # leakage
 
 
-def test_a_member_that_trained_on_the_tiles_is_refused(outputs, held_out, demo):
+def test_a_member_trained_on_the_tiles_is_an_error(outputs, held_out, demo):
     leaky = load_ensemble("a,c", outputs=outputs)
     trained = json.loads((outputs / "c/splits.json").read_text())["train"]
     leaks = sorted({t.id for t in held_out} & set(trained))
@@ -366,7 +372,7 @@ def test_a_member_that_trained_on_the_tiles_is_refused(outputs, held_out, demo):
             call(leaky, held_out, demo)
 
 
-def test_what_cannot_be_checked_is_said(outputs, members, held_out, demo, tmp_path):
+def test_checks_that_are_not_possible_are_notes(outputs, members, held_out, demo, tmp_path):
     assert check_leakage(members, held_out, demo) == []
     assert check_leakage(members, held_out, demo / ".." / demo.name) == []
     (note,) = check_leakage(members[:1], held_out, tmp_path)
@@ -378,15 +384,15 @@ def test_what_cannot_be_checked_is_said(outputs, members, held_out, demo, tmp_pa
     assert ["no splits.json" in notes[0], "began from outputs/old/best.pt" in notes[1]] == [True, True]
     for text in ("[1, 2]", "{", '{"val": []}'):
         (tmp_path / "splits.json").write_text(text)
-        with pytest.raises(PredictError, match=r"splits\.json: expected lists of tile ids"):
+        with pytest.raises(PredictError, match=r"splits\.json is damaged: expected lists of tile ids"):
             check_leakage([load_member(tmp_path / "alone.pt")], held_out, demo)
 
 
-def test_tiles_that_cannot_be_scored_are_refused(members, held_out, demo):
+def test_tiles_that_cannot_be_scored_are_an_error(members, held_out, demo):
     t = held_out[0]
     for bad, match in (
         ([], "no tile"),
-        ([t, t], "come twice"),
+        ([t, t], "duplicate tiles"),
         ([replace(t, label=None)], "has no label"),
         ([replace(t, classes=("background", "glacier"))], "read the tiles with the run's `classes`"),
     ):
@@ -421,17 +427,17 @@ def test_the_order_of_tiles_does_not_unpair_them():
     assert paired_gain(plain, plain) == (0, 0, 0)
 
 
-def test_one_tile_has_no_interval_and_other_tiles_no_gain():
+def test_one_tile_has_no_interval_and_different_tiles_have_no_gain():
     plain = random_counts(np.random.default_rng(2), 1)
     gain, low, high = paired_gain(plain, plain)
     assert gain == 0
     assert np.isnan([low, high]).all()
     for one, two in ((plain, {"x": plain["t0"]}), ({}, {})):
-        with pytest.raises(PredictError, match="expected the same ones"):
+        with pytest.raises(PredictError, match="expected the same for both"):
             paired_gain(one, two)
 
 
-def test_only_what_is_asked_for_is_compared(members):
+def test_only_the_given_views_and_members_are_compared(members):
     flips = make_views("flips")
     assert list(choices(members[:1], PLAIN)) == ["plain"]
     assert list(choices(members[:1], flips)) == ["plain", "tta"]
@@ -440,12 +446,12 @@ def test_only_what_is_asked_for_is_compared(members):
     assert list(choices(members[:1], make_views("none", "0.75"))) == ["plain", "tta"]
 
 
-def test_the_table_says_gain_and_cost(members, held_out, demo):
+def test_the_table_has_gain_and_cost(members, held_out, demo):
     views = make_views("none", "1,1.25")
     table = tta_table(members, held_out, demo, views, progress=False)
     assert table["passes"].to_dict() == {"plain": 1, "tta": 2, "ensemble": 2, "both": 4}
-    for choice, (voters, seen) in choices(members, views).items():
-        matrices, _ = evaluate(voters, held_out, demo, seen, progress=False)
+    for choice, (networks, transforms) in choices(members, views).items():
+        matrices, _ = evaluate(networks, held_out, demo, transforms, progress=False)
         pooled = [sum(pair[k] for pair in matrices.values()) for k in (0, 1)]
         assert table.loc[choice, ["mcc", "mcc_valid"]].tolist() == [mcc(p) for p in pooled]
     np.testing.assert_allclose(table["gain"], table["mcc"] - table.loc["plain", "mcc"], atol=1e-15)

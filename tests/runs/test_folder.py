@@ -1,4 +1,4 @@
-"""The table of runs, from folders of every kind."""
+"""The table of runs, from folders in every state, damaged files and concurrent access."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ from glacier_nb.runs.folder import (
 
 
 def metrics(right: int) -> dict:
-    "Metrics of a run that gets so many pixels in a hundred right."
+    "Metrics of a run with `right` correct pixels in a hundred."
     matrix = np.full((4, 4), 0)
     np.fill_diagonal(matrix, right)
     matrix[:, 0] += 100 - right
@@ -37,7 +37,7 @@ def metrics(right: int) -> dict:
 
 
 def run(outputs: Path, name: str, epochs: int = 3, right: int | None = None, **parameters) -> Path:
-    "A run folder with so many finished epochs; finished when `right` is given."
+    "A run folder with this number of epochs; finished when `right` is given."
     folder = outputs / name
     folder.mkdir(parents=True)
     write_text(folder / "config.json", json.dumps({"run": name, **parameters}))
@@ -50,13 +50,13 @@ def run(outputs: Path, name: str, epochs: int = 3, right: int | None = None, **p
 
 @pytest.fixture
 def outputs(tmp_path):
-    "Folders of every kind."
+    "Runs in every state, and other files."
     base = tmp_path / "outputs"
     run(base, "02_low", right=60, lr=0.01, resume=True)
     run(base, "01_high", right=90, fold=2, data_dir="data/other")
-    run(base, "03_cut", epochs=1)
+    run(base, "03_interrupted", epochs=1)
     failed = run(base, "04_failed", epochs=0, class_weights="inverse")
-    write_text(failed / "failed.json", json.dumps({"error": "Traceback\n ...\nTrainingError: too hot\n"}))
+    write_text(failed / "failed.json", json.dumps({"error": "Traceback\n ...\nTrainingError: loss is NaN\n"}))
     early = base / "05_early"
     early.mkdir()
     write_text(early / "failed.json", json.dumps({"error": "", "parameters": {"epochs": 99}}))
@@ -65,9 +65,9 @@ def outputs(tmp_path):
     return base
 
 
-def test_the_table_has_a_row_a_run_and_the_differences(outputs):
+def test_the_table_has_one_row_per_run_and_the_differences(outputs):
     table = runs_table(outputs)
-    assert list(table.index) == ["01_high", "02_low", "03_cut", "04_failed", "05_early"]
+    assert list(table.index) == ["01_high", "02_low", "03_interrupted", "04_failed", "05_early"]
     assert list(table["state"]) == ["finished", "finished", "unfinished", "failed", "failed"]
     differing = list(table.columns[1 : list(table.columns).index("mcc")])
     assert differing == ["fold", "class_weights", "epochs", "lr"]
@@ -84,14 +84,14 @@ def test_the_table_has_a_row_a_run_and_the_differences(outputs):
         90.0,
         2,
     ]
-    assert table.loc["03_cut", ["epochs_done", "steps_done", "seconds"]].tolist() == [1, 5, 30.0]
+    assert table.loc["03_interrupted", ["epochs_done", "steps_done", "seconds"]].tolist() == [1, 5, 30.0]
     assert table["mcc"].isna().tolist() == [False, False, True, True, True]
-    assert table["error"].fillna("").tolist() == ["", "", "", "TrainingError: too hot", "?"]
+    assert table["error"].fillna("").tolist() == ["", "", "", "TrainingError: loss is NaN", "?"]
 
 
 def test_only_what_differs_between_the_chosen_runs(outputs):
-    table = runs_table(outputs, "02*, 03_cut")
-    assert list(table.index) == ["02_low", "03_cut"]
+    table = runs_table(outputs, "02*, 03_interrupted")
+    assert list(table.index) == ["02_low", "03_interrupted"]
     assert "fold" not in table
     assert "error" not in table
     assert find_runs(outputs, ["0[12]*"]) == ["01_high", "02_low"]
@@ -111,11 +111,11 @@ def test_no_run_at_all(tmp_path):
 def test_an_unknown_name_gets_the_nearest(outputs):
     with pytest.raises(RunError, match="did you mean '01_high'"):
         runs_table(outputs, "01_hih")
-    with pytest.raises(RunError, match="holds no run 'figures'"):
+    with pytest.raises(RunError, match="has no run 'figures'"):
         runs_table(outputs, "figures")
 
 
-def test_a_run_in_its_first_seconds_does_not_spoil_the_table(outputs):
+def test_a_run_in_its_first_seconds_has_a_row(outputs):
     (outputs / "06_new").mkdir()
     with run_lock(outputs / "06_new"):
         table = runs_table(outputs)
@@ -128,7 +128,7 @@ def test_a_run_in_its_first_seconds_does_not_spoil_the_table(outputs):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("metrics.json", '{"mcc": ', "is not JSON"),
         ("metrics.json", "[1]", "holds list, expected an object"),
@@ -139,26 +139,26 @@ def test_a_run_in_its_first_seconds_does_not_spoil_the_table(outputs):
         ("history.jsonl", "3\n", "line 1"),
     ],
 )
-def test_a_damaged_file_is_named(outputs, name, content, said):
+def test_a_damaged_file_is_named(outputs, name, content, message):
     write_text(outputs / "02_low" / name, content)
     with pytest.raises(RunError, match=rf"02_low.{name}") as error:
         runs_table(outputs)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_bytes_that_are_no_text_are_named(outputs):
+def test_binary_files_are_named(outputs):
     for name, read in (("metrics.json", read_metrics), ("history.jsonl", read_history)):
         (outputs / "02_low" / name).write_bytes(b"\xff\xfe\x00")
         with pytest.raises(RunError, match=name):
             read(outputs / "02_low")
 
 
-def test_parameters_of_another_version_count(outputs):
+def test_parameters_of_another_version_are_read(outputs):
     write_text(outputs / "02_low/config.json", json.dumps({"gone": 7}))
     found = run_parameters(outputs / "02_low")
     assert found["gone"] == 7
     assert found["epochs"] == 16
-    assert differing_parameters([found, run_parameters(outputs / "03_cut"), {}]) == ["gone"]
+    assert differing_parameters([found, run_parameters(outputs / "03_interrupted"), {}]) == ["gone"]
 
 
 def test_show_run_prints_what_is_there(outputs, capsys):
@@ -170,7 +170,7 @@ def test_show_run_prints_what_is_there(outputs, capsys):
     assert "best.pt" not in shown
 
 
-def test_a_pre_training_run_has_its_row_without_a_baseline(outputs, capsys):
+def test_a_pre_training_run_has_a_row_without_a_baseline(outputs, capsys):
     from glacier_nb.runs.compare import comparable
 
     reading = {"patch_size": 128, "min_glacier": 0.1, "thermal": True, "water": "none"}
@@ -194,20 +194,20 @@ def test_a_pre_training_run_has_its_row_without_a_baseline(outputs, capsys):
     assert runs_table(outputs).loc["hkh-demo", "patch_size"] == 128
 
 
-def test_a_look_does_not_keep_a_job_from_starting(tmp_path):
+def test_reading_the_state_does_not_block_a_job(tmp_path):
     with run_lock(tmp_path):
         pass
-    with open(tmp_path / ".lock") as look:
-        fcntl.flock(look, fcntl.LOCK_SH)
-        assert run_state(tmp_path) is None  # another look
-        threading.Timer(0.3, fcntl.flock, (look, fcntl.LOCK_UN)).start()
+    with open(tmp_path / ".lock") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        assert run_state(tmp_path) is None  # while another process reads it
+        threading.Timer(0.3, fcntl.flock, (reader, fcntl.LOCK_UN)).start()
         begun = time.monotonic()
         with run_lock(tmp_path):
             assert time.monotonic() - begun > 0.2
             assert run_state(tmp_path) == "running"
 
 
-def test_a_look_writes_nothing(tmp_path, monkeypatch):
+def test_reading_the_state_writes_nothing(tmp_path, monkeypatch):
     with run_lock(tmp_path):
         pass
     opened = []
