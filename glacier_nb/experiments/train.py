@@ -28,7 +28,7 @@ from ..files.locks import run_lock
 from ..files.paths import project_root, write_text
 from ..metrics.scores import summary
 from ..parallel.device import processes
-from ..parallel.launch import launch, process_group, tell, under_torchrun
+from ..parallel.launch import launch, process_group, send_message, under_torchrun
 from ..parallel.ranks import ranks_here
 from ..report.report import FatalFinding, Report
 from ..training.callbacks import Progress, RunFolder, make_learner, restore, run_path
@@ -43,7 +43,7 @@ class Relay(Callback):
     def _tell(self, moment: str, learner: Learner) -> None:
         names = ("epoch", "step", "last", "stop", "interrupted", "stopped_by")
         said = {name: getattr(learner, name) for name in names if hasattr(learner, name)}
-        tell((moment, said | ({"history": learner.history} if moment != "after_step" else {})))
+        send_message((moment, said | ({"history": learner.history} if moment != "after_step" else {})))
 
     def before_fit(self, learner):
         self._tell("before_fit", learner)
@@ -90,7 +90,7 @@ def train(
         learner.fit()
     else:
         folder = next(c.folder for c in learner.callbacks if isinstance(c, RunFolder))
-        launch(fit_rank, learner.cfg, folder, hear=partial(follow, learner))
+        launch(fit_rank, learner.cfg, folder, on_message=partial(follow, learner))
         restore(learner, read_checkpoint(folder / "last.pt"))
     if learner.stopped_by == "SIGTERM":
         sys.exit(0)

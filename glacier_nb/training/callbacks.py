@@ -91,7 +91,7 @@ def training_state(
         "progress": {name: getattr(learner, name) for name in progress},
         "arithmetic": learner.arithmetic.to_dict(),
         "split": _split(learner),
-        "rng": learner.ranks.objects(rng_state(learner.device)),
+        "rng": learner.ranks.gather_objects(rng_state(learner.device)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Ranks: shares are the batch, and two or three processes are one, in values and in gradients."""
+"""Ranks: shards are the batch, and two or three processes are one, in values and in gradients."""
 
 import os
 import signal
@@ -15,10 +15,10 @@ from glacier_nb.parallel.ranks import (
     ALONE,
     RankError,
     Ranks,
-    Share,
+    Shard,
     ranks_here,
     run_ranks,
-    share_of,
+    shard_of,
     shared_gradient,
 )
 
@@ -28,36 +28,36 @@ ZEROS = torch.zeros(2)
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 33])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_shares_are_the_batch_in_order(n, size):
-    shares = [Ranks(rank, size).share(n) for rank in range(size)]
+def test_shards_are_the_batch_in_order(n, size):
+    shards = [Ranks(rank, size).shard(n) for rank in range(size)]
     rows = np.arange(n)
-    assert [s.take(rows).tolist() for s in shares] == [p.tolist() for p in np.array_split(rows, size)]
-    assert all(len(s) == len(s.take(rows)) for s in shares)
-    assert all(s.total == n for s in shares)
+    assert [s.take(rows).tolist() for s in shards] == [p.tolist() for p in np.array_split(rows, size)]
+    assert all(len(s) == len(s.take(rows)) for s in shards)
+    assert all(s.total == n for s in shards)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
 def test_take_from_any_axis_of_arrays_and_tensors(dim):
-    share = Ranks(1, 2).share(5)
+    shard = Ranks(1, 2).shard(5)
     x = torch.randn(5, 5, 5, generator=torch.Generator().manual_seed(0))
     expected = x.narrow(dim, 3, 2)
-    assert torch.equal(share.take(x, dim), expected)
-    np.testing.assert_array_equal(share.take(x.numpy(), dim), expected.numpy())
+    assert torch.equal(shard.take(x, dim), expected)
+    np.testing.assert_array_equal(shard.take(x.numpy(), dim), expected.numpy())
 
 
-def test_a_share_of_another_batch_is_an_error():
+def test_a_shard_of_another_batch_is_an_error():
     with pytest.raises(RankError, match=r"found 4 rows on axis 1 of \(2, 4\), expected the 5 of the whole"):
-        Ranks(0, 2).share(5).take(torch.zeros(2, 4), 1)
-    assert share_of(4, None) == Share(0, 4, 4)
-    assert share_of(0, Share(2, 2, 9)) == Share(2, 2, 9)  # an empty share is one, and not none
-    with pytest.raises(RankError, match="found 3 rows, expected the 2 of Share"):
-        share_of(3, Share(0, 2, 9))
+        Ranks(0, 2).shard(5).take(torch.zeros(2, 4), 1)
+    assert shard_of(4, None) == Shard(0, 4, 4)
+    assert shard_of(0, Shard(2, 2, 9)) == Shard(2, 2, 9)  # an empty shard is one, and not none
+    with pytest.raises(RankError, match="found 3 rows, expected the 2 of Shard"):
+        shard_of(3, Shard(0, 2, 9))
 
 
 @pytest.mark.parametrize("numbers", [(-1, 2, 3), (2, 1, 3), (0, 4, 3)])
-def test_shares_that_no_batch_has(numbers):
+def test_shards_that_no_batch_has(numbers):
     with pytest.raises(RankError, match="expected 0 <= start <= stop <= total"):
-        Share(*numbers)
+        Shard(*numbers)
 
 
 @pytest.mark.parametrize("numbers", [(-1, 2), (2, 2), (0, 0)])
@@ -71,7 +71,7 @@ def test_alone_everything_is_the_identity():
     assert ranks_here() == ALONE == Ranks()
     assert ALONE.sum(x) is x
     assert ALONE.gather(x) is x
-    assert ALONE.objects("value") == ["value"]
+    assert ALONE.gather_objects("value") == ["value"]
     assert ALONE.broadcast("value") == "value"
     assert ALONE.any([True, False, 1]) == [True, False, True]
     ALONE.barrier()
@@ -91,7 +91,7 @@ def every_method(ranks):
         "gather": ranks.gather(mine),
         "along the last": torch.equal(along_last, ranks.gather(mine).movedim(0, -1)),
         "bool": ranks.gather(torch.tensor([ranks.rank == 1])),
-        "objects": ranks.objects({"rank": ranks.rank, "array": np.full(ranks.rank, 1)}),
+        "objects": ranks.gather_objects({"rank": ranks.rank, "array": np.full(ranks.rank, 1)}),
         "first": ranks.broadcast(f"from {ranks.rank}"),
         "any": ranks.any([ranks.rank == 2, False, True, ranks.rank == 0]),
         "none": ranks.any([]),
@@ -130,7 +130,7 @@ def under_ddp(ranks, x):
     "Parameters' gradients with PyTorch's own DistributedDataParallel."
     model = ForTwo()
     trained = DistributedDataParallel(model) if ranks.size > 1 else model
-    loss = spread(trained(ranks.share(len(x)).take(x)), ranks)
+    loss = spread(trained(ranks.shard(len(x)).take(x)), ranks)
     loss.backward()
     return loss.detach(), model.line.weight.grad, model.line.bias.grad
 
