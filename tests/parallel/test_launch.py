@@ -39,7 +39,7 @@ def ranks_left() -> list[psutil.Process]:
     return [p for p in alive if "spawn_main" in " ".join(p.cmdline()) or p.ppid() != here.pid]
 
 
-def test_results_in_the_order_of_the_ranks_and_launches_do_not_mix():
+def test_results_in_the_order_of_the_ranks_and_launches_do_not_mix(forked_ranks):
     "Two launches at once, from two threads: each has its own port, its own ranks and its own messages."
     received: dict[str, list] = {"a": [], "b": []}
     with ThreadPoolExecutor(2) as pool:
@@ -76,7 +76,9 @@ def test_when_a_rank_dies_all_end_and_it_is_named(forked_ranks, worker, parts):
     assert not ranks_left()
 
 
-def test_an_error_has_its_type_and_its_traceback(forked_ranks):
+def test_an_error_has_its_type_and_its_traceback(monkeypatch):
+    "In new interpreters, as in a run."
+    monkeypatch.setattr("glacier_nb.parallel.launch.START_METHOD", "spawn")
     with pytest.raises(FileNotFoundError, match=r"tile\.tif") as error:
         launch(rank_workers.fail, TWO)
     assert isinstance(error.value.__cause__, RankDied)
