@@ -87,7 +87,7 @@ def networks():
 def all_at_once(ranks):
     "Everything that the tests compute on two processes, as starting them takes longest."
     layers = {name: with_weights(make()) for name, make in LAYERS.items()}
-    image = seeded(3, 5, 32, 32, seed=9)
+    image = seeded(3, 5, 64, 64, seed=9)
     return {
         "layers": {name: two_steps(ranks, norm, torch.float32) for name, norm in layers.items()},
         "half": two_steps(ranks, with_weights(nn.BatchNorm2d(3)), torch.bfloat16),
@@ -132,7 +132,7 @@ def test_one_value_on_each_process_is_enough(two):
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "timm"])
 def test_networks_under_ddp_are_one_network(two, name):
-    image = seeded(3, 5, 32, 32, seed=9)
+    image = seeded(3, 5, 64, 64, seed=9)
     loss, gradients, state = unet_step(ALONE, networks()[name], image)
     for result in two:
         found, found_gradients, found_state = result["networks"][name]
