@@ -1,6 +1,7 @@
 """What all tests share: their order, a cache, signals, the loopback interface."""
 
 import json
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -70,3 +71,20 @@ def run_files():
     "The names in the folder of a finished run."
     files = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json"}
     return files | {".lock", "figures"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fork_server():
+    "A server that has imported everything forks a process in milliseconds; a new interpreter takes seconds."
+    from glacier_nb.parallel.ranks import PRELOAD
+
+    PRELOAD.append("glacier_nb.experiments.train")
+    multiprocessing.set_forkserver_preload(PRELOAD)
+
+
+@pytest.fixture(scope="module")
+def forked_ranks():
+    "`launch` forks its processes from that server."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glacier_nb.parallel.launch.START_METHOD", "forkserver")
+        yield

@@ -1,4 +1,4 @@
-"""Training as processes that can be cut off: what test_survival and test_distributed share."""
+"""Training as processes that can be cut off, for training/test_survival and parallel/test_launch."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""What the launched processes of test_together do; a spawned process imports it."""
+"""Workers of training/test_two_ranks: a launched process imports them."""
 
 from itertools import islice
 
@@ -30,28 +30,28 @@ def losses(cfg, folder, steps: int) -> list[dict]:
 
 
 def fitted(cfg, folder) -> dict:
-    "A whole run: its history, and what each rank holds at its end."
+    "A whole run: its history, and the state of this rank at its end."
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
     learner.fit()
     return {
         "history": [{k: v for k, v in r.items() if k != "seconds"} for r in learner.history],
         "weights": {k: v.double().sum().item() for k, v in learner.model.named_parameters()},
-        "judged": {k: v.double().sum().item() for k, v in learner.eval_model.state_dict().items()},
+        "evaluated": {k: v.double().sum().item() for k, v in learner.eval_model.state_dict().items()},
         "frozen": [k for k, p in learner.model.named_parameters() if not p.requires_grad],
         "crops": sum(len(b["label"]) for b in learner.batches(0)),
     }
 
 
 def stopped_after(cfg, folder, step: int) -> None:
-    "A run that rank 1 is asked to end in the middle of an epoch."
+    "A run with a stop request on rank 1 in the middle of an epoch."
     from glacier_nb.training.learner import Callback
 
-    class Ask(Callback):
+    class Stop(Callback):
         def after_step(self, learner):
             if learner.step == step and learner.ranks.rank == 1:
                 learner.request.number = 15
 
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
-    learner.callbacks.append(Ask())
+    learner.callbacks.append(Stop())
     learner.fit()
     return learner.stopped_by, learner.step, torch.get_num_threads()

@@ -19,7 +19,7 @@ from torch import Tensor
 from .inputs import check_sets
 from ..data.stats import DataError, normalise
 from ..landsat import IGNORE
-from ..parallel.ranks import share_of
+from ..parallel.ranks import shard_of
 from ..report.findings import Finding
 from ..sampling.loader import cut
 from ..sampling.samplers import crop_shape
@@ -80,7 +80,7 @@ def marker_batch(
 def _augmented(learner: Learner, batch: dict, number: int) -> dict:
     "A copy of a batch as the learner augments it."
     copied = {name: x.clone() for name, x in batch.items()}
-    return learner.augment(copied, 0, number, share_of(len(batch["image"]), None))
+    return learner.augment(copied, 0, number, shard_of(len(batch["image"]), None))
 
 
 def label_agreement(

@@ -151,7 +151,7 @@ def augment_validation(
 
 # %% ../../nbs/checks/13_faults.ipynb #ebc2db26
 def forget_labels(
-    augment: Callable,  # batch, epoch, number, share -> batch
+    augment: Callable,  # batch, epoch, number, shard -> batch
 ) -> Callable:
     "The same augmentation, of the image alone."
     return lambda batch, *where: batch | {"image": augment(batch, *where)["image"]}

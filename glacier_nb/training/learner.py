@@ -93,7 +93,7 @@ def validate_tiles(
         value = float(loss(logits, batch["label"], batch["valid"], batch.get("distance"))[0])
         pred = logits[0].argmax(0).cpu().numpy()
         mine[tiles.ids[i]] = value, tile_confusion(pred, tiles.labels[i], tiles.valids[i], len(tiles.classes))
-    found = {tile: pair for part in ranks.objects(mine) for tile, pair in part.items()}
+    found = {tile: pair for part in ranks.gather_objects(mine) for tile, pair in part.items()}
     matrices = {tile: found[tile][1] for tile in tiles.ids}
     pooled, pooled_valid = (sum(pair[k] for pair in matrices.values()) for k in (0, 1))
     losses = float(np.mean([found[tile][0] for tile in tiles.ids]))
@@ -163,7 +163,7 @@ class Learner:
 # %% ../../nbs/training/05_learner.ipynb #0cbb9f2b
 @patch
 def _measured(self: Learner) -> Arithmetic:
-    "What the config asks for, or what is fastest on this device for one rank's share of a batch."
+    "What the config asks for, or what is fastest on this device for one rank's shard of a batch."
     crops, *shape = batch_shape(self.cfg, self.data.train)
     shape = (math.ceil(crops / self.ranks.size), *shape)
     return pick_arithmetic(self.cfg.precision, self.cfg.memory_format, self.model, shape, self.device)
@@ -197,7 +197,7 @@ def fit(self: Learner) -> list[dict]:  # the history
     self.notify("before_fit")
     self.make_ready()
     try:
-        with StopRequest(say=self.ranks.rank == 0) as self.request:
+        with StopRequest(verbose=self.ranks.rank == 0) as self.request:
             while self.epoch < self.cfg.epochs and not self.stop and not self.interrupted:
                 self.run_epoch()
     except KeyboardInterrupt:
@@ -230,16 +230,16 @@ def batches(
     epoch: int,  # from 0
     start: int = 0,  # batches that are left out at its beginning
 ):  # iterator of dicts: image, label, valid and perhaps distance, with a leading batch dimension
-    "This rank's share of the batches of one epoch, on the device and augmented."
+    "This rank's shard of the batches of one epoch, on the device and augmented."
     cfg, positions = self.cfg, self.sampler.positions(epoch)
     size = cfg.batch_size // cfg.accumulate
     parts = [positions[k : k + size] for k in range(start * size, len(positions), size)]
-    shares = [self.ranks.share(len(part)) for part in parts]
-    mine = [share.take(part) for share, part in zip(shares, parts, strict=True)]
+    shards = [self.ranks.shard(len(part)) for part in parts]
+    mine = [shard.take(part) for shard, part in zip(shards, parts, strict=True)]
     loader = CropLoader(self.data.train, mine, cfg.crop_size, cfg.workers, self.device.type == "cuda")
-    for number, (share, batch) in enumerate(zip(shares, loader, strict=True), start):
+    for number, (shard, batch) in enumerate(zip(shards, loader, strict=True), start):
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
-        yield self.mix(self.augment(batch, epoch, number, share), epoch, number, self.ranks.rank)
+        yield self.mix(self.augment(batch, epoch, number, shard), epoch, number, self.ranks.rank)
 
 # %% ../../nbs/training/05_learner.ipynb #92a3fe96
 @patch
@@ -263,7 +263,7 @@ def _agree(self: Learner) -> bool:  # does the run end here?
     self.interrupted, saving = self.ranks.any([bool(self.request), self.save_asked])
     self.save_asked = False
     if self.interrupted:
-        self.stopped_by = next(filter(None, self.ranks.objects(self.request.name)))
+        self.stopped_by = next(filter(None, self.ranks.gather_objects(self.request.name)))
     if (self.interrupted or saving) and self.records:
         self.notify("save")
     return self.interrupted

@@ -236,14 +236,14 @@ def test_a_gpu_gives_the_same(batch, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1, 2, 3, 32])
-def test_shares_of_a_batch_are_the_batch(batch, name, size):
+def test_shards_of_a_batch_are_the_batch(batch, name, size):
     augment = make_augment(name, seed=5)
-    whole, shares = augment(batch, 3, 7), [Ranks(rank, size).share(32) for rank in range(size)]
-    parts = [augment({k: s.take(x) for k, x in batch.items()}, 3, 7, s) for s in shares]
+    whole, shards = augment(batch, 3, 7), [Ranks(rank, size).shard(32) for rank in range(size)]
+    parts = [augment({k: s.take(x) for k, x in batch.items()}, 3, 7, s) for s in shards]
     assert all(torch.equal(torch.cat([p[k] for p in parts]), x) for k, x in whole.items())
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_a_batch_that_is_not_its_share_is_an_error(batch, name):
-    with pytest.raises(RankError, match="found 32 rows, expected the 16 of Share"):
-        make_augment(name)(batch, 0, 0, Ranks(0, 2).share(32))
+def test_a_batch_that_is_not_its_shard_is_an_error(batch, name):
+    with pytest.raises(RankError, match="found 32 rows, expected the 16 of Shard"):
+        make_augment(name)(batch, 0, 0, Ranks(0, 2).shard(32))

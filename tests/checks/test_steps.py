@@ -189,7 +189,7 @@ def test_shared_sets(data):
 
 
 def mirror(*names):
-    def augment(batch, epoch, number, share=None):
+    def augment(batch, epoch, number, shard=None):
         return {k: x.flip(-1) if k in names else x for k, x in batch.items()}
 
     return augment

@@ -1,10 +1,9 @@
-"""Tiles on disk: numbers of memory, files that change or break, many processes, few open files."""
+"""Tiles on disk: the same numbers as in memory, changed and damaged files, many processes, few open files."""
 
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
+import resource
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +15,14 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.data import storage as tilestore
+from glacier_nb.data import storage as storage
 from glacier_nb.data.storage import chosen_store, memory_limit, run_tiles
 from glacier_nb.demo.tiles import write_tile
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BINARY_CODES, IGNORE
 from glacier_nb.sampling.loader import CropLoader
 from glacier_nb.sampling.samplers import config_sampler
-from glacier_nb.tiles import lazy as lazytiles
+from glacier_nb.tiles import lazy as lazy_module
 from glacier_nb.tiles.lazy import (
     bands_digest,
     class_counts,
@@ -119,7 +118,7 @@ def test_lazy_tiles_are_the_tiles(tmp_path, codes, classes):
     if codes == "indices":
         recode(folder, lambda a: np.vectorize(index.get)(a))
     assert same_tiles(open_tiles(folder, classes), read_tiles(folder, classes))
-    assert same_tiles(open_tiles(folder, classes), read_tiles(folder, classes))  # from what was kept
+    assert same_tiles(open_tiles(folder, classes), read_tiles(folder, classes))  # from the cache
 
 
 def test_chosen_ids_and_folders_without_labels(tmp_path):
@@ -135,11 +134,11 @@ def test_chosen_ids_and_folders_without_labels(tmp_path):
 def test_errors_are_those_of_reading(tmp_path):
     folder = write_folder(tmp_path / "demo", 1, 3)
     recode(folder, lambda a: np.where(a == 85, 7, a))
-    with pytest.raises(TileError, match="unknown label codes 7") as told:
+    with pytest.raises(TileError, match="unknown label codes 7") as error:
         open_tiles(folder)
     with pytest.raises(TileError) as expected:
         read_tiles(folder)
-    assert str(told.value) == str(expected.value)
+    assert str(error.value) == str(expected.value)
     recode(folder, lambda a: np.where(a == 7, 85, a))
     band = next((folder / "Band4").iterdir())
     band.write_bytes(band.read_bytes()[:3000])
@@ -170,11 +169,11 @@ def test_a_changed_file_is_noticed_whatever_its_date(tmp_path):
     assert new[1].key == old[1].key
 
 
-def test_damaged_facts_are_found_anew(folder, own_cache):
+def test_damaged_cache_files_are_written_again(folder, own_cache):
     open_tiles(folder)
-    kept = sorted((own_cache / "tiles").iterdir())
-    assert len(kept) == 18  # codes and facts of nine tiles
-    for k, path in enumerate(kept):
+    files = sorted((own_cache / "tiles").iterdir())
+    assert len(files) == 18  # label codes and properties of nine tiles
+    for k, path in enumerate(files):
         path.write_text(["", "{", "\0"][k % 3])
     assert same_tiles(open_tiles(folder), read_tiles(folder))
 
@@ -268,8 +267,8 @@ def test_the_second_start_reads_no_tile(folder, monkeypatch, own_cache):
     def never(*_):
         raise AssertionError("a tile was read")
 
-    monkeypatch.setattr(lazytiles, "read_tile", never)
-    monkeypatch.setattr(lazytiles, "count_codes", never)
+    monkeypatch.setattr(lazy_module, "read_tile", never)
+    monkeypatch.setattr(lazy_module, "count_codes", never)
     second = prepare_data(disk(), open_tiles(folder))
     assert same_sets(first.train, second.train)
     assert run_loss(CFG, second)
@@ -277,7 +276,7 @@ def test_the_second_start_reads_no_tile(folder, monkeypatch, own_cache):
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "gone", "another array"])
-def test_damaged_arrays_are_written_anew(folder, own_cache, damage):
+def test_damaged_arrays_are_written_again(folder, own_cache, damage):
     first = prepare_data(disk(), open_tiles(folder))
     expected = prepare_data(CFG, read_tiles(folder))
     for k, path in enumerate(sorted((own_cache / "arrays").iterdir())):
@@ -295,14 +294,14 @@ def test_damaged_arrays_are_written_anew(folder, own_cache, damage):
 
 
 def _build(folder, cache, start, out):
-    "What a process of a run does first."
+    "A process that prepares the data of a run."
     os.environ["GLACIER_NB_CACHE"] = cache
     start.wait()
     out.put(prepare_data(disk(), open_tiles(folder)))
 
 
-def test_processes_may_fill_the_cache_at_the_same_moment(folder, tmp_path, own_cache):
-    context = multiprocessing.get_context("spawn")
+def test_processes_may_fill_the_cache_at_the_same_time(folder, tmp_path, own_cache):
+    context = multiprocessing.get_context("forkserver")
     start, out = context.Event(), context.Queue()
     builders = [
         context.Process(target=_build, args=(folder, str(own_cache), start, out), daemon=True)
@@ -321,46 +320,43 @@ def test_processes_may_fill_the_cache_at_the_same_moment(folder, tmp_path, own_c
     assert not [p for p in own_cache.rglob("*") if p.name.endswith(".tmp")]
 
 
-FEW_FILES = """
-import resource, sys, threading
-import numpy as np
-from glacier_nb.config import TrainConfig
-from glacier_nb.loader import CropLoader
-from glacier_nb.recipe import prepare_data
-from glacier_nb.samplers import config_sampler
-from glacier_nb.tilestore import run_tiles
-from pathlib import Path
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-asked = dict(tile_store="disk", crop_size=32, samples_per_epoch=300, include_glcm=False)
-cfg = TrainConfig(data_dir=sys.argv[1], **asked)
-count = lambda: len(list(Path("/proc/self/fd").iterdir()))
-before = count()
-data = prepare_data(cfg, run_tiles(cfg))
-prepared = count()
-positions = config_sampler(data.train, cfg).positions(0)
-seen = set()
-for batch in CropLoader(data.train, np.array_split(positions, 30), 32, workers=2):
-    seen.add(count())
-held = [data.train.images[i][...] for i in range(len(data.train))]
-print(len(data.train) + len(data.val), prepared - before, max(seen) - before, count() - before)
-"""
+def open_files() -> int:
+    "How many files this process has open."
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _few_files(folder, cache, out):
+    "A process that may open 64 files, and a run with hundreds of arrays."
+    os.environ["GLACIER_NB_CACHE"] = cache
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    given = {"tile_store": "disk", "crop_size": 32, "samples_per_epoch": 300, "include_glcm": False}
+    cfg, before = TrainConfig(data_dir=str(folder), **given), open_files()
+    data = prepare_data(cfg, run_tiles(cfg))
+    prepared, seen = open_files(), set()
+    for _ in CropLoader(data.train, np.array_split(config_sampler(data.train, cfg).positions(0), 30), 32, 2):
+        seen.add(open_files())
+    arrays = [data.train.images[i][...] for i in range(len(data.train))]
+    assert len(arrays) == len(data.train)
+    out.send((len(data.train) + len(data.val), prepared - before, max(seen) - before, open_files() - before))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
-def test_many_tiles_need_few_open_files(tmp_path):
+def test_many_tiles_need_few_open_files(tmp_path, own_cache):
     folder = write_folder(tmp_path / "many", 8, 10)
-    ran = subprocess.run(
-        [sys.executable, "-c", FEW_FILES, str(folder)], capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr
-    tiles, prepared, most, after = map(int, ran.stdout.split())
+    context = multiprocessing.get_context("forkserver")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_few_files, args=(folder, str(own_cache), send))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    tiles, prepared, most, after = receive.recv()
     assert 60 < tiles <= 80  # and four files with arrays for each
     assert prepared <= 4  # of libraries, such as the database of coordinate systems
     assert most <= prepared + 6
     assert after <= prepared
 
 
-def test_run_data_goes_to_other_processes(folder):
+def test_the_data_of_a_run_can_be_pickled(folder):
     data = prepare_data(disk(), open_tiles(folder))
     other = pickle.loads(pickle.dumps(data))
     assert same_sets(data.train, other.train)
@@ -388,31 +384,31 @@ def test_memory_does_not_grow_with_the_tiles(tmp_path):
 
 def test_auto_chooses_by_size(folder, monkeypatch):
     cfg = replace(CFG, data_dir=str(folder))
-    assert not isinstance(run_tiles(cfg)[0], lazytiles.LazyTile)
-    needed = 9 * SIDE * SIDE * tilestore.bytes_per_pixel(cfg)
+    assert not isinstance(run_tiles(cfg)[0], lazy_module.LazyTile)
+    needed = 9 * SIDE * SIDE * storage.bytes_per_pixel(cfg)
     for limit, kind in ((4 * needed, "memory"), (4 * needed - 4, "disk")):
-        monkeypatch.setattr(tilestore, "memory_limit", lambda limit=limit: limit)
+        monkeypatch.setattr(storage, "memory_limit", lambda limit=limit: limit)
         assert chosen_store(cfg, 9 * SIDE * SIDE) == kind
         tiles = run_tiles(cfg)
-        assert isinstance(tiles[0], lazytiles.LazyTile) == (kind == "disk")
+        assert isinstance(tiles[0], lazy_module.LazyTile) == (kind == "disk")
         assert isinstance(prepare_data(cfg, tiles).train.images[0], np.ndarray) == (kind == "memory")
 
 
-def test_the_estimate_is_what_a_run_takes(folder):
+def test_bytes_per_pixel_is_the_memory_of_a_run(folder):
     tiles = read_tiles(folder)
     data = prepare_data(CFG, tiles)
     held = sum(t.bands.nbytes + t.valid.nbytes + t.label.nbytes for t in tiles)
     pixels = 9 * SIDE * SIDE
-    assert tilestore.bytes_per_pixel(CFG) * pixels == held + data.train.nbytes + data.val.nbytes
+    assert storage.bytes_per_pixel(CFG) * pixels == held + data.train.nbytes + data.val.nbytes
 
 
-def test_limits_of_groups_and_fellows_count(monkeypatch, tmp_path):
+def test_memory_limit_of_control_groups_and_processes(monkeypatch, tmp_path):
     whole = memory_limit()
     (tmp_path / "a").write_text("max\n")
     (tmp_path / "b").write_text("1000000\n")
-    monkeypatch.setattr(tilestore, "_control_groups", lambda: [tmp_path / "a"])
+    monkeypatch.setattr(storage, "_control_groups", lambda: [tmp_path / "a"])
     assert memory_limit() >= whole
-    monkeypatch.setattr(tilestore, "_control_groups", lambda: [tmp_path / n for n in ("a", "b", "missing")])
+    monkeypatch.setattr(storage, "_control_groups", lambda: [tmp_path / n for n in ("a", "b", "missing")])
     assert memory_limit() == 1_000_000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory_limit() == 250_000

@@ -85,7 +85,7 @@ def test_constant_band_is_named(tiles, method):
 def test_no_valid_pixel_is_an_error(tiles, method):
     blank = [replace(t, valid=np.zeros_like(t.valid)) for t in tiles]
     for nothing in (blank, []):
-        with pytest.raises(DataError, match="no valid training pixel"):
+        with pytest.raises(DataError, match="no valid pixel in the training tiles"):
             fit_stats(nothing, method)
 
 
@@ -94,7 +94,7 @@ def test_unknown_method_is_an_error(tiles):
         fit_stats(tiles, "minmax")
 
 
-def test_statistics_survive_json(tiles):
+def test_statistics_as_json(tiles):
     stats = fit_stats(tiles)
     assert BandStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
 
@@ -132,13 +132,13 @@ def test_texture_channels_are_neutral_where_undefined_and_in_no_statistic(tiles)
     assert BandStats.from_dict(json.loads(json.dumps(stats.to_dict()))) == stats
 
 
-def test_texture_that_is_constant_is_refused_by_name(tiles):
+def test_constant_texture_is_refused_by_name(tiles):
     glcm = GlcmConfig(window=5, features=("energy",), vmin=1e6, vmax=2e6)
     with pytest.raises(DataError, match=r"channel B6_energy is constant .*glcm_.*include_glcm=False"):
         fit_stats(tiles, glcm=glcm)
 
 
-def test_the_cache_of_a_set_knows_its_texture(tiles, tmp_path):
+def test_the_cache_of_a_set_depends_on_its_texture(tiles, tmp_path):
     coarse, fine = (
         fit_stats(tiles, glcm=GlcmConfig(window=5, levels=n, vmin=10000, vmax=30000)) for n in (8, 64)
     )
@@ -243,11 +243,11 @@ def test_a_set_larger_than_memory_streams(tmp_path):
     assert peak < tileset.nbytes / 3
 
 
-def test_sets_that_make_no_sense_are_refused(tiles):
+def test_wrong_sets_are_refused(tiles):
     stats = fit_stats(tiles)
     with pytest.raises(DataError, match="no tiles"):
         TileSet.build([], stats)
-    with pytest.raises(DataError, match="twice: 00_02"):
+    with pytest.raises(DataError, match="given twice: 00_02"):
         TileSet.build([*tiles, tiles[2]], stats)
     with pytest.raises(DataError, match="different classes"):
         TileSet.build([*tiles, make_tile("09_09", classes=("background", "glacier"))], stats)

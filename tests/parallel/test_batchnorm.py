@@ -1,4 +1,4 @@
-"""Synchronised normalisation: two processes with uneven halves are one layer."""
+"""Synchronised batch normalisation: two processes with uneven shards are one layer."""
 
 import copy
 
@@ -53,7 +53,7 @@ def two_steps(ranks, norm, dtype):
     parameters = list(norm.parameters())
     for seed in (3, 4):
         image = seeded(5, 3, 4, 6, seed=seed).to(dtype)
-        mine = ranks.share(5).take(image).clone().requires_grad_()
+        mine = ranks.shard(5).take(image).clone().requires_grad_()
         out = norm(mine)
         whole = ranks.gather(out.float())
         loss = (whole * torch.linspace(-1, 1, whole.numel()).reshape(whole.shape)).square().sum()
@@ -65,11 +65,11 @@ def two_steps(ranks, norm, dtype):
 
 
 def unet_step(ranks, model, image):
-    "Loss and gradients of a network under DDP, with all the ranks' layers in step."
+    "Loss and gradients of a network under DDP, its batch norms synchronised."
     model = synchronise_norms(model.double(), ranks)
     # the attention of smp's last decoder block is not used, as there is no skip connection
     trained = DistributedDataParallel(model, find_unused_parameters=True) if ranks.size > 1 else model
-    out = trained(ranks.share(len(image)).take(image).double())
+    out = trained(ranks.shard(len(image)).take(image).double())
     loss = ranks.gather(out.softmax(1)[:, 1]).square().mean()
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -79,13 +79,13 @@ def unet_step(ranks, model, image):
 def networks():
     "A network of smp's layers, and one of timm's with activations in them."
     return {
-        "resnet18": build_unet(5, 4, encoder="resnet18", seed=0),
-        "timm": build_unet(5, 4, encoder="tu-tf_efficientnet_lite0", decoder_attention="none", seed=0),
+        "mobilenet_v2": build_unet(5, 4, encoder="mobilenet_v2", seed=0),
+        "timm": build_unet(5, 4, encoder="tu-mobilenetv3_small_050", decoder_attention="none", seed=0),
     }
 
 
 def all_at_once(ranks):
-    "Everything that the tests ask of two processes."
+    "Everything that the tests compute on two processes, as starting them takes longest."
     layers = {name: with_weights(make()) for name, make in LAYERS.items()}
     image = seeded(3, 5, 64, 64, seed=9)
     return {
@@ -98,7 +98,7 @@ def all_at_once(ranks):
 
 @pytest.fixture(scope="module")
 def two():
-    "What two processes give."
+    "The results of two processes."
     return run_ranks(all_at_once, 2)
 
 
@@ -130,7 +130,7 @@ def test_one_value_on_each_process_is_enough(two):
         assert count == 2
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm"])
 def test_networks_under_ddp_are_one_network(two, name):
     image = seeded(3, 5, 64, 64, seed=9)
     loss, gradients, state = unet_step(ALONE, networks()[name], image)
@@ -172,46 +172,46 @@ def test_a_layer_used_twice_stays_one():
     assert type(model["a"]) is WholeBatchNorm2d
 
 
-def test_the_network_may_be_a_layer():
+def test_the_network_may_be_a_single_layer():
     assert type(synchronise_norms(nn.BatchNorm2d(3), TWO)) is WholeBatchNorm2d
 
 
-def test_one_rank_leaves_all_as_it_is():
+def test_one_rank_changes_nothing():
     model = networks()["timm"]
     before = list(model.modules())
     assert all(a is b for a, b in zip(synchronise_norms(model, ALONE).modules(), before, strict=True))
 
 
 class Odd(nn.BatchNorm2d):
-    "A layer with a way of its own."
+    "A layer with a forward pass of its own."
 
     def forward(self, x):
         return super().forward(x).relu()
 
 
 class Named(nn.BatchNorm2d):
-    "A layer with no more than a name of its own."
+    "A layer that inherits its forward pass."
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.BatchNorm3d(3), Odd(3)])
-def test_what_it_does_not_know_it_refuses_and_leaves(norm):
+def test_unknown_layers_are_refused_and_nothing_is_changed(norm):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(norm))
-    with pytest.raises(NormError, match=f"1.0 is a {type(norm).__name__}, which cannot be shared"):
+    with pytest.raises(NormError, match=f"1.0 is a {type(norm).__name__}, which cannot be synchronised"):
         synchronise_norms(model, TWO)
     assert type(model[0]) is nn.BatchNorm2d
 
 
-def test_a_subclass_without_a_forward_of_its_own_is_known():
+def test_a_subclass_that_inherits_its_forward_is_accepted():
     assert type(synchronise_norms(Named(3), TWO)) is WholeBatchNorm2d
 
 
-def test_a_single_value_has_no_spread():
+def test_a_single_value_is_refused():
     with pytest.raises(NormError, match="found 1 values per channel on all processes together"):
         batch_statistics(torch.zeros(1, 3, 1, 1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpus_have_pytorchs_own_layer():
+def test_gpus_use_the_layer_of_pytorch():
     model = nn.Sequential(nn.BatchNorm2d(3), BatchNormAct2d(3, act_layer=nn.SiLU)).cuda()
     keys, act = list(model.state_dict()), model[1].act
     synchronise_norms(model, TWO)

@@ -1,5 +1,6 @@
-"""Processes that work together: launched here, or by two torchruns on loopback; and when one of them dies."""
+"""Processes that train together: launched here, or by two torchruns on loopback; and the death of one."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,64 +15,70 @@ import psutil
 import pytest
 import rank_workers
 from cut_runs import (
+    ROOT,
     Process,
-    Started,
     history,
     last_step,
     make_project,
     wait_for_saves,
     write_config,
 )
+from torch.distributed.run import main
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.parallel.launch import RankDied, launch, tell, under_torchrun
+from glacier_nb.parallel.launch import RankDied, launch, send_message, under_torchrun
 
 TWO = TrainConfig(devices=2)
 
 
 def ranks_left() -> list[psutil.Process]:
-    "Launched processes that still run."
-    family = psutil.Process().children(recursive=True)
-    alive = [p for p in family if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in alive if "spawn_main" in " ".join(p.cmdline())]
+    "Launched processes that still run: new interpreters, and children of the fork server."
+    here = psutil.Process()
+    alive = [p for p in here.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "spawn_main" in " ".join(p.cmdline()) or p.ppid() != here.pid]
 
 
-def test_results_in_the_order_of_the_ranks_and_launches_do_not_meet():
+def test_results_in_the_order_of_the_ranks_and_launches_do_not_mix(forked_ranks):
     "Two launches at once, from two threads: each has its own port, its own ranks and its own messages."
-    heard: dict[str, list] = {"a": [], "b": []}
+    received: dict[str, list] = {"a": [], "b": []}
     with ThreadPoolExecutor(2) as pool:
-        begun = {n: pool.submit(launch, rank_workers.answer, TWO, n, hear=heard[n].append) for n in heard}
+        begun = {
+            n: pool.submit(launch, rank_workers.answer, TWO, n, on_message=received[n].append)
+            for n in received
+        }
         found = {name: future.result() for name, future in begun.items()}
     for name, results in found.items():
         assert [r["rank"] for r in results] == [0, 1]
         assert {(r["of"], r["counted"], r["name"], r["device"]) for r in results} == {(2, 2, name, "cpu")}
         assert [r["all"] for r in results] == [[0, 10], [0, 10]]
         for rank in (0, 1):
-            assert [m for m in heard[name] if m[1] == rank] == [(name, rank, i) for i in range(3)]
+            assert [m for m in received[name] if m[1] == rank] == [(name, rank, i) for i in range(3)]
     assert len({r["pid"] for results in found.values() for r in results} | {os.getpid()}) == 5
     assert not ranks_left()
 
 
 @pytest.mark.parametrize(
-    ("worker", "words"),
+    ("worker", "parts"),
     [
         (rank_workers.fail_oddly, ["rank 1 of 2 failed", "in fail_oddly", "OddError: tile_3: odd"]),
-        (rank_workers.be_killed, ["rank 1 of 2 ended by signal SIGKILL", "out of memory?"]),
-        (rank_workers.leave, ["rank 1 of 2 ended by exit code 3"]),
+        (rank_workers.be_killed, ["rank 1 of 2 was killed by signal SIGKILL", "lack of memory"]),
+        (rank_workers.leave, ["rank 1 of 2 exited with code 3", "without an error message"]),
     ],
     ids=["raises", "SIGKILL", "os._exit"],
 )
-def test_when_a_rank_dies_all_end_and_it_is_named(worker, words):
+def test_when_a_rank_dies_all_end_and_it_is_named(forked_ranks, worker, parts):
     died: list[float] = []
     with pytest.raises(RankDied) as error:
-        launch(worker, TWO, hear=died.append)
+        launch(worker, TWO, on_message=died.append)
     assert time.time() - died[0] < 15
-    assert not [word for word in words if word not in str(error.value)], str(error.value)
+    assert not [part for part in parts if part not in str(error.value)], str(error.value)
     assert not ranks_left()
 
 
-def test_an_error_keeps_its_kind_and_brings_its_traceback():
+def test_an_error_has_its_type_and_its_traceback(monkeypatch):
+    "In new interpreters, as in a run."
+    monkeypatch.setattr("glacier_nb.parallel.launch.START_METHOD", "spawn")
     with pytest.raises(FileNotFoundError, match=r"tile\.tif") as error:
         launch(rank_workers.fail, TWO)
     assert isinstance(error.value.__cause__, RankDied)
@@ -92,8 +99,8 @@ def test_a_worker_that_no_other_process_can_import_is_refused(monkeypatch):
     assert not ranks_left()
 
 
-def test_a_process_alone_tells_nobody_and_is_not_under_torchrun(monkeypatch):
-    tell("lost")
+def test_a_process_alone_sends_nothing_and_is_not_under_torchrun(monkeypatch):
+    send_message("lost")
     assert not under_torchrun()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
@@ -102,7 +109,7 @@ def test_a_process_alone_tells_nobody_and_is_not_under_torchrun(monkeypatch):
 
 # torchrun
 
-# one step an epoch, with shares of 3 and 2 crops
+# one step an epoch, with shards of 3 and 2 crops
 STEPS = {"samples_per_epoch": 5, "batch_size": 5, "epochs": 20, "lr": 1e-5, "save_minutes": 0.0}
 
 
@@ -111,29 +118,42 @@ def project(tmp_path_factory):
     return make_project(tmp_path_factory.mktemp("distributed") / "project")
 
 
-def agents(project: Path, config: str, *arguments: str) -> list[Started]:
+class Agent(Process):
+    "torchrun in a project, forked; it starts its worker as a new interpreter."
+
+    def __init__(self, project: Path, arguments: list[str]):
+        self.log = project / f"log-{time.monotonic_ns()}"
+        multiprocessing.get_context("forkserver").Process.__init__(
+            self, target=torchrun, args=(project, arguments, self.log)
+        )
+        self.start()
+
+
+def torchrun(project: Path, arguments: list[str], log: Path) -> None:
+    "The process of an `Agent`: what the command `torchrun` does."
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(project)
+    os.environ |= {"PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
+    main(arguments)
+
+
+def agents(project: Path, config: str, *arguments: str) -> list[Agent]:
     "torchrun as on two hosts."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = ["--rdzv-id", "test", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    team = ["--nnodes", "2", "--nproc-per-node", "1", *place]
-    line = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *team,
-        "-m",
-        "glacier_nb.experiments.train",
-        "--config",
-        config,
-    ]
-    return [Started(project, [*line, *arguments]) for _ in range(2)]
+    group = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"]
+    group += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    line = [*group, "-m", "glacier_nb.experiments.train", "--config", config, *arguments]
+    return [Agent(project, line) for _ in range(2)]
 
 
 @pytest.mark.slow
-def test_two_torchruns_are_one_run_and_go_on_after_sigterm(project):
-    """The loss of 20 steps on two ranks with shares of different sizes is that of one process.
+def test_two_torchruns_are_one_run_and_resume_after_sigterm(project):
+    """The loss of 20 steps on two ranks with shards of different sizes is that of one process.
 
     The steps are small: Adam's first ones move each weight by the learning rate, however small its gradient,
     so that differences of rounding grow with it.
@@ -148,10 +168,12 @@ def test_two_torchruns_are_one_run_and_go_on_after_sigterm(project):
         agent.end(60)
     step = last_step(folder)
     assert 0 < step < STEPS["epochs"], [agent.said for agent in both]
-    assert not [agent.said for agent in both if "SIGKILL" in agent.said]  # they ended by themselves, in time
+    assert not [
+        agent.said for agent in both if "SIGKILL" in agent.said
+    ]  # they ended in time, without being killed
     for agent in (both := agents(project, config, "--resume")):
         assert agent.end(300) == 0, agent.said
-    assert sum("epoch  20/20" in agent.said for agent in both) == 1  # the first rank alone shows progress
+    assert sum("epoch  20/20" in agent.said for agent in both) == 1  # only rank 0 shows progress
     assert one.end() == 0, one.said
     alone, together = history(project / "outputs/one"), history(folder)
     assert [r["epoch"] for r in together] == list(range(1, STEPS["epochs"] + 1))

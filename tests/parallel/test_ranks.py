@@ -1,4 +1,4 @@
-"""Ranks: shares are the batch, and two or three processes are one, in values and in gradients."""
+"""Ranks: shards are the batch, and two or three processes are one, in values and in gradients."""
 
 import os
 import signal
@@ -15,10 +15,10 @@ from glacier_nb.parallel.ranks import (
     ALONE,
     RankError,
     Ranks,
-    Share,
+    Shard,
     ranks_here,
     run_ranks,
-    share_of,
+    shard_of,
     shared_gradient,
 )
 
@@ -28,40 +28,40 @@ ZEROS = torch.zeros(2)
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 33])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_shares_are_the_batch_in_order(n, size):
-    shares = [Ranks(rank, size).share(n) for rank in range(size)]
+def test_shards_are_the_batch_in_order(n, size):
+    shards = [Ranks(rank, size).shard(n) for rank in range(size)]
     rows = np.arange(n)
-    assert [s.take(rows).tolist() for s in shares] == [p.tolist() for p in np.array_split(rows, size)]
-    assert all(len(s) == len(s.take(rows)) for s in shares)
-    assert all(s.total == n for s in shares)
+    assert [s.take(rows).tolist() for s in shards] == [p.tolist() for p in np.array_split(rows, size)]
+    assert all(len(s) == len(s.take(rows)) for s in shards)
+    assert all(s.total == n for s in shards)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
 def test_take_from_any_axis_of_arrays_and_tensors(dim):
-    share = Ranks(1, 2).share(5)
+    shard = Ranks(1, 2).shard(5)
     x = torch.randn(5, 5, 5, generator=torch.Generator().manual_seed(0))
     expected = x.narrow(dim, 3, 2)
-    assert torch.equal(share.take(x, dim), expected)
-    np.testing.assert_array_equal(share.take(x.numpy(), dim), expected.numpy())
+    assert torch.equal(shard.take(x, dim), expected)
+    np.testing.assert_array_equal(shard.take(x.numpy(), dim), expected.numpy())
 
 
-def test_a_share_of_another_batch_is_an_error():
+def test_a_shard_of_another_batch_is_an_error():
     with pytest.raises(RankError, match=r"found 4 rows on axis 1 of \(2, 4\), expected the 5 of the whole"):
-        Ranks(0, 2).share(5).take(torch.zeros(2, 4), 1)
-    assert share_of(4, None) == Share(0, 4, 4)
-    assert share_of(0, Share(2, 2, 9)) == Share(2, 2, 9)  # an empty share is one, and not none
-    with pytest.raises(RankError, match="found 3 rows, expected the 2 of Share"):
-        share_of(3, Share(0, 2, 9))
+        Ranks(0, 2).shard(5).take(torch.zeros(2, 4), 1)
+    assert shard_of(4, None) == Shard(0, 4, 4)
+    assert shard_of(0, Shard(2, 2, 9)) == Shard(2, 2, 9)  # an empty shard is one, and not none
+    with pytest.raises(RankError, match="found 3 rows, expected the 2 of Shard"):
+        shard_of(3, Shard(0, 2, 9))
 
 
 @pytest.mark.parametrize("numbers", [(-1, 2, 3), (2, 1, 3), (0, 4, 3)])
-def test_shares_that_no_batch_has(numbers):
+def test_wrong_shards(numbers):
     with pytest.raises(RankError, match="expected 0 <= start <= stop <= total"):
-        Share(*numbers)
+        Shard(*numbers)
 
 
 @pytest.mark.parametrize("numbers", [(-1, 2), (2, 2), (0, 0)])
-def test_ranks_that_no_group_has(numbers):
+def test_wrong_ranks(numbers):
     with pytest.raises(RankError, match="expected a rank from 0 to size - 1"):
         Ranks(*numbers)
 
@@ -71,7 +71,7 @@ def test_alone_everything_is_the_identity():
     assert ranks_here() == ALONE == Ranks()
     assert ALONE.sum(x) is x
     assert ALONE.gather(x) is x
-    assert ALONE.objects("value") == ["value"]
+    assert ALONE.gather_objects("value") == ["value"]
     assert ALONE.broadcast("value") == "value"
     assert ALONE.any([True, False, 1]) == [True, False, True]
     ALONE.barrier()
@@ -79,7 +79,7 @@ def test_alone_everything_is_the_identity():
 
 
 def every_method(ranks):
-    "What each method gives on this rank."
+    "The result of each method on this rank."
     mine = torch.arange(4 * sum(SIZES), dtype=torch.float64).reshape(-1, 2, 2)
     mine = mine[sum(SIZES[: ranks.rank]) :][: SIZES[ranks.rank]]
     along_last = ranks.gather(mine.movedim(0, -1), dim=-1)
@@ -91,8 +91,8 @@ def every_method(ranks):
         "gather": ranks.gather(mine),
         "along the last": torch.equal(along_last, ranks.gather(mine).movedim(0, -1)),
         "bool": ranks.gather(torch.tensor([ranks.rank == 1])),
-        "objects": ranks.objects({"rank": ranks.rank, "array": np.full(ranks.rank, 1)}),
-        "first": ranks.broadcast(f"from {ranks.rank}"),
+        "objects": ranks.gather_objects({"rank": ranks.rank, "array": np.full(ranks.rank, 1)}),
+        "broadcast": ranks.broadcast(f"from {ranks.rank}"),
         "any": ranks.any([ranks.rank == 2, False, True, ranks.rank == 0]),
         "none": ranks.any([]),
     }
@@ -107,8 +107,8 @@ def slopes(ranks):
     return first.detach(), torch.autograd.grad(first, x)[0], torch.autograd.grad(line, x)[0]
 
 
-class ForTwo(torch.nn.Module):
-    "A loss that is no mean over rows: the spread of a network's output over the whole batch."
+class TanhNetwork(torch.nn.Module):
+    "A network for a loss that is not a mean over rows."
 
     def __init__(self):
         super().__init__()
@@ -120,7 +120,7 @@ class ForTwo(torch.nn.Module):
         return self.line(x).tanh()
 
 
-def spread(out, ranks):
+def ratio(out, ranks):
     "Variance over mean square, and the largest value, of the whole batch."
     n, total, squares = ranks.sum(torch.stack([torch.ones_like(out).sum(), out.sum(), out.square().sum()]))
     return 1 - total**2 / (n * squares) + ranks.gather(out).max()
@@ -128,9 +128,9 @@ def spread(out, ranks):
 
 def under_ddp(ranks, x):
     "Parameters' gradients with PyTorch's own DistributedDataParallel."
-    model = ForTwo()
+    model = TanhNetwork()
     trained = DistributedDataParallel(model) if ranks.size > 1 else model
-    loss = spread(trained(ranks.share(len(x)).take(x)), ranks)
+    loss = ratio(trained(ranks.shard(len(x)).take(x)), ranks)
     loss.backward()
     return loss.detach(), model.line.weight.grad, model.line.bias.grad
 
@@ -148,25 +148,25 @@ def changed(ranks, x):
 
 
 def all_at_once(ranks, x, zeros):
-    "Everything that the tests ask of processes, as starting them takes longest."
+    "Everything that the tests compute on several processes, as starting them takes longest."
     return {
         "methods": every_method(ranks),
         "slopes": slopes(ranks),
         "ddp": under_ddp(ranks, x),
-        "shared": shared_gradient(ranks, spread_and_more, x[:, :1]),
+        "shared": shared_gradient(ranks, ratio_and_more, x[:, :1]),
         "changed": changed(ranks, zeros),
         "threads": torch.get_num_threads(),
     }
 
 
-def spread_and_more(x, ranks):
-    "A scalar with something beside it."
-    return spread(x, ranks), {"rank": ranks.rank}
+def ratio_and_more(x, ranks):
+    "A scalar and a second result."
+    return ratio(x, ranks), {"rank": ranks.rank}
 
 
 @pytest.fixture(scope="module")
 def three():
-    "What three processes give."
+    "The results of three processes."
     return run_ranks(all_at_once, 3, whole_batch(), ZEROS)
 
 
@@ -181,7 +181,7 @@ def test_methods_of_three_processes(three):
         assert found["bool"].tolist() == [False, True, False]
         assert [o["rank"] for o in found["objects"]] == [0, 1, 2]
         assert [len(o["array"]) for o in found["objects"]] == [0, 1, 2]
-        assert found["first"] == "from 0"
+        assert found["broadcast"] == "from 0"
         assert found["any"] == [True, False, True, True]
         assert found["none"] == []
 
@@ -205,22 +205,22 @@ def test_ddp_of_three_is_one_process(three):
 
 def test_shared_gradient_is_that_of_one_process(three):
     x = whole_batch()[:, :1]
-    (value, _), slope = shared_gradient(ALONE, spread_and_more, x)
+    (value, _), slope = shared_gradient(ALONE, ratio_and_more, x)
     for rank, result in enumerate(three):
         (found, more), found_slope = result["shared"]
         assert more == {"rank": rank}
         assert_close((found, found_slope), (value, slope), atol=1e-14, rtol=1e-12)
     leaf = x.clone().requires_grad_()
-    spread(leaf, ALONE).backward()
+    ratio(leaf, ALONE).backward()
     assert torch.equal(leaf.grad, slope)
 
 
-def test_each_process_has_copies_of_its_own(three):
+def test_each_process_has_its_own_copies(three):
     assert [result["changed"].tolist() for result in three] == [[0, 0], [1, 1], [2, 2]]
     assert not ZEROS.any()
 
 
-def test_processes_share_the_threads(three):
+def test_threads_are_divided_among_processes(three):
     assert [result["threads"] for result in three] == [max(1, torch.get_num_threads() // 3)] * 3
 
 
@@ -236,7 +236,7 @@ def fail(ranks, how):
 @pytest.mark.parametrize(
     ("how", "match"), [("raise", "rank 1 failed.*this is why"), ("kill", "SIGKILL|Connection")]
 )
-def test_a_rank_that_fails_ends_all_with_its_reason(how, match):
+def test_a_failing_rank_ends_all_with_its_traceback(how, match):
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=f"(?s){match}"):
         run_ranks(fail, 2, how)

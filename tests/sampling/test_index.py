@@ -1,4 +1,4 @@
-"""Indices of classes and borders against brute force, on sets with holes, odd sizes and missing classes."""
+"""Indices of classes and interfaces against brute force, with holes, odd sizes and missing classes."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -12,14 +12,14 @@ from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.sampling.index import (
-    BorderIndex,
+    InterfaceIndex,
     PixelIndex,
     SamplerError,
-    border_pixels,
-    check_border,
+    check_interface,
     class_pair,
     draw_from,
-    near_border,
+    interface_pixels,
+    near_interface,
     spread,
 )
 from glacier_nb.tiles.read import Tile
@@ -82,46 +82,46 @@ def test_a_share_of_zero_at_the_end_changes_no_draw():
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7])
 @pytest.mark.parametrize("pair", [(1, 2), (0, 1), (3, 0)])
-def test_border_is_the_pixels_near_those_that_touch(tiles, pair, width):
+def test_interface_is_the_pixels_near_those_that_touch(tiles, pair, width):
     for tile in tiles:
         label = np.where(tile.valid, tile.label, IGNORE)
         touch = touching(label, pair)
         assert touch.any()
         near = distance_transform_cdt(~touch, "chessboard") < width
-        np.testing.assert_array_equal(near_border(label, pair, width), near & np.isin(label, pair))
+        np.testing.assert_array_equal(near_interface(label, pair, width), near & np.isin(label, pair))
 
 
 def test_width_one_is_the_inner_and_outer_boundary_of_scikit_image():
     label = np.kron(np.random.default_rng(0).integers(0, 2, (9, 11)), np.ones((5, 5), int)).astype(np.uint8)
-    np.testing.assert_array_equal(near_border(label, (0, 1), 1), find_boundaries(label, connectivity=2))
+    np.testing.assert_array_equal(near_interface(label, (0, 1), 1), find_boundaries(label, connectivity=2))
 
 
-def test_border_does_not_cross_a_gap_or_use_what_has_no_label():
+def test_interface_does_not_cross_a_gap_or_use_unlabelled_pixels():
     label = np.array([[1, 1, IGNORE, 2, 2], [1, 1, 0, 2, 2]], np.uint8)
-    assert not near_border(label, (1, 2), 9).any()
+    assert not near_interface(label, (1, 2), 9).any()
     label[1, 2] = 2
-    np.testing.assert_array_equal(near_border(label, (1, 2), 9), label != IGNORE)
+    np.testing.assert_array_equal(near_interface(label, (1, 2), 9), label != IGNORE)
 
 
 @pytest.mark.parametrize("width", [1, 3, 40])
-def test_border_index_lists_exactly_the_border(tiles, tileset, width):
-    border = BorderIndex(tileset, ("glacier", "debris"), width)
-    masks = [near_border(np.where(t.valid, t.label, IGNORE), (1, 2), width) for t in tiles]
+def test_interface_index_lists_exactly_the_interface(tiles, tileset, width):
+    interface = InterfaceIndex(tileset, ("glacier", "debris"), width)
+    masks = [near_interface(np.where(t.valid, t.label, IGNORE), (1, 2), width) for t in tiles]
     expected = np.concatenate([np.c_[np.full(m.sum(), i), np.argwhere(m)] for i, m in enumerate(masks)])
-    np.testing.assert_array_equal(border.locate(-1, np.arange(border.ends[-1, -1])), expected)
-    np.testing.assert_array_equal(border.per_tile()[:, 0], [m.sum() for m in masks])
+    np.testing.assert_array_equal(interface.locate(-1, np.arange(interface.ends[-1, -1])), expected)
+    np.testing.assert_array_equal(interface.per_tile()[:, 0], [m.sum() for m in masks])
 
 
-def test_border_index_keeps_eight_bytes_a_row(tileset):
-    assert BorderIndex(tileset).ends.nbytes == 8 * (48 + 300 + 80)
+def test_interface_index_stores_eight_bytes_per_row(tileset):
+    assert InterfaceIndex(tileset).ends.nbytes == 8 * (48 + 300 + 80)
 
 
-def test_border_does_not_depend_on_the_order_of_the_names(tileset):
-    one, two = (BorderIndex(tileset, names) for names in (("lake", "background"), ("background", "lake")))
+def test_interface_does_not_depend_on_the_order_of_the_names(tileset):
+    one, two = (InterfaceIndex(tileset, names) for names in (("lake", "background"), ("background", "lake")))
     np.testing.assert_array_equal(one.ends, two.ends)
 
 
-def test_pair_is_named_or_chosen_by_the_classes():
+def test_pair_is_given_or_chosen_by_the_classes():
     assert class_pair(CLASSES) == (1, 2)
     assert class_pair(BINARY_CLASSES) == (0, 1)
     assert class_pair(CLASSES, ["lake", "glacier"]) == (3, 1)
@@ -130,7 +130,7 @@ def test_pair_is_named_or_chosen_by_the_classes():
 @pytest.mark.parametrize(
     "names", [[], ["lake"], ["lake", "lake"], ["lake", "ice"], ["lake", "glacier", "debris"]]
 )
-def test_pair_that_is_no_pair_is_refused(names):
+def test_wrong_pairs_are_refused(names):
     with pytest.raises(SamplerError, match="expected two different ones of background"):
         class_pair(CLASSES, names)
     with pytest.raises(SamplerError, match="interface_classes debris, lake are not allowed"):
@@ -138,24 +138,24 @@ def test_pair_that_is_no_pair_is_refused(names):
 
 
 @pytest.mark.parametrize("width", [0, -1, 2.5, float("nan"), float("inf")])
-def test_width_that_is_no_width_is_refused(tileset, width):
+def test_wrong_widths_are_refused(tileset, width):
     with pytest.raises(SamplerError, match="interface_width"):
-        BorderIndex(tileset, width=width)
+        InterfaceIndex(tileset, width=width)
 
 
-def test_border_pixels_lists_every_pair(tileset):
-    found = border_pixels(tileset, 2)
+def test_interface_pixels_has_every_pair(tileset):
+    found = interface_pixels(tileset, 2)
     assert list(found) == [f"{a}-{b}" for a, b in combinations(CLASSES, 2)]
-    assert found["debris-lake"] == BorderIndex(tileset, ("lake", "debris"), 2).ends[-1, 0]
+    assert found["debris-lake"] == InterfaceIndex(tileset, ("lake", "debris"), 2).ends[-1, 0]
 
 
-def test_missing_border_is_explained(tiles):
+def test_missing_interface_is_explained(tiles):
     label = np.zeros((48, 64), np.uint8)
     label[:10], label[20:30], label[40:] = 1, 2, IGNORE
     apart = TileSet.build([replace(tiles[0], label=label, valid=np.ones((48, 64), bool))], STATS)
-    check_border(BorderIndex(apart, ("background", "debris")))
+    check_interface(InterfaceIndex(apart, ("background", "debris")))
     with pytest.raises(SamplerError) as error:
-        check_border(BorderIndex(apart))
+        check_interface(InterfaceIndex(apart))
     for part in (
         "of glacier and debris touch",
         "background 1280, glacier 640, debris 640, lake 0",
@@ -165,4 +165,4 @@ def test_missing_border_is_explained(tiles):
         assert part in str(error.value)
     plain = TileSet.build([replace(tiles[0], label=np.zeros((48, 64), np.uint8))], STATS)
     with pytest.raises(SamplerError, match=r"exist .*: none"):
-        check_border(BorderIndex(plain))
+        check_interface(InterfaceIndex(plain))

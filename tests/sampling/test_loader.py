@@ -13,8 +13,8 @@ from glacier_nb.data.tileset import TileSet
 from glacier_nb.sampling.loader import CropLoader, cut
 
 
-def make_set(with_distance, cache=None):
-    "Three sets of arrays of different sizes."
+def make_set(with_distance):
+    "A set of three tiles of different sizes."
     rng = np.random.default_rng(0)
     shapes = [(40, 50), (64, 64), (33, 90)]
     return TileSet(
@@ -75,7 +75,7 @@ def test_an_error_in_a_worker_reaches_the_loop(workers):
         list(CropLoader(make_set(False), parts, 8, workers))
 
 
-def test_threads_are_kept_between_epochs(positions):
+def test_threads_stay_between_epochs(positions):
     loader = CropLoader(make_set(False), in_parts(positions, 2), 24, workers=3)
     list(loader)
     first = set(threading.enumerate())
@@ -85,28 +85,28 @@ def test_threads_are_kept_between_epochs(positions):
 
 
 class Slow:
-    "A set whose crops take a while, and that knows what was asked of it."
+    "A set whose crops take a while, and that counts them."
 
     classes, shapes = ("a",), [(8, 8)]
 
     def __init__(self):
-        self.asked, self.busy = 0, 0
+        self.started, self.busy = 0, 0
 
     def crop(self, *_):
-        self.asked, self.busy = self.asked + 1, self.busy + 1
+        self.started, self.busy = self.started + 1, self.busy + 1
         time.sleep(0.02)
         self.busy -= 1
         return {"valid": np.ones((8, 8), bool)}
 
 
-def test_nothing_goes_on_after_leaving_early():
+def test_no_crop_is_cut_after_leaving_early():
     tileset, parts = Slow(), [np.zeros((1, 3), int)] * 50
     for _ in CropLoader(tileset, parts, 8, workers=2):
         break
-    asked = tileset.asked
+    started = tileset.started
     assert tileset.busy == 0
     time.sleep(0.1)
-    assert tileset.asked == asked < 6  # no more is cut ahead than there are threads
+    assert tileset.started == started < 6  # no more is cut ahead than there are threads
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -126,7 +126,7 @@ def test_a_forked_process_has_threads_of_its_own(positions):
     else:
         os.kill(child, 9)
         os.waitpid(child, 0)
-        pytest.fail("the forked process waits for threads that it does not have")
+        pytest.fail("the forked process waits for threads of its parent")
     assert os.waitstatus_to_exitcode(status) == 0
 
 

@@ -12,7 +12,7 @@ from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
-from glacier_nb.sampling.index import BorderIndex, PixelIndex, SamplerError, draw_from, draw_ranks
+from glacier_nb.sampling.index import InterfaceIndex, PixelIndex, SamplerError, draw_from, draw_integers
 from glacier_nb.sampling.samplers import (
     PixelCrops,
     RandomCrops,
@@ -111,7 +111,7 @@ def test_pixel_crops_draw_classes_by_their_fractions_and_contain_them(tileset):
         assert shown.count(c) == round(200 * share)
 
 
-def test_jitter_moves_the_pixel_over_the_asked_part_of_the_crop(tiles):
+def test_jitter_moves_the_pixel_over_the_given_part_of_the_crop(tiles):
     label = np.zeros_like(tiles[1].label)
     label[32, 32] = 1
     lone = TileSet.build([replace(tiles[1], label=label, valid=np.ones_like(tiles[1].valid))], STATS)
@@ -136,7 +136,7 @@ def test_default_fractions_follow_the_square_root_and_skip_absent_classes(tiles)
 
 
 @pytest.mark.parametrize("bad", [(1.0,), (0.5, 0.5, 0.5, 0.5), (1.5, -0.5, 0, 0), (np.nan, 0.5, 0.5, 0)])
-def test_fractions_that_make_no_sense_are_refused(tileset, bad):
+def test_wrong_fractions_are_refused(tileset, bad):
     with pytest.raises(SamplerError, match="class_fractions"):
         PixelCrops(tileset, 16, 64, class_fractions=bad)
 
@@ -183,7 +183,7 @@ def test_weighting_needs_a_class_to_weight_by(tiles):
             WeightedTiles(TileSet.build(tiles, STATS), 16, 4, boosts=boosts)
 
 
-def test_class_shares_count_what_the_crops_hold(tileset):
+def test_class_shares_count_the_pixels_of_the_crops(tileset):
     positions = np.array([[0, 0, 0], [2, -5, 20], [1, 40, 40]])
     views = [tileset.crop(*p, 30) for p in positions.tolist()]
     used = np.concatenate([np.where(v["valid"], v["label"], IGNORE).ravel() for v in views])
@@ -232,14 +232,14 @@ def test_whole_tiles_are_drawn_with_replacement(tiles):
 
 
 def reference_pixel_crops(sampler, epoch):
-    "The crops of the pixel sampler as they were before it knew borders."
+    "The crops of the pixel sampler without interfaces."
     tileset, index = sampler.tileset, sampler.index
     rng, n, size = np.random.default_rng((sampler.seed, epoch)), sampler.n, sampler.crop_size
     drawn = draw_from(rng, n, draw_fractions(index, sampler.class_fractions))
     pixels = np.empty((n, 3), int)
     for c in np.unique(drawn):
-        ranks = draw_ranks(rng, (drawn == c).sum(), index.ends[-1, c])
-        pixels[drawn == c] = index.locate(c, ranks)
+        numbers = draw_integers(rng, (drawn == c).sum(), index.ends[-1, c])
+        pixels[drawn == c] = index.locate(c, numbers)
     pixels[:, 1:] += ((rng.random((n, 2)) - 0.5) * sampler.jitter * size).astype(int)
     room = np.array(tileset.shapes)[pixels[:, 0]] - size
     corner = np.clip(pixels[:, 1:] - size // 2, 0, np.maximum(room, 0))
@@ -248,40 +248,40 @@ def reference_pixel_crops(sampler, epoch):
 
 @pytest.mark.parametrize("fractions", [None, (0.1, 0.2, 0.3, 0.4), (0, 0, 1, 0), (0.5, 0.5, 0, 0)])
 @pytest.mark.parametrize("size", [8, 33, 64])
-def test_without_an_interface_share_nothing_changes(tileset, fractions, size):
+def test_interface_fraction_0_changes_nothing(tileset, fractions, size):
     sampler = make_sampler("pixel", tileset, size, 150, 3, fractions, interface_fraction=0.0)
     for epoch in range(3):
         np.testing.assert_array_equal(sampler.positions(epoch), reference_pixel_crops(sampler, epoch))
-    assert "border" not in vars(sampler)  # nor is its index built
+    assert "interface" not in vars(sampler)  # nor is its index built
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 1.0])
 @pytest.mark.parametrize("pair", [None, ("lake", "background")])
-def test_share_of_the_crops_lies_along_the_border(tileset, share, pair):
+def test_fraction_of_the_crops_lies_along_the_interface(tileset, fraction, pair):
     sampler = PixelCrops(
-        tileset, 16, 400, 0, (1, 0, 0, 0), 0.0, share, interface_classes=pair, interface_width=1
+        tileset, 16, 400, 0, (1, 0, 0, 0), 0.0, fraction, interface_classes=pair, interface_width=1
     )
     pixels = sampler.draw(np.random.default_rng(0), 400)
-    along = {tuple(p) for p in sampler.border.locate(-1, np.arange(sampler.border.ends[-1, -1]))}
-    assert sum(tuple(p) in along for p in pixels) >= 400 * share - 1
+    along = {tuple(p) for p in sampler.interface.locate(-1, np.arange(sampler.interface.ends[-1, -1]))}
+    assert sum(tuple(p) in along for p in pixels) >= 400 * fraction - 1
     known = [sampler.index.known(i)[row, col] for i, row, col in pixels]
     if pair is None:  # the rest is drawn for the background
-        assert abs(np.mean(np.isin(known, [1, 2])) - share) <= 1 / 400
+        assert abs(np.mean(np.isin(known, [1, 2])) - fraction) <= 1 / 400
     np.testing.assert_array_equal(pixels, sampler.draw(np.random.default_rng(0), 400))
 
 
-def test_border_crops_show_both_classes_and_visit_every_tile(tileset):
+def test_interface_crops_show_both_classes_and_visit_every_tile(tileset):
     sampler = PixelCrops(tileset, 16, 300, interface_fraction=1.0)
     for view in (tileset.crop(*p, 16) for p in sampler.positions(0).tolist()):
         shown = view["label"][view["valid"]]
         assert (shown == 1).any()
         assert (shown == 2).any()
-    pixels = BorderIndex(tileset).per_tile()[:, 0]
+    pixels = InterfaceIndex(tileset).per_tile()[:, 0]
     drawn = np.bincount(sampler.positions(0)[:, 0], minlength=3)
     assert (abs(drawn - 300 * pixels / pixels.sum()) < 2).all()  # two strata are cut at its ends
 
 
-def test_border_crops_of_binary_and_whole_tiles():
+def test_interface_crops_of_binary_and_whole_tiles():
     binary = TileSet.build([make_tile(f"b{k}", k, classes=BINARY_CLASSES) for k in range(3)], STATS)
     assert len(PixelCrops(binary, 16, 20, interface_fraction=0.5).positions(0)) == 20
     assert not PixelCrops(binary, 0, 20, interface_fraction=0.5).positions(0)[:, 1:].any()
@@ -289,13 +289,13 @@ def test_border_crops_of_binary_and_whole_tiles():
         PixelCrops(binary, 16, 20, interface_fraction=0.5, interface_classes=("glacier", "debris"))
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_interface_share_out_of_range_is_refused(tileset, share):
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_interface_fraction_out_of_range_is_refused(tileset, fraction):
     with pytest.raises(SamplerError, match="interface_fraction"):
-        PixelCrops(tileset, 16, 64, interface_fraction=share)
+        PixelCrops(tileset, 16, 64, interface_fraction=fraction)
 
 
-def test_interface_share_needs_the_border(tiles):
+def test_interface_fraction_needs_an_interface(tiles):
     dry = TileSet.build(
         [replace(t, label=np.where(t.label == 2, 0, t.label).astype(np.uint8)) for t in tiles], STATS
     )
@@ -315,9 +315,9 @@ def test_config_makes_the_same_sampler(tileset, kind):
 
 def test_config_reads_lists_and_the_interface(tileset):
     given = {"class_fractions": "0.5, 0.5, 0, 0", "crop_size": 32, "samples_per_epoch": 40}
-    border = {"interface_fraction": 0.3, "interface_classes": "lake, background", "interface_width": 2}
+    interface = {"interface_fraction": 0.3, "interface_classes": "lake, background", "interface_width": 2}
     direct = PixelCrops(tileset, 32, 40, 0, (0.5, 0.5, 0, 0), 0.5, 0.3, ("lake", "background"), 2)
-    sampler = config_sampler(tileset, given | border)
+    sampler = config_sampler(tileset, given | interface)
     np.testing.assert_array_equal(sampler.positions(0), direct.positions(0))
 
 

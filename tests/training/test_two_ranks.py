@@ -1,5 +1,6 @@
 """A run on two ranks is the run on one: crops, losses, gradients, statistics, checkpoints."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.storage import run_tiles
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.train import train
 from glacier_nb.parallel.launch import launch
 from glacier_nb.training.callbacks import make_learner
@@ -17,24 +18,30 @@ from glacier_nb.training.checkpoints import read_checkpoint
 from glacier_nb.training.recipe import prepare_data
 
 TINY = TrainConfig(
-    **{"encoder": "resnet18", "crop_size": 64, "samples_per_epoch": 14, "batch_size": 8, "accumulate": 2},
+    **{"encoder": "tu-mobilenetv3_small_050", "include_glcm": False, "crop_size": 64},
+    **{"samples_per_epoch": 14, "batch_size": 8, "accumulate": 2},
     **{"n_folds": 3, "epochs": 2, "devices": 2, "precision": "fp32", "memory_format": "channels_last"},
 )
 
 
+pytestmark = pytest.mark.usefixtures("forked_ranks")
+
+
 @pytest.fixture(scope="module")
-def cfg(tmp_path_factory):
-    tiles = make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=96, seed=3)
-    return replace(TINY, data_dir=str(tiles))
+def cfg(forked_ranks):
+    return replace(TINY, data_dir=str(cached_demo(9, 96, 3)))
 
 
 @pytest.mark.slow
 def test_twenty_steps_are_those_of_one_process(cfg, tmp_path):
-    "Uneven shares, accumulation, geometry, all losses; in float64, where rounding does not hide a mistake."
+    "Uneven shards, accumulation, geometry, all losses; in float64, where rounding does not hide a mistake."
     cfg = replace(cfg, epochs=10, augment="strong", tversky_weight=0.1, lovasz_weight=0.1)
-    (one,), (two, other) = (
-        launch(rank_learners.losses, replace(cfg, devices=n), tmp_path / str(n), 20) for n in (1, 2)
-    )
+    with ThreadPoolExecutor(2) as pool:  # at the same time
+        begun = [
+            pool.submit(launch, rank_learners.losses, replace(cfg, devices=n), tmp_path / str(n), 20)
+            for n in (1, 2)
+        ]
+        (one,), (two, other) = (future.result() for future in begun)
     assert two == other  # every rank has the loss of the whole batch
     assert len(one) == len(two) == 20
     for mine, theirs in zip(one, two, strict=True):
@@ -43,43 +50,43 @@ def test_twenty_steps_are_those_of_one_process(cfg, tmp_path):
 
 @pytest.fixture(scope="module")
 def both(cfg, tmp_path_factory):
-    "A run on two ranks without synchronised norms, with averaged weights."
+    "A run on two ranks, without synchronised batch norms and with averaged weights."
     cfg = replace(cfg, sync_batchnorm=False, ema=0.9, run="both")
     folder = tmp_path_factory.mktemp("runs") / "both"
     return cfg, folder, launch(rank_learners.fitted, cfg, folder)
 
 
 @pytest.mark.slow
-def test_all_ranks_end_with_the_same_and_the_first_one_writes(both):
+def test_all_ranks_end_with_the_same_weights_and_rank_0_writes(both):
     _, folder, (first, second) = both
     assert first["history"] == second["history"]
     assert first["weights"] == second["weights"]
-    assert first["judged"] == second["judged"]  # statistics are those of the first rank
+    assert first["evaluated"] == second["evaluated"]  # running statistics are those of rank 0
     assert first["crops"] + second["crops"] == 14
-    assert first["frozen"]  # of scse, without effect on the logits
-    kept = read_checkpoint(folder / "last.pt")
-    assert {k: v.double().sum().item() for k, v in kept["weights"].items()} == first["judged"]
-    assert len(kept["rng"]) == 2
+    assert first["frozen"]  # the scse attention of the last block, without effect on the logits
+    saved = read_checkpoint(folder / "last.pt")
+    assert {k: v.double().sum().item() for k, v in saved["weights"].items()} == first["evaluated"]
+    assert len(saved["rng"]) == 2
 
 
 @pytest.mark.slow
-def test_a_run_stopped_on_one_rank_stops_on_all_and_goes_on_to_the_same_end(both, tmp_path):
+def test_a_run_stopped_on_one_rank_stops_on_all_and_resumes_to_the_same_end(both, tmp_path):
     cfg, _, (first, _) = both
     ends = launch(rank_learners.stopped_after, cfg, tmp_path / "both", 3)
     assert [end[:2] for end in ends] == [("SIGTERM", 3)] * 2
-    kept = read_checkpoint(tmp_path / "both/last.pt")["progress"]
-    assert (kept["epoch"], kept["step"], len(kept["records"])) == (1, 3, 1)
+    saved = read_checkpoint(tmp_path / "both/last.pt")["progress"]
+    assert (saved["epoch"], saved["step"], len(saved["records"])) == (1, 3, 1)
     again, _ = launch(rank_learners.fitted, replace(cfg, resume=True), tmp_path / "both")
     assert again == first
 
 
 @pytest.mark.slow
-def test_the_launching_process_shows_progress_and_ends_where_the_run_ended(cfg, tmp_path, capsys):
+def test_the_launching_process_shows_progress_and_holds_the_final_weights(cfg, tmp_path, capsys):
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), tmp_path / "run")
     history = train(learner)
-    kept = read_checkpoint(tmp_path / "run/last.pt")
+    saved = read_checkpoint(tmp_path / "run/last.pt")
     assert [r["epoch"] for r in history] == [1, 2]
-    assert all(torch.equal(kept["weights"][k], v) for k, v in learner.model.state_dict().items())
+    assert all(torch.equal(saved["weights"][k], v) for k, v in learner.model.state_dict().items())
     assert capsys.readouterr().out.count("MCC") == 2
     assert learner.validate() == {k: history[-1][k] for k in ("val_loss", "mcc", "mcc_valid")}
 

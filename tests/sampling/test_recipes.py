@@ -1,4 +1,4 @@
-"""The table of what recipes show, against counts made by hand."""
+"""The table of recipes against direct counts."""
 
 import math
 
@@ -10,8 +10,8 @@ from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
-from glacier_nb.sampling.index import SamplerError, near_border
-from glacier_nb.sampling.samplers import border_share, config_sampler, sampling_table
+from glacier_nb.sampling.index import SamplerError, near_interface
+from glacier_nb.sampling.samplers import config_sampler, interface_share, sampling_table
 from glacier_nb.tiles.read import Tile
 
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
@@ -30,7 +30,7 @@ def make_set(classes=CLASSES, shapes=((64, 96),) * 5):
     return TileSet.build(tiles, STATS)
 
 
-def test_a_row_is_what_the_crops_hold():
+def test_a_row_is_the_content_of_the_crops():
     tileset, given = make_set(), {"sampler": "pixel"} | CROPS
     row = sampling_table(tileset, {"mine": given}, epoch=3).loc["mine"]
     positions = config_sampler(tileset, given).positions(3).tolist()
@@ -42,8 +42,8 @@ def test_a_row_is_what_the_crops_hold():
     np.testing.assert_allclose(row[list(CLASSES)].astype(float), [np.mean(known == c) for c in range(4)])
     np.testing.assert_allclose(row["passes"], len(known) / total)
     np.testing.assert_allclose(row["no label"], 1 - len(known) / (40 * 32**2))
-    border = sum(near_border(x, (1, 2), 3).sum() for x in labels)
-    np.testing.assert_allclose(row["glacier-debris"], border / len(known))
+    interface = sum(near_interface(x, (1, 2), 3).sum() for x in labels)
+    np.testing.assert_allclose(row["glacier-debris"], interface / len(known))
 
 
 def test_whole_tiles_are_the_row_of_all_tiles():
@@ -62,19 +62,19 @@ def test_steps_are_the_batches_of_an_epoch(n, batch):
     assert table.loc["mine", "steps"] == math.ceil((n or 5) / batch)
 
 
-def test_binary_tiles_of_any_size_and_another_border():
+def test_binary_tiles_of_any_size_and_another_interface():
     table = sampling_table(make_set(BINARY_CLASSES, ((64, 64), (90, 40))), {"mine": CROPS})
     assert list(table)[5:] == [*BINARY_CLASSES, "no label", "background-glacier"]
     table = sampling_table(make_set(), {"mine": CROPS}, interface=("lake", "glacier"))
     assert 0 < table.loc["mine", "lake-glacier"] < 1
 
 
-def test_a_border_that_is_nowhere_has_no_share():
+def test_an_interface_that_does_not_exist_has_share_0():
     tileset = make_set(shapes=((64, 64),))
     tileset.labels[0][:] = 1
     table = sampling_table(tileset, {"mine": CROPS})
     assert table["glacier-debris"].tolist() == [0, 0]
-    assert border_share(tileset, np.zeros((0, 3), int), 32, (1, 2)) == 0
+    assert interface_share(tileset, np.zeros((0, 3), int), 32, (1, 2)) == 0
 
 
 def test_config_and_parameters_give_the_same_row():

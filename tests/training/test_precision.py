@@ -1,0 +1,312 @@
+"""Choice of precision and memory format; GPUs are mocked, so the tests run without one."""
+
+import copy
+import json
+import math
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from glacier_nb.config.fields import ConfigError
+from glacier_nb.training import precision as module
+from glacier_nb.training.precision import (
+    Arithmetic,
+    arithmetics,
+    fastest,
+    measure_arithmetic,
+    native_dtypes,
+    pick_arithmetic,
+    pick_precision,
+)
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+PLAIN, SHORT = Arithmetic(torch.float32, True), Arithmetic(torch.bfloat16, True)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLACIER_NB_CACHE", str(tmp_path))
+    return tmp_path / "arithmetic"
+
+
+def network():
+    "Small, but with everything that a pass could leave changed: batch norm, dropout, gradients."
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 2, 1)
+    )
+
+
+def made_up(monkeypatch, seconds):
+    "Replace the measurement by these seconds; the list records its calls."
+    asked = []
+
+    def measure(model, shape, candidates, device, **_):
+        asked.append((shape, list(candidates)))
+        return {a: seconds[a] for a in candidates}
+
+    monkeypatch.setattr(module, "measure_arithmetic", measure)
+    return asked
+
+
+# precision
+
+
+@pytest.mark.parametrize(
+    ("has", "native"),
+    [
+        ({}, False),
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+    ],
+)
+def test_bf16_on_a_processor_that_has_it(monkeypatch, has, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert native_dtypes(CPU) == (torch.float32, torch.bfloat16)[: 1 + native]
+    assert pick_precision("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert len(arithmetics("auto", "auto", CPU)) == 2 + 2 * native
+
+
+@pytest.mark.parametrize("ampere", [True, False])
+def test_candidates_of_a_gpu(monkeypatch, ampere):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: ampere)
+    found = arithmetics("auto", "auto", GPU)
+    assert found[0] == PLAIN
+    assert len(found) == len(set(found)) == (6 if ampere else 4)
+    assert (SHORT in found) == ampere
+    assert pick_precision("auto", GPU) == (torch.bfloat16 if ampere else torch.float16)
+
+
+def test_unknown_names():
+    for call in (
+        lambda: arithmetics("bf15", "auto", CPU),
+        lambda: pick_precision("bf15", CPU),
+        lambda: pick_arithmetic("bf15", "contiguous", network(), (2, 3, 8, 8), CPU),
+    ):
+        with pytest.raises(
+            ConfigError, match="precision = 'bf15' is unknown: expected auto, fp32, fp16, bf16"
+        ):
+            call()
+    with pytest.raises(
+        ConfigError, match="memory_format = 'nhwc' is unknown: expected auto, channels_last, c"
+    ):
+        arithmetics("fp32", "nhwc", CPU)
+
+
+# arithmetic
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("last", [True, False])
+def test_words_and_back(dtype, last):
+    arithmetic = Arithmetic(dtype, last)
+    words = json.loads(json.dumps(arithmetic.to_dict()))
+    assert Arithmetic.from_dict(words) == arithmetic
+    assert arithmetics(words["precision"], words["memory_format"], CPU) == [arithmetic]
+    with arithmetic.autocast(CPU):
+        x = torch.ones(1, 2, 3, 3).to(memory_format=arithmetic.memory_format)
+        y = nn.Conv2d(2, 2, 1)(x)
+    assert y.dtype == dtype
+    assert x.is_contiguous(memory_format=arithmetic.memory_format)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"precision": "fp32"},
+        {"precision": "auto", "memory_format": "contiguous"},
+        None,
+        "fp32",
+        ["fp32"],
+        {"precision": "fp64", "memory_format": "contiguous"},
+    ],
+)
+def test_wrong_words(wrong):
+    with pytest.raises(ConfigError, match="expected"):
+        Arithmetic.from_dict(wrong)
+
+
+def test_what_was_asked_for_is_not_measured(monkeypatch, own_cache):
+    asked = made_up(monkeypatch, {})
+    for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        found = pick_arithmetic(precision, "contiguous", network(), (2, 3, 8, 8), CPU)
+        assert found == Arithmetic(dtype, False)
+    assert not asked
+    assert not own_cache.exists()
+
+
+def test_margin():
+    assert fastest({PLAIN: 1.0, SHORT: 0.96}) == PLAIN
+    assert fastest({PLAIN: 1.0, SHORT: 0.95}) == SHORT
+    assert fastest({PLAIN: 1.0, SHORT: 2.0}) == PLAIN
+    assert fastest({PLAIN: math.inf, SHORT: 2.0}) == SHORT
+    with pytest.raises(
+        ConfigError, match=r"memory is too small .*float32, channels last, nor in bfloat16.*batch"
+    ):
+        fastest({PLAIN: math.inf, SHORT: math.inf})
+
+
+def test_measuring_leaves_no_trace():
+    model = network().eval()
+    model(torch.ones(2, 3, 8, 8)).sum().backward()
+    model[0].weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict()), [copy.deepcopy(p.grad) for p in model.parameters()]
+    layout, state, python = model[0].weight.stride(), torch.get_rng_state(), random.getstate()
+    candidates = arithmetics("auto", "auto", CPU)
+    seconds = measure_arithmetic(model, (2, 3, 8, 8), candidates, CPU, rounds=2)
+    assert list(seconds) == candidates
+    assert all(0 < s < 10 for s in seconds.values())
+    assert all(torch.equal(v, before[0][k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before[1], strict=True))
+    assert not model.training
+    assert not model[0].weight.requires_grad
+    assert model[0].weight.stride() == layout
+    assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python
+
+
+def test_what_is_measured(monkeypatch):
+    "Every candidate sees the whole shape, in training, in its own format and precision, in turn."
+    seen = []
+
+    class Spy(nn.Conv2d):
+        def forward(self, x):
+            y = super().forward(x)
+            formats = [t.is_contiguous(memory_format=torch.channels_last) for t in (x, self.weight)]
+            seen.append((tuple(x.shape), self.training, y.dtype, *formats))
+            return y
+
+    candidates = [Arithmetic(d, last) for d in (torch.float32, torch.bfloat16) for last in (True, False)]
+    measure_arithmetic(Spy(3, 4, 3, padding=1).eval(), (2, 3, 16, 32), candidates, CPU, rounds=2)
+    expected = [((2, 3, 16, 32), True, a.dtype, a.channels_last, a.channels_last) for a in candidates]
+    assert seen == expected * 3
+
+
+class Clock:
+    "Each candidate takes the time that is mocked for it; the first round is slow."
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.calls = seconds, 0.0, []
+
+    def trial(self, model, arithmetic, image):
+        def run():
+            self.calls.append(arithmetic)
+            took = self.seconds[arithmetic] * (100 if self.calls.count(arithmetic) == 1 else 1)
+            if took == math.inf:
+                raise torch.OutOfMemoryError("mocked")
+            self.now += took
+            return took
+
+        return run
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_first_round_does_not_count_and_memory_may_be_too_small(monkeypatch):
+    clock = Clock({PLAIN: 0.5, SHORT: math.inf})
+    monkeypatch.setattr(module, "_trial", clock.trial)
+    found = measure_arithmetic(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU)
+    assert found == {PLAIN: 0.5, SHORT: math.inf}
+    assert clock.calls == [PLAIN, SHORT] * 6
+
+
+def test_budget_ends_measuring_after_a_whole_round(monkeypatch):
+    clock = Clock({PLAIN: 3.0, SHORT: 2.0})
+    monkeypatch.setattr(module, "_trial", clock.trial)
+    monkeypatch.setattr(module, "time", clock)
+    found = measure_arithmetic(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU, rounds=50, budget=520.0)
+    assert found == {PLAIN: 3.0, SHORT: 2.0}
+    assert (
+        clock.calls == [PLAIN, SHORT] * 6
+    )  # 500 seconds of warm-up, then 5 each round until it is above 520
+
+
+# the answer is cached
+
+
+def test_same_question_same_answer(monkeypatch, own_cache):
+    contiguous = Arithmetic(torch.float32, False)
+    asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
+    first = pick_arithmetic("fp32", "auto", network(), (16, 3, 512, 64), CPU)
+    made_up(monkeypatch, {PLAIN: 0.5, contiguous: 1.0})  # the machine was busy: it would answer otherwise
+    again = pick_arithmetic("fp32", "auto", network(), (8, 3, 300, 64), CPU)
+    assert first == again == contiguous
+    assert asked == [((4, 3, 256, 64), [PLAIN, contiguous])]  # a CPU measures less than was asked
+    (file,) = own_cache.glob("*.json")
+    cached = json.loads(file.read_text())
+    assert cached["chosen"] == contiguous.to_dict()
+    assert cached["seconds"] == {"float32, channels last": 1.0, "float32, contiguous": 0.5}
+
+
+def test_other_questions_are_measured_anew(monkeypatch, own_cache):
+    contiguous = Arithmetic(torch.float32, False)
+    asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
+    larger = nn.Sequential(*network(), nn.Conv2d(2, 2, 1))
+    named = network()
+    named.network = "a network with a name"
+    questions = [(network(), 2, 32), (network(), 3, 32), (network(), 2, 64), (larger, 2, 32), (named, 2, 32)]
+    for model, crops, size in questions:
+        pick_arithmetic("fp32", "auto", model, (crops, 3, size, size), CPU)
+    assert len(asked) == len(questions) == len(list(own_cache.iterdir()))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    pick_arithmetic("fp32", "auto", network(), (2, 3, 32, 32), CPU)
+    assert len(asked) == len(questions) + 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"chosen": {}}',
+        '{"chosen": null}',
+        "\x00" * 10,
+        '{"chosen": {"precision": "fp16", "memory_format": "contiguous"}}',
+    ],  # the last: no candidate here
+)
+def test_broken_answer_is_measured_anew(monkeypatch, own_cache, text):
+    contiguous = Arithmetic(torch.float32, False)
+    asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
+    for _ in range(2):
+        assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
+        (file,) = own_cache.iterdir()
+        file.write_text(text)
+    assert len(asked) == 2
+    file.write_bytes(b"\xff\xfe\x80")
+    assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
+
+
+def test_two_processes_that_measure_at_once_agree(monkeypatch, own_cache):
+    contiguous = Arithmetic(torch.float32, False)
+    seconds = {PLAIN: 1.0, contiguous: 0.5}
+
+    def measure(*args, **kwargs):  # meanwhile another process, on a quieter machine, is done first
+        made_up(monkeypatch, {PLAIN: 0.5, contiguous: 1.0})
+        assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
+        return seconds
+
+    monkeypatch.setattr(module, "measure_arithmetic", measure)
+    assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
+
+
+def test_memory_too_small_on_a_gpu(monkeypatch, own_cache):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "mocked")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    seconds = dict.fromkeys(arithmetics("auto", "auto", GPU), math.inf)
+    asked = made_up(monkeypatch, seconds | {SHORT: 1.0})
+    assert pick_arithmetic("auto", "auto", network(), (64, 3, 512, 512), GPU) == SHORT
+    assert asked[0][0] == (64, 3, 512, 512)  # a GPU measures the shape itself
+    (file,) = own_cache.iterdir()
+    assert json.loads(file.read_text())["seconds"]["float32, channels last"] is None
+    made_up(monkeypatch, seconds)
+    with pytest.raises(ConfigError, match=r"too small .* lower batch_size"):
+        pick_arithmetic("auto", "auto", network(), (65, 3, 512, 512), GPU)
