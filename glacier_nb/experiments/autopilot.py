@@ -293,7 +293,7 @@ def _advance(
     try:
         say(_run(path, steps, proposal, options["run"], root, options["bar"].stopper(steps, name)))
     except JobStopped:
-        return f"minutes = {budget.minutes:g} is used up; {more}"
+        return f"the minutes are used up; {more}"
     return ""
 
 

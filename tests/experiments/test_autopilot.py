@@ -145,7 +145,7 @@ def test_the_end_of_the_minutes_interrupts_the_run(world, monkeypatch):
 
     world.run = run
     table = world.fly(target=1, minutes=1.0)
-    assert "minutes = 1 is used up; a-01-fix is not finished" in table.attrs["why"]
+    assert "the minutes are used up; a-01-fix is not finished" in table.attrs["why"]
     assert world.ran == []
     assert "minutes = 1 is used up; a-01-fix is not finished" in world.fly(target=1, minutes=1).attrs["why"]
     table = world.fly(target=1, minutes=5.0)

@@ -20,7 +20,6 @@ from glacier_nb.experiments.train import main
 from glacier_nb.files.locks import holds_run
 from glacier_nb.report.findings import Finding
 from glacier_nb.report.report import Report
-from glacier_nb.runs.folder import RunError
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -118,7 +117,7 @@ def test_run_folder_is_complete(first, run_files):
 
 @pytest.fixture(scope="module")
 def second(project):
-    "Objects displayed by the second run, from the working directory of JupyterLab, with the checks before it."
+    "Objects that the second run displays: in the working directory of JupyterLab, with checks before it."
     return run_cells(project, project / "nbs", run="second", checks="report")
 
 
@@ -168,7 +167,7 @@ def test_unknown_parameter_stops_with_the_nearest_name(project):
 
 def test_run_that_exists_is_not_overwritten(project, first):
     before = metrics(project, RUN)
-    with pytest.raises(RunError, match=r"already holds a run.*resume=True"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*resume=True"):
         run_cells(project, project, run=RUN, seed=5)
     assert metrics(project, RUN) == before
 
