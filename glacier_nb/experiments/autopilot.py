@@ -144,9 +144,7 @@ def _write_start(path: Path, steps: list[dict], start: str | os.PathLike, root: 
     values = {"mcc": metrics.get("mcc"), "baseline": metrics.get("baseline_mcc"), "error": "", "seconds": 0.0}
     status = "finished" if folder else "not run"
     if folder:
-        name = os.path.relpath(
-            folder, root / "outputs"
-        )  # a relative path also finds a folder outside outputs/
+        name = os.path.relpath(folder, root / "outputs")  # also leads to a folder outside outputs/
     add_step(path, steps, "start", name, status=status, parameters=parameters, **values)
 
 # %% ../../nbs/experiments/05_autopilot.ipynb #44fbaedc
