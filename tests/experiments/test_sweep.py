@@ -133,11 +133,16 @@ def restored_signals():
         signal.signal(number, handler)
 
 
+def with_root() -> str:
+    "PYTHONPATH that finds the package first."
+    return os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
+
+
 def command(project: Path, *arguments: str) -> subprocess.Popen:
     "The command line of a sweep, in a process of its own."
     line = [sys.executable, "-m", "glacier_nb.experiments.sweep", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
+    return subprocess.Popen(line, cwd=project, env=os.environ | {"PYTHONPATH": with_root()}, **pipes)
 
 
 @pytest.mark.usefixtures("restored_signals")
@@ -221,7 +226,7 @@ def test_end_processes_kills_what_ignores_sigterm():
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
     taken = f"from glacier_nb.files.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
     code = f"import os; {taken}; os._exit(7)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": with_root()}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 7
     with run_lock(tmp_path):
         assert run_state(tmp_path) == "running"

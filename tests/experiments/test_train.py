@@ -45,7 +45,7 @@ def project(tmp_path_factory):
     shutil.copy(ROOT / "settings.ini", root)
     (root / "data/demo").symlink_to(cached_demo())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.chdir(root)
         yield root
 
