@@ -22,7 +22,7 @@ def test_logits_have_the_size_of_the_image(channels, classes, height, width):
 
 @pytest.mark.parametrize("width", [1, 4, 16])
 def test_number_of_weights(width):
-    "Counted by hand from the picture of the network."
+    "Counted by hand from the diagram of the network."
     c, n, w = 7, 4, [width * 2**i for i in range(HALVINGS + 1)]
 
     def block(i, o):

@@ -196,10 +196,10 @@ def test_weights_dir_that_is_no_folder(tmp_path, name):
         build_unet(5, 4, "resnet18", "imagenet-if-found", weights_dir=tmp_path / name)
 
 
-@pytest.mark.parametrize("asked", ["imagenet", "imagenet-if-found"])
-def test_weights_dir_comes_before_the_hub(tmp_path, pretrained, no_hub, asked):
+@pytest.mark.parametrize("encoder_weights", ["imagenet", "imagenet-if-found"])
+def test_weights_dir_comes_before_the_hub(tmp_path, pretrained, no_hub, encoder_weights):
     torch.save(pretrained, tmp_path / "resnet18-f37072fd.pth")
-    model = build_unet(7, 4, "resnet18", asked, weights_dir=tmp_path, first_conv="cycle", seed=4)
+    model = build_unet(7, 4, "resnet18", encoder_weights, weights_dir=tmp_path, first_conv="cycle", seed=4)
     assert torch.equal(model.encoder.conv1.weight, widen(pretrained["conv1.weight"], 7, "cycle"))
     where = f"ImageNet weights from {tmp_path / 'resnet18-f37072fd.pth'}"
     how = "first convolution adapted by cycle: 119 tensors loaded, 1 adapted; all else random (seed 4)"
