@@ -1,4 +1,4 @@
-"""configs/iterations: the four runs as recorded, and ideas that change what they say and nothing else."""
+"""configs/iterations: the four runs this project began with, and variants that change only what they name."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from glacier_nb.config.fields import EXECUTION_PARAMETERS
 from glacier_nb.config.training import TrainConfig, loss_weights
 
 FOLDER = Path(__file__).parents[2] / "configs/iterations"
-IDEAS = sorted(FOLDER.glob("[1-3][0-9]_*.yaml"))
+VARIANTS = sorted(FOLDER.glob("[1-3][0-9]_*.yaml"))
 
 
 def parameters(name: str) -> dict:
@@ -44,11 +44,11 @@ def test_enough_steps_changes_sampler_and_steps_alone():
     assert changed - set(EXECUTION_PARAMETERS) == {"sampler", "samples_per_epoch"}
 
 
-@pytest.mark.parametrize("path", IDEAS[1:], ids=lambda p: p.stem)
-def test_an_idea_changes_what_it_says(path):
-    reference, idea = (TrainConfig(**parameters(name)) for name in (IDEAS[0].stem, path.stem))
-    (said,) = [line for line in path.read_text().splitlines() if line.startswith("# As 10_reference, but: ")]
-    names = said.removeprefix("# As 10_reference, but: ").removesuffix(".").split(", ")
-    changed = [k for k, v in vars(idea).items() if v != getattr(reference, k)]
+@pytest.mark.parametrize("path", VARIANTS[1:], ids=lambda p: p.stem)
+def test_a_variant_changes_only_what_it_names(path):
+    reference, variant = (TrainConfig(**parameters(name)) for name in (VARIANTS[0].stem, path.stem))
+    (line,) = [line for line in path.read_text().splitlines() if line.startswith("# As 10_reference, but: ")]
+    names = line.removeprefix("# As 10_reference, but: ").removesuffix(".").split(", ")
+    changed = [k for k, v in vars(variant).items() if v != getattr(reference, k)]
     marked = [line.split(":")[0] for line in path.read_text().splitlines() if line.endswith(" # changed")]
     assert sorted(names) == sorted(changed) == sorted(marked)

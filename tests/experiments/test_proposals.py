@@ -1,4 +1,4 @@
-"""Proposals: the tree of rules on made-up runs, nothing twice, what no parameter mends, files."""
+"""Proposals: the rules on made-up runs, no proposal twice, findings that no parameter fixes, files."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ PER_CLASS = {n: {"mcc": 0.5, "support": 9} for n in ("background", "glacier", "d
 
 
 def finding(cause, severity="warning", **change):
-    return Finding(cause, severity, f"Measured {cause}.", f"Mend {cause}.", change=change)
+    return Finding(cause, severity, f"Measured {cause}.", f"Fix {cause}.", change=change)
 
 
 def record(name="base", mcc=0.6, findings=(), error="", **parameters):
@@ -71,16 +71,16 @@ def test_a_starved_start_gets_everything_at_once_without_being_run():
     low = finding("lr-low", lr=1e-3)
     start = RunRecord("04_heavy_mcc", FOURTH, findings=[low, starved, finding("still-rising")])
     found = proposed(start)
-    assert found.rule == "mend"
+    assert found.rule == "fix"
     cfg = TrainConfig(**found.parameters)
     assert {k: getattr(cfg, k) for k in RECIPE} == RECIPE
     assert (cfg.mcc_weight, cfg.first_conv, cfg.crop_size) == (0.5, "cycle", 128)
-    assert found.reasons == ("Measured starved. Mend starved.", "Measured lr-low. Mend lr-low.")
+    assert found.reasons == ("Measured starved. Fix starved.", "Measured lr-low. Fix lr-low.")
     assert "0.87" in found.expected
     assert "0.433" in found.expected
 
 
-def test_a_starved_finding_that_wants_more_than_the_recipe_is_followed():
+def test_a_starved_finding_that_requires_more_than_the_recipe_is_followed():
     starved = finding("starved", "fatal", samples_per_epoch=2048)
     found = proposed(record(findings=[starved], samples_per_epoch=0))
     assert changes(found) == {"samples_per_epoch": 2048}
@@ -96,19 +96,19 @@ def test_fatal_findings_win_over_warnings_and_the_upstream_one_over_the_later():
 
 
 @pytest.mark.parametrize("also", [[], [finding("starved", "fatal", samples_per_epoch=256)]])
-def test_what_no_parameter_mends_comes_first(also):
+def test_findings_that_no_parameter_fixes_come_first(also):
     found = next_run([RunRecord("start", FOURTH, findings=[*also, finding("label-turned", "fatal")])])
     assert isinstance(found, NoProposal)
-    assert found.advice == ("Measured label-turned. Mend label-turned.",)
-    assert "mend it first" in str(found)
-    assert "Mend label-turned" in found._repr_html_()
+    assert found.advice == ("Measured label-turned. Fix label-turned.",)
+    assert "fix the data or code" in str(found)
+    assert "Fix label-turned" in found._repr_html_()
 
 
 def test_a_symptom_blocks_only_when_no_parameter_explains_it():
     stuck = finding("cannot-overfit", "fatal")
     assert isinstance(next_run([record(findings=[stuck])]), NoProposal)
-    assert proposed(record(findings=[stuck, finding("lr-low", "fatal", lr=1e-2)])).rule == "mend"
-    assert proposed(record(mcc=0.3, findings=[finding("below-baseline", "fatal")])).rule == "better"
+    assert proposed(record(findings=[stuck, finding("lr-low", "fatal", lr=1e-2)])).rule == "fix"
+    assert proposed(record(mcc=0.3, findings=[finding("below-baseline", "fatal")])).rule == "measured"
 
 
 def test_a_start_without_fatal_findings_is_run_as_it_is():
@@ -121,10 +121,10 @@ def test_a_start_without_fatal_findings_is_run_as_it_is():
 @pytest.mark.parametrize(
     ("run", "rule", "change"),
     [
-        (record(mcc=0.02), "plain", {"include_glcm": False}),
+        (record(mcc=0.02), "simplify", {"include_glcm": False}),
         (record(findings=[finding("still-rising")]), "longer", {"epochs": 32}),
-        (record(findings=[finding("unstable")], batch_size=32), "steadier", {"accumulate": 4}),
-        (record(findings=[finding("unstable")], batch_size=20), "steadier", {"batch_size": 8}),
+        (record(findings=[finding("unstable")], batch_size=32), "stabilise", {"accumulate": 4}),
+        (record(findings=[finding("unstable")], batch_size=20), "stabilise", {"batch_size": 8}),
         (
             record(findings=[finding("restarts")], schedule="warm_restarts"),
             "schedule",
@@ -133,8 +133,8 @@ def test_a_start_without_fatal_findings_is_run_as_it_is():
         (record(findings=[finding("peaked")], schedule="linear_warmup"), "schedule", {"schedule": "plateau"}),
         (record(findings=[finding("overfitting")]), "regularise", {"augment": "photometric+dihedral"}),
         (record(findings=[finding("overfitting")], augment="strong"), "regularise", {"ema": 0.99}),
-        (record(findings=[finding("norm-lag", ema=0.9)]), "warned", {"ema": 0.9}),
-        (record(findings=[finding("noise", "note", ema=0.9)]), "better", None),
+        (record(findings=[finding("norm-lag", ema=0.9)]), "warnings", {"ema": 0.9}),
+        (record(findings=[finding("noise", "note", ema=0.9)]), "measured", None),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -146,7 +146,7 @@ def test_one_finding_one_rule(run, rule, change):
     assert found.expected
 
 
-def test_the_tree_asks_in_its_order():
+def test_rules_apply_in_the_order_of_the_table():
     causes = ("still-rising", "unstable", "peaked", "overfitting")
     run = record(findings=[finding(c) for c in reversed(causes)] + [finding("class-shares", n_folds=4)])
     done, seen = [run], []
@@ -155,7 +155,9 @@ def test_the_tree_asks_in_its_order():
         seen.append(found.rule)
         done.append(record(f"r{number}", 0.1, **found.parameters))
         assert found.based_on == "base"
-    assert seen == ["longer", "steadier", "steadier", "schedule", "schedule", "regularise", "regularise"][:7]
+    assert (
+        seen == ["longer", "stabilise", "stabilise", "schedule", "schedule", "regularise", "regularise"][:7]
+    )
 
 
 def test_a_missed_class_gets_as_many_crops_as_the_others():
@@ -163,11 +165,11 @@ def test_a_missed_class_gets_as_many_crops_as_the_others():
     run = RunRecord("base", {"sampler": "weighted"}, (), {"mcc": 0.6, "per_class": per_class})
     assert changes(proposed(run)) == {"sampler": "pixel", "class_fractions": "0.25,0.25,0.25,0.25"}
     missing = RunRecord("base", {}, (), run.metrics, [finding("class-missing")])
-    assert proposed(missing).rule == "better"
+    assert proposed(missing).rule == "measured"
     unseen = RunRecord(
         "base", {}, (), {"mcc": 0.6, "per_class": per_class | {"lake": {"mcc": 0.0, "support": 0}}}
     )
-    assert proposed(unseen).rule == "better"
+    assert proposed(unseen).rule == "measured"
 
 
 def test_nothing_is_tried_twice_until_nothing_is_left(tmp_path):
@@ -185,12 +187,12 @@ def test_nothing_is_tried_twice_until_nothing_is_left(tmp_path):
     assert runs[-1].parameters["architecture"] == "scratch"
 
 
-def test_where_and_how_is_no_difference():
+def test_parameters_of_the_machine_make_no_new_config():
     first = proposed(record(findings=[finding("still-rising")]))
     again = record(
         "elsewhere", 0.1, **first.parameters | {"workers": 3, "devices": "cpu", "save_minutes": 0.0}
     )
-    assert proposed(record(findings=[finding("still-rising")]), again).rule == "better"
+    assert proposed(record(findings=[finding("still-rising")]), again).rule == "measured"
 
 
 def test_the_best_run_is_the_base_and_a_report_counts_for_it():
@@ -200,9 +202,9 @@ def test_the_best_run_is_the_base_and_a_report_counts_for_it():
     assert found.name == "next-04-longer"
 
 
-def test_a_change_that_is_no_config_is_passed_over():
+def test_a_change_that_is_no_valid_config_is_skipped():
     bad = finding("norm-small", batch_size=6, accumulate=4)
-    assert proposed(record(findings=[bad])).rule == "better"
+    assert proposed(record(findings=[bad])).rule == "measured"
 
 
 def test_failed_runs():
@@ -219,14 +221,14 @@ def test_failed_runs():
     assert "resume" in str(next_run([cut]))
 
 
-def test_runs_of_other_tiles_are_refused():
-    with pytest.raises(RunError, match=r"a \(fold = 0\) and b \(1\) were scored on other tiles"):
+def test_runs_with_different_held_out_tiles_are_rejected():
+    with pytest.raises(RunError, match=r"a \(fold = 0\) and b \(1\) were scored on different tiles"):
         next_run([record("a"), record("b", fold=1)])
     with pytest.raises(RunError, match="found no run"):
         next_run([])
 
 
-def test_weights_are_proposed_only_where_they_are(tmp_path):
+def test_weights_are_proposed_only_if_their_file_exists(tmp_path):
     assert "init_from" not in proposed(record(), root=tmp_path).parameters
     folder = tmp_path / "outputs/hkh-demo"
     folder.mkdir(parents=True)
@@ -248,9 +250,9 @@ def test_a_saved_proposal_is_a_parameter_file(tmp_path):
     odd = Finding("starved", "fatal", "Line one:\nline # two <b>", "Do.", change={"samples_per_epoch": 256})
     found = proposed(RunRecord("04_heavy_mcc", FOURTH | {"lr_min": 1e-6}, findings=[odd]), prefix="x")
     path = found.save(tmp_path / "new")
-    assert [p.name for p in path.parent.iterdir()] == ["x-01-mend.yaml"]
+    assert [p.name for p in path.parent.iterdir()] == ["x-01-fix.yaml"]
     (job,) = plan([path], root=tmp_path)
-    assert job.run == "x-01-mend"
+    assert job.run == "x-01-fix"
     assert vars(TrainConfig(**job.parameters)) == vars(TrainConfig(**found.parameters))
     text = path.read_text()
     assert "samples_per_epoch: 256  # was 0" in text
@@ -258,7 +260,7 @@ def test_a_saved_proposal_is_a_parameter_file(tmp_path):
     assert max(map(len, text.splitlines())) <= 110
     assert "Why: Line one: line # two <b> Do." in str(found)
     assert "&lt;b&gt;" in found._repr_html_()
-    assert yaml.safe_load(text)["run"] == "x-01-mend"
+    assert yaml.safe_load(text)["run"] == "x-01-fix"
 
 
 def test_a_record_is_read_from_its_folder(tmp_path):

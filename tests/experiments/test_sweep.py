@@ -1,8 +1,7 @@
-"""Jobs and sweeps with a notebook that stands in for training, and one real tiny run."""
+"""Jobs and sweeps with a notebook that stands in for training."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +15,14 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from glacier_nb.config.fields import ConfigError, config_differences
-from glacier_nb.demo.tiles import make_demo
 from glacier_nb.experiments.jobs import Job, end_processes, read_parameters, run_job
-from glacier_nb.experiments.sweep import _refer, _share, cores, plan, sweep
+from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, cores, main, plan, sweep
 from glacier_nb.files.locks import run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.runs.folder import run_state
 
 ROOT = Path(__file__).parents[2]
-# what the stand-in does is said by the learning rate
+# the learning rate chooses what the stand-in does
 FAKE = """
 import json, os, pathlib, signal, time
 folder = pathlib.Path("outputs", run)
@@ -80,7 +78,7 @@ def gone(pids, seconds=10) -> bool:
 
 
 def pids(*folders: Path) -> list[int]:
-    "The processes of running stand-ins, as soon as they have said so."
+    "The processes of running stand-ins, as soon as they have written their ids."
     end = time.monotonic() + 60
     while not all((f / "pid").exists() and (f / "pid").read_text() for f in folders):
         assert time.monotonic() < end, "the stand-in has not started"
@@ -93,7 +91,7 @@ def test_a_sweep_survives_every_way_to_fail(project):
     put(outputs / "cut", config_json={"lr": 0.5}, last_pt=None, failed_json={"error": "earlier"})
     put(outputs / "empty", config_json={"lr": 0.125}, splits_json={})
     put(outputs / "other", metrics_json={"mcc": 0.75, "parameters": {"lr": 0.25}})
-    kept = (outputs / "other/metrics.json").read_text()
+    before = (outputs / "other/metrics.json").read_text()
     rates = {"raises": 1.0, "dies": 2.0, "silent": 4.0, "cut": 0.5, "empty": 0.125, "other": 0.5}
     files = [{"run": run, "lr": lr} for run, lr in rates.items()]
     files.insert(0, {"run": "after", "init_from": "outputs/raises/best.pt"})
@@ -103,17 +101,17 @@ def test_a_sweep_survives_every_way_to_fail(project):
         "cut": "resumed",
         "empty": "done",
     }
-    said = table["error"]
-    assert said["raises"] == "FloatingPointError: the loss is\nnot finite"
-    assert "died" in said["dies"].lower()
-    assert "wrote no metrics.json" in said["silent"]
-    assert "lr (saved 0.25, requested 0.5)" in said["other"]
-    assert (outputs / "other/metrics.json").read_text() == kept
-    assert said["after"] == "needs run raises, which failed"
+    errors = table["error"]
+    assert errors["raises"] == "FloatingPointError: the loss is\nnot finite"
+    assert "died" in errors["dies"].lower()
+    assert "wrote no metrics.json" in errors["silent"]
+    assert "lr (saved 0.25, requested 0.5)" in errors["other"]
+    assert (outputs / "other/metrics.json").read_text() == before
+    assert errors["after"] == "needs run raises, which failed"
     assert not (outputs / "after").exists()
     for run in ("raises", "dies", "silent"):
         record = json.loads((outputs / run / "failed.json").read_text())
-        assert record["error"] == said[run]
+        assert record["error"] == errors[run]
         assert record["parameters"]["lr"] == rates[run]
         assert record["time"]
         assert run_state(outputs / run) == "failed"
@@ -126,14 +124,29 @@ def test_a_sweep_survives_every_way_to_fail(project):
     assert table["MCC"].isna().sum() == 5
 
 
-def command(project: Path, *arguments: str, **environment) -> subprocess.Popen:
-    "The command line of a sweep."
+@pytest.fixture
+def restored_signals():
+    "`main` in this process sets handlers; set them back."
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def with_root() -> str:
+    "PYTHONPATH that finds the package first."
+    return os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
+
+
+def command(project: Path, *arguments: str) -> subprocess.Popen:
+    "The command line of a sweep, in a process of its own."
     line = [sys.executable, "-m", "glacier_nb.experiments.sweep", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
+    return subprocess.Popen(line, cwd=project, env=os.environ | {"PYTHONPATH": with_root()}, **pipes)
 
 
-def test_a_stopped_command_leaves_no_process_and_goes_on_later(project):
+@pytest.mark.usefixtures("restored_signals")
+def test_a_stopped_command_leaves_no_process_and_continues_later(project, capsys):
     for run, lr in (("one", "3.0"), ("two", "3.0"), ("three", "0.5")):
         write_text(project / f"{run}.yaml", f"lr: {lr}\n")
     line = ("one.yaml", "two.yaml", "three.yaml", "--n-jobs", "2", "--prefix", "x-")
@@ -145,30 +158,28 @@ def test_a_stopped_command_leaves_no_process_and_goes_on_later(project):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "goes on" in err
+    assert "run the same command again to continue" in err
     assert len(family) == 4
     assert gone(family)
     assert [run_state(f) for f in folders] == ["unfinished", "unfinished"]
     assert not (project / "outputs/x-three").exists()
-    process = command(project, *line)
-    out, _ = process.communicate(timeout=90)
-    assert process.returncode == 0
+    assert main(line) == 0
+    out = capsys.readouterr().out
     status = {words[0]: words[1] for words in map(str.split, out.splitlines()) if words[0].startswith("x-")}
     assert status == {"x-one": "resumed", "x-two": "resumed", "x-three": "done"}
 
 
-def test_the_command_says_how_it_ended(project):
+@pytest.mark.usefixtures("restored_signals")
+def test_exit_status_and_output_of_the_command(project, capsys):
     for run, lr in (("good", "0.5"), ("bad", "1.0"), ("typo", "0.5\nepoch: 3")):
         write_text(project / f"{run}.yaml", f"lr: {lr}\n")
     put(project / "outputs/good-2", metrics_json={"mcc": 0.5, "parameters": {"lr": 0.5, "epochs": 3}})
-    process = command(project, "good.yaml", "bad.yaml", "--suffix", "-2", "-p", "epochs", "3")
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert main(["good.yaml", "bad.yaml", "--suffix", "-2", "-p", "epochs", "3"]) == 1
+    out = capsys.readouterr().out
     assert "good-2  skipped 0.500" in out
     assert "bad-2 failed: FloatingPointError" in out
-    process = command(project, "good.yaml", "typo.yaml")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert main(["good.yaml", "typo.yaml"]) == 2
+    err = capsys.readouterr().err
     assert "typo.yaml: unknown parameter 'epoch': did you mean 'epochs'?" in err
     assert not (project / "outputs/good").exists()
 
@@ -183,10 +194,10 @@ def test_the_same_on_a_dask_cluster(project, monkeypatch):
         table = sweep(files, client=client, progress=False)
         assert table["status"].to_dict() == {"bad": "failed", "good": "done", "after": "failed"}
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        assert _share(9, client) is None
+        assert _threads_per_job(9, client) is None
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        assert _share(9, client) == max(1, cores() // 2)
-        assert _share(cores(), None) == 1
+        assert _threads_per_job(9, client) == max(1, cores() // 2)
+        assert _threads_per_job(cores(), None) == 1
         family = []
 
         def interrupt():
@@ -201,7 +212,7 @@ def test_the_same_on_a_dask_cluster(project, monkeypatch):
     assert run_state("outputs/long") == "unfinished"
 
 
-def test_end_processes_kills_what_does_not_listen():
+def test_end_processes_kills_what_ignores_sigterm():
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     code = f"{deaf}; print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -214,20 +225,21 @@ def test_end_processes_kills_what_does_not_listen():
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
     taken = f"from glacier_nb.files.locks import run_lock; run_lock({str(tmp_path)!r}).__enter__()"
-    code = f"import os; {taken}; os._exit(1)"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    code = f"import os; {taken}; os._exit(7)"
+    environment = os.environ | {"PYTHONPATH": with_root()}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 7
     with run_lock(tmp_path):
         assert run_state(tmp_path) == "running"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ("encodr: resnet18", "did you mean 'encoder'"),
         ("epochs: 3.5", "epochs = 3.5 is not allowed"),
         ("epochs: yes", "epochs = True is not allowed"),
         ("lr: 1e-3", "write 1.0e-3"),
-        ("epochs: 3\nlr: 0.1\nepochs: 4", "epochs stands there twice"),
+        ("epochs: 3\nlr: 0.1\nepochs: 4", "epochs is given twice"),
         ("run: {a: 1}", "run is a list or a mapping"),
         ("epochs: 2020-01-01", "epochs = datetime.date"),
         ("? [1, 2]\n: 3", "cannot be read"),
@@ -238,11 +250,11 @@ def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
         ("crop_size: 33", "multiple of 32"),
     ],
 )
-def test_a_parameter_file_is_checked_and_named(tmp_path, text, said):
+def test_a_parameter_file_is_checked_and_named(tmp_path, text, words):
     path = write_text(tmp_path / "some.yaml", text)
     with pytest.raises(ConfigError, match=r"some\.yaml") as error:
         read_parameters(path)
-    assert said in str(error.value)
+    assert words in str(error.value)
 
 
 def test_a_missing_or_binary_parameter_file_is_named(tmp_path):
@@ -253,23 +265,27 @@ def test_a_missing_or_binary_parameter_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "options", "said"),
+    ("files", "options", "words"),
     [
         ([], {}, "at least one"),
-        ([{"run": "a"}, {"run": "a", "lr": 0.1}], {}, "run 'a' stands in"),
+        ([{"run": "a"}, {"run": "a", "lr": 0.1}], {}, "run 'a' is named in"),
         ([{"lr": 0.1}], {}, "expected `run`"),
         ([{"run": "a", "resume": True}], {}, "no `resume`"),
         ([{"run": "a"}], {"prefix": "../"}, "plain folder name"),
         ([{"run": "a"}], {"overrides": {"resume": True}}, "resume cannot be set for all"),
         ([{"run": "a"}], {"overrides": {"lr": "fast"}}, "lr = 'fast' is not allowed"),
-        ([{"run": "a", "init_from": "outputs/a/best.pt"}], {}, "wait for each other: a -> a"),
-        ([{"run": "a"}], {"overrides": {"init_from": "outputs/a/last.pt"}}, "wait for each other"),
+        ([{"run": "a", "init_from": "outputs/a/best.pt"}], {}, "circular references between runs: a -> a"),
+        (
+            [{"run": "a"}],
+            {"overrides": {"init_from": "outputs/a/last.pt"}},
+            "circular references between runs",
+        ),
     ],
 )
-def test_a_wrong_sweep_does_not_start(project, files, options, said):
+def test_a_wrong_sweep_does_not_start(project, files, options, words):
     with pytest.raises(ConfigError, match=r".") as error:
         sweep(files, progress=False, **options)
-    assert said in str(error.value)
+    assert words in str(error.value)
     assert not (project / "outputs").exists()
 
 
@@ -285,7 +301,7 @@ def test_references_get_the_new_names(project):
     assert b.parameters["init_from"] == str(project / "outputs/p-a-s/last.pt")
     assert a.parameters["init_from"] == "elsewhere/b/best.pt"
     names = {"a": "x-a", "b": "x-b"}
-    found = _refer("a, outputs/b/best.pt ,old,", names, project)
+    found = _rename_references("a, outputs/b/best.pt ,old,", names, project)
     assert found == ("x-a,outputs/x-b/best.pt,old,", ["x-a", "x-b"])
 
 
@@ -328,7 +344,7 @@ def test_a_scheduler_without_workers_is_named(monkeypatch):
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with pytest.raises(ConfigError, match="no worker is connected"):
-        _share(1, Client())
+        _threads_per_job(1, Client())
 
 
 def test_a_parameter_that_is_no_longer_known_is_a_difference():
@@ -336,24 +352,3 @@ def test_a_parameter_that_is_no_longer_known_is_a_difference():
 
     assert config_differences(TrainConfig(run="a", workers=3), {"run": "b", "resume": True}) == ""
     assert "gone (saved 1, requested None)" in config_differences(TrainConfig(), {"gone": 1})
-
-
-@pytest.mark.slow
-def test_a_real_run_is_made_and_then_skipped(tmp_path, monkeypatch):
-    (tmp_path / "nbs").mkdir()
-    shutil.copy(ROOT / "nbs/train.ipynb", tmp_path / "nbs")
-    shutil.copy(ROOT / "settings.ini", tmp_path)
-    make_demo(tmp_path / "data/demo", n_tiles=6, size=64, seed=3)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    sizes = {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
-    tiny = {"run": "tiny", "encoder": "tu-mobilenetv3_small_050", "n_folds": 3, "precision": "fp32", **sizes}
-    tiny |= {"include_glcm": False, "decoder_attention": "none", "checks": "off"}
-    first = sweep([tiny], progress=False)
-    assert first.loc["tiny", "status"] == "done", first.loc["tiny", "error"]
-    folder = tmp_path / "outputs/tiny"
-    assert {"train.ipynb", "train.log", "config.json", "metrics.json"} <= {p.name for p in folder.iterdir()}
-    second = sweep([tiny], progress=False)
-    assert second.loc["tiny", "status"] == "skipped"
-    scores = [json.loads((folder / "metrics.json").read_text())["mcc"], first.loc["tiny", "MCC"]]
-    assert scores == [second.loc["tiny", "MCC"]] * 2

@@ -1,18 +1,25 @@
 """train.ipynb as papermill and JupyterLab run it, on a project folder of its own with tiny tiles."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
-import papermill
+import nbformat
 import pytest
-from papermill.exceptions import PapermillExecutionError
+import yaml
+from matplotlib import pyplot as plt
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import load_config
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.experiments.autopilot import autopilot
+from glacier_nb.experiments.sweep import sweep
 from glacier_nb.experiments.train import main
 from glacier_nb.files.locks import holds_run
+from glacier_nb.report.findings import Finding
+from glacier_nb.report.report import Report
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -25,30 +32,43 @@ TINY = {
     },
     **{"n_folds": 3, "precision": "fp32", "checks": "off"},
 }
+RUN = "autopilot-01-first"  # the run that papermill makes
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A project's root with train.ipynb and nine small tiles."
+    "A project's root with train.ipynb and nine small tiles; the working directory."
     root = tmp_path_factory.mktemp("project")
-    (root / "nbs").mkdir()
+    for folder in ("nbs", "data"):
+        (root / folder).mkdir()
     shutil.copy(ROOT / "nbs/train.ipynb", root / "nbs")
     shutil.copy(ROOT / "settings.ini", root)
-    make_demo(root / "data/demo", n_tiles=9, size=96, seed=3)
-    return root
+    (root / "data/demo").symlink_to(cached_demo())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        patch.chdir(root)
+        yield root
 
 
-def train(root: Path, cwd: Path, **parameters) -> Path:
-    "Run the notebook; its output file."
-    out = root / f"{parameters.get('run', 'out')}.ipynb"
-    papermill.execute_notebook(
-        root / "nbs/train.ipynb", out, {**TINY, **parameters}, cwd=cwd, progress_bar=False
-    )
-    return out
+def run_cells(root: Path, cwd: Path, **parameters) -> list:
+    "Run the notebook's cells in this process, from a working directory; the objects that it displays."
+    shown, names = [], {"__name__": "notebook", "display": lambda *values: shown.extend(values)}
+    before = Path.cwd()
+    os.chdir(cwd)
+    try:
+        for cell in nbformat.read(root / "nbs/train.ipynb", as_version=4).cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"cell {cell.id}", "exec"), names)
+                if "parameters" in cell.metadata.get("tags", ()):
+                    names.update(TINY | parameters)
+    finally:
+        os.chdir(before)
+        plt.close("all")
+    return shown
 
 
 def metrics(root: Path, run: str) -> dict:
-    "The metrics of a run without its duration, its name and what was looked at before it."
+    "The metrics of a run without its duration, its name and the choice of checks before it."
     found = json.loads((root / "outputs" / run / "metrics.json").read_text())
     assert found["parameters"].pop("run") == run
     assert found["parameters"].pop("checks") in ("off", "report")
@@ -56,44 +76,68 @@ def metrics(root: Path, run: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def first(project):
-    "The first run, from the project's root as papermill runs it."
-    return train(project, project, run="first")
+def table(project):
+    "The only run by papermill: the autopilot starts it from the project's root."
+
+    def diagnose(cfg, run=None, live=True):
+        rising = Finding("still-rising", "warning", "The MCC still rose.", "Train longer.")
+        return SimpleNamespace(findings=[rising] if run else [], save=lambda folder: None)
+
+    (project / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    how = {"diagnose": diagnose, "progress": False, "say": lambda text: None}
+    return autopilot("tiny.yaml", 1.0, max_runs=1, **how)
 
 
-def test_run_folder_is_complete(project, first, run_files):
-    folder = project / "outputs/first"
-    assert run_files == {p.name for p in folder.iterdir()}
+@pytest.fixture(scope="module")
+def first(project, table):
+    "The folder of that run."
+    return project / "outputs" / RUN
+
+
+def test_autopilot_runs_the_notebook(table, first):
+    assert list(table.index) == ["tiny", RUN]
+    assert list(table["status"]) == ["not run", "done"], table.get("error")
+    assert json.loads((first / "metrics.json").read_text())["mcc"] == table["MCC"].iloc[1]
+    assert "autopilot-02-longer" in table.attrs["why"], "the finding about the real run is used"
+
+
+def test_sweep_skips_the_finished_run(table, first):
+    again = sweep([TINY | {"run": RUN}], progress=False)
+    assert again.loc[RUN, "status"] == "skipped"
+    assert again.loc[RUN, "MCC"] == table.loc[RUN, "MCC"]
+
+
+def test_run_folder_is_complete(first, run_files):
+    assert {p.name for p in first.iterdir()} == run_files | {"train.ipynb", "train.log"}
     keys = {"mcc", "mcc_valid", "ci95", "per_class", "per_tile", "baseline_mcc", "seconds"}
-    assert keys <= set(json.loads((folder / "metrics.json").read_text()))
-    assert len((folder / "history.jsonl").read_text().splitlines()) == TINY["epochs"]
-    assert load_config(folder / "config.json").epochs == TINY["epochs"]
+    assert keys <= set(json.loads((first / "metrics.json").read_text()))
+    assert len((first / "history.jsonl").read_text().splitlines()) == TINY["epochs"]
+    assert load_config(first / "config.json").epochs == TINY["epochs"]
 
 
 @pytest.fixture(scope="module")
 def second(project):
-    "The second run, as JupyterLab runs it, with the checks before it."
-    return train(project, project / "nbs", run="second", checks="report")
+    "Objects that the second run displays: in the working directory of JupyterLab, with checks before it."
+    return run_cells(project, project / "nbs", run="second", checks="report")
 
 
 def test_same_seed_same_metrics_from_jupyterlab(project, first, second):
-    assert metrics(project, "first") == metrics(project, "second")
+    assert metrics(project, RUN) == metrics(project, "second")
 
 
-def test_the_checks_before_a_run_are_shown_and_kept(project, second):
+def test_the_checks_before_a_run_are_shown_and_saved(project, second):
     folder = project / "outputs/second"
     found = json.loads((folder / "diagnosis.json").read_text())
     fatal = {f["cause"] for f in found["findings"] if f["severity"] == "fatal"}
     assert "starved" in fatal
     assert found["verdict"] in (folder / "diagnosis.md").read_text()
-    assert found["verdict"] in second.read_text()
+    assert [value.verdict for value in second if isinstance(value, Report)] == [found["verdict"]]
 
 
-def test_a_starved_run_is_not_begun(project, monkeypatch, capsys):
-    "With the default of `checks`; the note stays, a run is not left behind."
-    asked = {k: v for k, v in TINY.items() if k != "checks"} | {"run": "starved"}
-    (project / "starved.json").write_text(json.dumps(asked))
-    monkeypatch.chdir(project)
+def test_a_starved_run_does_not_start(project, capsys):
+    "With the default of `checks`; the diagnosis is saved, no run is left behind."
+    parameters = {k: v for k, v in TINY.items() if k != "checks"} | {"run": "starved"}
+    (project / "starved.json").write_text(json.dumps(parameters))
     assert main(["--config", "starved.json"]) == 2
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
@@ -105,8 +149,9 @@ def test_a_starved_run_is_not_begun(project, monkeypatch, capsys):
 
 
 def test_output_is_not_flooded(first):
-    assert first.stat().st_size < 5e6
-    cells = json.loads(first.read_text())["cells"]
+    notebook = first / "train.ipynb"
+    assert notebook.stat().st_size < 5e6
+    cells = json.loads(notebook.read_text())["cells"]
     streams = [
         "".join(o["text"]) for c in cells for o in c.get("outputs", []) if o["output_type"] == "stream"
     ]
@@ -115,16 +160,16 @@ def test_output_is_not_flooded(first):
 
 
 def test_unknown_parameter_stops_with_the_nearest_name(project):
-    with pytest.raises(PapermillExecutionError, match="did you mean 'mcc_weight'"):
-        train(project, project, mcc_wieght=1)
+    with pytest.raises(ConfigError, match="did you mean 'mcc_weight'"):
+        run_cells(project, project, mcc_wieght=1)
     assert not (project / "outputs/demo").exists()
 
 
 def test_run_that_exists_is_not_overwritten(project, first):
-    before = metrics(project, "first")
-    with pytest.raises(PapermillExecutionError, match=r"already holds a run.*resume=True"):
-        train(project, project, run="first", seed=5)
-    assert metrics(project, "first") == before
+    before = metrics(project, RUN)
+    with pytest.raises(ConfigError, match=r"already holds a run.*resume=True"):
+        run_cells(project, project, run=RUN, seed=5)
+    assert metrics(project, RUN) == before
 
 
 def test_damaged_config_is_named(tmp_path):

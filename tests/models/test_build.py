@@ -1,4 +1,4 @@
-"""Networks: architectures, encoders, seeds, and what is said when a pair does not work."""
+"""Networks: architectures, encoders, seeds, and errors for pairs that do not work."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ NEVER_USED = ("blocks.4.attention1", "blocks.x_0_4.attention1", "encoder._conv_h
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("encoder", VERSATILE_ENCODERS[1:])
-def test_versatile_encoders_serve_every_architecture(architecture, encoder):
+def test_versatile_encoders_work_with_every_architecture(architecture, encoder):
     model = build_unet(7, 4, encoder, architecture=architecture)
     assert model.training
     assert predict_logits(model.eval(), torch.randn(1, 7, 70, 33)).shape == (1, 4, 70, 33)
@@ -23,7 +23,7 @@ def test_versatile_encoders_serve_every_architecture(architecture, encoder):
 
 
 @pytest.mark.parametrize("architecture", SMP)
-def test_default_encoder_serves_every_architecture(architecture):
+def test_default_encoder_works_with_every_architecture(architecture):
     assert VERSATILE_ENCODERS[0] == "resnet34"
     assert predict_logits(build_unet(5, 2, architecture=architecture).eval(), torch.randn(1, 5, 32, 32)).shape
 
@@ -42,7 +42,7 @@ def test_same_seed_same_weights_and_the_generator_is_left_alone(architecture):
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
 
 
-def test_trying_a_network_leaves_its_running_statistics():
+def test_the_trial_forward_pass_leaves_the_running_statistics():
     for name, value in build_unet(5, 2, "resnet18").named_buffers():
         assert float(value.abs().sum()) == (len(value) if "running_var" in name else 0)
 
@@ -56,7 +56,7 @@ def test_decoder_attention(architecture, attention, found):
 
 
 @pytest.mark.parametrize("architecture", ["DeepLabV3Plus", "SegFormer", "scratch"])
-def test_attention_that_does_not_apply_is_said(architecture):
+def test_attention_that_does_not_apply_is_named(architecture):
     one, two = (
         build_unet(5, 2, "resnet18", decoder_attention=a, architecture=architecture) for a in ("scse", "none")
     )
@@ -111,13 +111,15 @@ def test_unknown_choice(options, words):
     ],
 )
 def test_pair_that_does_not_work(architecture, encoder):
-    words = f"encoder = '{encoder}' does not serve architecture = '{architecture}'.*Encoders that serve every"
+    words = (
+        f"encoder = '{encoder}' does not work with architecture = '{architecture}'.*Encoders that work with"
+    )
     with pytest.raises(WeightsError, match=words):
         build_unet(5, 4, encoder, architecture=architecture)
 
 
 @pytest.mark.parametrize("architecture", ["Unet", "SegFormer"])
-def test_transformer_serves_unet_and_segformer(architecture):
+def test_transformer_works_with_unet_and_segformer(architecture):
     assert build_unet(5, 4, "mit_b0", architecture=architecture)(torch.zeros(1, 5, 64, 64)).shape[1] == 4
 
 
@@ -129,7 +131,7 @@ def test_batch_of_one_crop_with_deeplab():
     assert model.eval()(torch.randn(1, 5, 32, 32)).shape == (1, 4, 32, 32)
 
 
-def test_what_is_said_of_a_network():
+def test_description_of_a_network():
     model = build_unet(7, 4, "resnet18", seed=3)
     assert model.started_from == "random weights (seed 3)"
     assert model.network == (

@@ -1,4 +1,4 @@
-"""Our own U-Net: shapes, what reaches what, learning, and sizes that do not fit."""
+"""Our own U-Net: shapes, skips and levels, learning, and sizes that do not fit."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_logits_have_the_size_of_the_image(channels, classes, height, width):
 
 @pytest.mark.parametrize("width", [1, 4, 16])
 def test_number_of_weights(width):
-    "Counted by hand from the picture of the network."
+    "Counted by hand from the diagram of the network."
     c, n, w = 7, 4, [width * 2**i for i in range(HALVINGS + 1)]
 
     def block(i, o):
@@ -63,15 +63,15 @@ def test_each_skip_and_each_level_matters():
     with torch.no_grad():
         before = net(x)
         for part in (*net.down, *net.up, *net.merge):
-            kept = {k: v.clone() for k, v in part.state_dict().items()}
+            before_zero = {k: v.clone() for k, v in part.state_dict().items()}
             for p in part.parameters():
                 p.zero_()
             assert not torch.equal(net(x), before), part
-            part.load_state_dict(kept)
+            part.load_state_dict(before_zero)
         assert torch.equal(net(x), before)
 
 
-def test_init_keeps_the_variance():
+def test_initialisation_has_the_variance_of_he():
     "He et al. 2015: variance 2 / fan-in, in every convolution that feeds a ReLU."
     net = seeded(7, 4)
     for conv in (net.down[4][3], net.down[5][0], net.merge[0][0]):

@@ -1,4 +1,4 @@
-"""Where the first weights come from: files, folders, the hub, and what is said when none works."""
+"""Initial weights: files, folders, the hub, and the errors when none works."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def pretrained():
 
 @pytest.fixture(params=["encoder.pth", "encoder.safetensors", "classifier.pth", "checkpoint.pt"])
 def file(request, tmp_path, pretrained):
-    "The same weights in the forms in which they are met."
+    "The same weights in the usual kinds of file."
     path = tmp_path / request.param
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(pretrained, path)
@@ -77,7 +77,7 @@ def test_cycle_is_what_smp_and_timm_do(pretrained, channels):
 
 @pytest.mark.parametrize("first_conv", ["bands", "mean"])
 @pytest.mark.parametrize("channels", [4, 5, 7, 15])
-def test_adapted_kernels_answer_grey_like_the_rgb_ones(pretrained, channels, first_conv):
+def test_adapted_kernels_respond_to_grey_like_the_rgb_ones(pretrained, channels, first_conv):
     kernels, grey = pretrained["conv1.weight"], torch.rand(1, 1, 16, 16)
     wide = torch.nn.functional.conv2d(grey.expand(1, channels, -1, -1), widen(kernels, channels, first_conv))
     torch.testing.assert_close(wide, torch.nn.functional.conv2d(grey.expand(1, 3, -1, -1), kernels))
@@ -95,7 +95,7 @@ def test_mean_gives_every_channel_the_same(pretrained):
     assert all(torch.equal(wide[:, 0], wide[:, i]) for i in range(7))
 
 
-def test_unknown_way_to_adapt(pretrained):
+def test_unknown_first_conv(pretrained):
     with pytest.raises(WeightsError, match="first_conv = 'copy' is unknown: expected bands, cycle, mean"):
         widen(pretrained["conv1.weight"], 5, "copy")
 
@@ -120,7 +120,7 @@ def test_local_file_fills_the_whole_encoder(file, pretrained, channels, first_co
 
 def test_file_with_code_in_it_is_not_run(tmp_path):
     torch.save({"weights": object()}, tmp_path / "evil.pt")
-    with pytest.raises(WeightsError, match=r"evil\.pt: not a weights file that loads safely"):
+    with pytest.raises(WeightsError, match=r"evil\.pt: not a weights file that loads without running code"):
         read_state(str(tmp_path / "evil.pt"))
 
 
@@ -196,10 +196,10 @@ def test_weights_dir_that_is_no_folder(tmp_path, name):
         build_unet(5, 4, "resnet18", "imagenet-if-found", weights_dir=tmp_path / name)
 
 
-@pytest.mark.parametrize("asked", ["imagenet", "imagenet-if-found"])
-def test_weights_dir_comes_before_the_hub(tmp_path, pretrained, no_hub, asked):
+@pytest.mark.parametrize("encoder_weights", ["imagenet", "imagenet-if-found"])
+def test_weights_dir_comes_before_the_hub(tmp_path, pretrained, no_hub, encoder_weights):
     torch.save(pretrained, tmp_path / "resnet18-f37072fd.pth")
-    model = build_unet(7, 4, "resnet18", asked, weights_dir=tmp_path, first_conv="cycle", seed=4)
+    model = build_unet(7, 4, "resnet18", encoder_weights, weights_dir=tmp_path, first_conv="cycle", seed=4)
     assert torch.equal(model.encoder.conv1.weight, widen(pretrained["conv1.weight"], 7, "cycle"))
     where = f"ImageNet weights from {tmp_path / 'resnet18-f37072fd.pth'}"
     how = "first convolution adapted by cycle: 119 tensors loaded, 1 adapted; all else random (seed 4)"
@@ -216,8 +216,10 @@ def test_hub_weights_are_adapted(monkeypatch, pretrained):
     monkeypatch.setattr("glacier_nb.models.weights.smp.encoders.get_encoder", lambda *args, **kwargs: encoder)
     state = encoder_state("resnet18", "imagenet")
     assert load_matching(target, state)["conv1.weight"] == "adapted"
-    said = load_pretrained(target, "resnet18", "imagenet-if-found")
-    assert said.startswith("ImageNet weights from the hub, first convolution adapted by bands: 119 tensors")
+    sentence = load_pretrained(target, "resnet18", "imagenet-if-found")
+    assert sentence.startswith(
+        "ImageNet weights from the hub, first convolution adapted by bands: 119 tensors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_hub_weights_are_adapted(monkeypatch, pretrained):
         (RuntimeError("No pretrained weights exist"), "resnet18 has none"),
     ],
 )
-def test_hub_that_cannot_deliver(monkeypatch, error, words):
+def test_hub_without_the_weights(monkeypatch, error, words):
     def fail(*args, **kwargs):
         raise error
 
@@ -343,11 +345,11 @@ def test_init_from_loads_everything_that_fits(run_file):
     model = build_unet(5, 4, "resnet18")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     report = init_from(model, path)
-    kept = report.index[report["result"] == "kept"].tolist()
-    assert kept == ["segmentation_head.0.weight", "segmentation_head.0.bias"]
-    assert report.loc[kept[1], "why"] == "shape (2,) in the file, (4,) here"
+    unchanged = report.index[report["result"] == "unchanged"].tolist()
+    assert unchanged == ["segmentation_head.0.weight", "segmentation_head.0.bias"]
+    assert report.loc[unchanged[1], "why"] == "shape (2,) in the file, (4,) here"
     for name, value in model.state_dict().items():
-        assert torch.equal(value, (before if name in kept else source.state_dict())[name]), name
+        assert torch.equal(value, (before if name in unchanged else source.state_dict())[name]), name
     assert model.started_from == f"weights of {path}: {len(report) - 2} tensors loaded, 0 adapted, 2 not"
 
 
@@ -363,7 +365,7 @@ def test_init_from_reports_what_only_the_file_has(tmp_path):
 def test_init_from_of_another_network_names_both(run_file):
     path, _ = run_file
     words = (
-        r"best\.pt: not one of the network's \d+ kernels is in this file; the file holds a network with "
+        r"best\.pt: none of the network's \d+ kernels is in this file; the file holds a network with "
         r"architecture = 'Unet', encoder = 'resnet18'.*this run has architecture = 'scratch', 5 channels in"
     )
     model = build_unet(5, 4, architecture="scratch")
@@ -372,9 +374,9 @@ def test_init_from_of_another_network_names_both(run_file):
     assert model.started_from == "random weights (seed 0)"
 
 
-def test_init_from_a_file_that_says_nothing(tmp_path):
+def test_init_from_a_file_without_a_config(tmp_path):
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(WeightsError, match="the file does not say which network it holds"):
+    with pytest.raises(WeightsError, match="the file does not name its network"):
         init_from(build_unet(5, 4, "resnet18"), tmp_path / "other.pt")
     with pytest.raises(WeightsError, match="no such weights file"):
         init_from(build_unet(5, 4, "resnet18"), Path("nowhere.pt"))

@@ -209,7 +209,7 @@ def test_init_from_starts_with_the_weights_of_another_run(data, whole, tmp_path)
 
 def test_init_from_a_file_without_a_fitting_tensor(tmp_path):
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(WeightsError, match=r"other\.pt: not one of the network's"):
+    with pytest.raises(WeightsError, match=r"other\.pt: none of the network's"):
         init_from(build_unet(5, 4, "resnet18"), tmp_path / "other.pt")
 
 
