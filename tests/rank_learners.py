@@ -20,7 +20,7 @@ def losses(cfg, folder, steps: int) -> list[dict]:
         return batch | {"image": batch["image"].double()}
 
     learner.augment, found = in_double, []
-    learner.make_ready()
+    learner.prepare_network()
     learner.model.train()
     for epoch in range(cfg.epochs):
         batches = learner.batches(epoch)
@@ -49,7 +49,7 @@ def stopped_after(cfg, folder, step: int) -> None:
     class Ask(Callback):
         def after_step(self, learner):
             if learner.step == step and learner.ranks.rank == 1:
-                learner.request.number = 15
+                learner.stop_request.number = 15
 
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
     learner.callbacks.append(Ask())

@@ -35,7 +35,7 @@ from glacier_nb.training.checkpoints import (
     state_bytes,
 )
 from .learner import Callback, Learner
-from .precision import Arithmetic
+from .precision import Precision
 from .recipe import RunData, check_batches, run_network
 
 # %% ../../nbs/training/06_callbacks.ipynb #aaae082f
@@ -71,7 +71,7 @@ def checkpoint(
         "classes": list(learner.data.classes),
         "codes": list(BINARY_CODES if learner.data.classes == BINARY_CLASSES else LABEL_CODES),
         "versions": {name: version(name) for name in ("glacier_nb", "torch", "segmentation-models-pytorch")},
-        "started_from": getattr(learner.model, "started_from", "weights that nobody named"),
+        "started_from": getattr(learner.model, "started_from", "unknown initial weights"),
         "metrics": learner.history[-1] if learner.history else {},
     }
 
@@ -89,7 +89,7 @@ def training_state(
         "scaler": learner.scaler.state_dict(),
         "rate": learner.rate.state_dict(),
         "progress": {name: getattr(learner, name) for name in progress},
-        "arithmetic": learner.arithmetic.to_dict(),
+        "arithmetic": learner.precision.to_dict(),
         "split": _split(learner),
         "rng": learner.ranks.objects(rng_state(learner.device)),
     }
@@ -100,7 +100,7 @@ def restore(
     state: dict,  # from `training_state`
 ) -> None:
     "Put a learner where the state was taken."
-    learner.use(Arithmetic.from_dict(state["arithmetic"]))
+    learner.use(Precision.from_dict(state["arithmetic"]))
     learner.model.load_state_dict(state["trained"] or state["weights"])
     learner.model.started_from = state["started_from"]
     if learner.average:
@@ -137,7 +137,7 @@ class RunFolder(Callback):
     def after_step(self, learner):
         minutes = learner.cfg.save_minutes
         if learner.ranks.rank == 0 and minutes and time.monotonic() - self.saved >= 60 * minutes:
-            learner.save_asked = True
+            learner.save_requested = True
 
     def save(self, learner):
         state = training_state(learner)

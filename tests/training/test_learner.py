@@ -21,7 +21,7 @@ from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import EarlyStop, make_learner
 from glacier_nb.training.checkpoints import read_checkpoint
 from glacier_nb.training.learner import Callback, TrainingError
-from glacier_nb.training.precision import pick_precision
+from glacier_nb.training.precision import pick_dtype
 from glacier_nb.training.recipe import prepare_data
 
 TINY = TrainConfig(
@@ -228,7 +228,7 @@ def test_cuda_that_is_not_there_is_an_error(monkeypatch):
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_auto_precision_on_a_gpu(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    assert pick_precision("auto", torch.device("cuda")) == expected
+    assert pick_dtype("auto", torch.device("cuda")) == expected
 
 
 MORE = {
