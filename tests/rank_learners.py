@@ -49,7 +49,7 @@ def stopped_after(cfg, folder, step: int) -> None:
     class Ask(Callback):
         def after_step(self, learner):
             if learner.step == step and learner.ranks.rank == 1:
-                learner.stop_request.number = 15
+                learner.request.number = 15
 
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
     learner.callbacks.append(Ask())
