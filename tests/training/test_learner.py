@@ -1,4 +1,4 @@
-"""Training: repeatable, resumable, interruptible; ends with a clear error when it cannot go on."""
+"""Training: repeatable, resumable, interruptible; ends with a clear error when it cannot continue."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from tiny_network import tiny_network
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
@@ -348,13 +348,7 @@ def test_the_average_follows_its_formula(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_network_trains_alike_with_the_same_names(data, tmp_path, monkeypatch):
-    def network(cfg, data):
-        torch.manual_seed(0)
-        channels, classes = len(data.stats.names), len(data.classes)
-        layers = nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, classes, 1)
-        return nn.Sequential(*layers), None
-
-    monkeypatch.setattr("glacier_nb.training.callbacks.run_network", network)  # few kernels to compile
+    monkeypatch.setattr("glacier_nb.training.callbacks.run_network", tiny_network)
     cfg = replace(TINY, epochs=1, warmup_epochs=0.0)
     eager, compiled = (run(data, tmp_path / str(c), replace(cfg, compile=c)) for c in (False, True))
     assert type(compiled.network).__name__ == "OptimizedModule"

@@ -173,7 +173,7 @@ def check_files(folder: Path) -> None:
 
 
 def test_sigkill_at_any_moment_leaves_a_checkpoint_that_loads(project):
-    "Half of the moments are anywhere, half while a checkpoint is being written."
+    "Half of the signals arrive at any time, half while a checkpoint is being written."
     rng, half_written, step = np.random.default_rng(0), 0, 0
     folder, config = project / "outputs/killed", write_config(project, run="killed", epochs=200)
     for i in range(12):
@@ -212,7 +212,7 @@ def test_a_run_killed_before_anything_was_saved_starts_again(project):
             shutil.rmtree(folder)
     assert killed_before
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(TINY))  # the last such moment, with certainty
+    (folder / "config.json").write_text(json.dumps(TINY))  # the last of these states, with certainty
     process = Process(project, "--config", config)
     assert process.end() == 0, process.said
 
@@ -378,6 +378,15 @@ def test_best_pt_cannot_be_resumed(cut, monkeypatch, capsys):
     folder = cut / "outputs/whole"
     shutil.copy(folder / "best.pt", folder / "last.pt")
     assert_one_line_error(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt")
+
+
+def test_last_pt_of_an_older_version_cannot_be_resumed(cut, monkeypatch, capsys):
+    path = cut / "outputs/whole/last.pt"
+    state = torch.load(path, weights_only=True)
+    state["arithmetic"] = state.pop("precision")  # its name before
+    torch.save(state, path)
+    status = command(cut, monkeypatch, "--resume", run="whole")
+    assert_one_line_error(capsys, status, "last.pt has no precision: an older version", "init_from")
 
 
 def test_the_checkpoint_of_another_config_is_reported_and_not_changed(cut, monkeypatch, capsys):
