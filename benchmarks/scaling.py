@@ -85,7 +85,7 @@ def ready(cfg: TrainConfig) -> Learner:
     seed_everything(cfg.seed)
     data = prepare_data(cfg, run_tiles(cfg))
     learner = Learner(cfg, data, run_network(cfg, data)[0])
-    learner.make_ready()
+    learner.prepare_network()
     learner.model.train()
     return learner
 

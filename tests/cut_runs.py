@@ -1,4 +1,4 @@
-"""Training as processes that can be cut off, for training/test_survival and parallel/test_launch."""
+"""Training as processes that can be killed: helpers of training/test_survival and parallel/test_launch."""
 
 import contextlib
 import ctypes
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 
 ROOT = Path(__file__).parents[1]
 TINY = {
     **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False},
     **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 4, "epochs": 4, "n_folds": 3},
     **{"devices": "cpu", "precision": "fp32", "memory_format": "contiguous", "save_minutes": 1e-4},
-    **{"warmup_epochs": 0.0, "checks": "off"},  # it is far too few steps
+    **{"warmup_epochs": 0.0, "checks": "off"},  # these are far too few steps
 }
 PER_EPOCH = TINY["samples_per_epoch"] // TINY["batch_size"]  # steps
 
@@ -36,7 +36,7 @@ def make_project(root: Path) -> Path:
     (root / "nbs").mkdir(parents=True)
     shutil.copy(ROOT / "settings.ini", root)
     forkserver.ensure_running()  # its imports take their time: let them begin
-    make_demo(root / "data/demo", n_tiles=6, size=64, seed=3)
+    shutil.copytree(cached_demo(6, 64, 3), root / "data/demo")
     return root
 
 
@@ -95,7 +95,7 @@ def _train(project: Path, arguments: tuple[str, ...], log: Path, before, after) 
 
 
 class Started:
-    "A command in a project, started anew; otherwise like `Process`."
+    "A command in a project, in a new interpreter; otherwise like `Process`."
 
     def __init__(self, project: Path, command: list[str]):
         self.log = project / f"log-{time.monotonic_ns()}"
@@ -126,17 +126,17 @@ class Started:
 
 
 def last_step(folder: Path) -> int:
-    "The optimizer steps in a run's last checkpoint, which must be whole; 0 without one."
+    "The optimizer steps in a run's last checkpoint, which must be readable; 0 without one."
     path = folder / "last.pt"
     return torch.load(path, weights_only=True)["progress"]["step"] if path.exists() else 0
 
 
 def wait_for_saves(process: Process | Started, folder: Path, saves: int, seconds: float = 300) -> None:
-    "Wait until the process has written so many new checkpoints."
+    "Wait until the process has written this many new checkpoints."
     path, seen, end = folder / "last.pt", set(), time.monotonic() + seconds
     begun = path.stat().st_mtime_ns if path.exists() else None
     while len(seen) < saves:
-        assert process.is_alive(), f"it has ended before: {process.said}"
+        assert process.is_alive(), f"it ended early: {process.said}"
         assert time.monotonic() < end, f"no checkpoint was written: {process.said}"
         with contextlib.suppress(FileNotFoundError):
             seen |= {path.stat().st_mtime_ns} - {begun}
@@ -154,13 +154,13 @@ def same_weights(one: dict, other: dict) -> bool:
 
 
 def history(folder: Path) -> list[dict]:
-    "The epochs of a run, without the time that they took."
+    "The records of a run, without their seconds."
     records = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
     return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
 def mount_disk(folder: Path, megabytes: int, read_only: bool = False) -> None:
-    "Give this process alone a small disk in place of a folder. Raises OSError without the right to."
+    "Mount a small disk over a folder, for this process alone. Raises OSError without the permission."
     libc = ctypes.CDLL(None, use_errno=True)
     new_namespace, private, read = 0x20000, 0x44000, 1
     calls = (
@@ -176,7 +176,7 @@ def mount_disk(folder: Path, megabytes: int, read_only: bool = False) -> None:
 
 
 def can_mount(folder: Path) -> bool:
-    "May this user mount a disk?"
+    "Whether this user may mount a disk."
     child = os.fork()
     if child == 0:
         try:

@@ -20,7 +20,7 @@ def losses(cfg, folder, steps: int) -> list[dict]:
         return batch | {"image": batch["image"].double()}
 
     learner.augment, found = in_double, []
-    learner.make_ready()
+    learner.prepare_network()
     learner.model.train()
     for epoch in range(cfg.epochs):
         batches = learner.batches(epoch)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..landsat import IGNORE
 from ..losses.combined import CombinedLoss
-from ..losses.pixels import counted, soft_confusion
+from ..losses.pixels import prepared_batch, soft_confusion
 from ..losses.terms import signed_distance, soft_mcc
 from ..metrics.scores import confusion, mcc
 from ..report.findings import Finding, bars, ranked
@@ -211,7 +211,7 @@ def _term(module: nn.Module, targets: Targets) -> Callable:
     def value(logits: Tensor) -> Tensor:
         if not hasattr(module, "term"):
             return _called(module, logits, targets)[0]
-        with counted(logits, targets.label, targets.valid) as pixels:
+        with prepared_batch(logits, targets.label, targets.valid) as pixels:
             return module.term(
                 pixels, *[targets.distance] * (len(inspect.signature(module.term).parameters) > 1)
             )

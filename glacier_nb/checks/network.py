@@ -55,7 +55,7 @@ def check_frozen(
     if step.error is not None:
         return []  # `check_step` says what the step raised
     table = step.parameters
-    parts, start = _frozen_parts(table), getattr(learner.model, "started_from", "weights that nobody named")
+    parts, start = _frozen_parts(table), getattr(learner.model, "started_from", "unknown initial weights")
     if parts.empty:
         return []
     lost, last = parts["size"].sum() / table["size"].sum(), table["part"].iloc[-1]

@@ -288,7 +288,7 @@ def gradient_shares(
         params = [p for p in trial.model.parameters() if p.requires_grad]
         batch = some_crops(next(trial.batches(0)))
         with trial.autocast():
-            logits = trial.network(batch["image"].to(memory_format=trial.arithmetic.memory_format))
+            logits = trial.network(batch["image"].to(memory_format=trial.precision.memory_format))
         for name, loss in {**_terms(trial.loss), "total": trial.loss}.items():
             total, _ = loss(logits, batch["label"], batch["valid"], batch.get("distance"), trial.ranks)
             weight = getattr(loss, "weights", {}).get(name, math.nan)

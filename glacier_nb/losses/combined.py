@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .pixels import Pixels, counted
+from .pixels import Pixels, prepared_batch
 from glacier_nb.losses.terms import (
     boundary_loss,
     boundary_term,
@@ -44,11 +44,11 @@ def _effective(n: np.ndarray, beta: float | None) -> np.ndarray:
 
 # %% ../../nbs/losses/02_combined.ipynb #1a808651
 def class_weights(
-    counts: Sequence[float],  # (C,) labelled valid pixels of each class, or their shares
+    counts: Sequence[float],  # (C,) labelled valid pixels of each class, or their fractions
     method: str = "none",  # none, inverse or effective
     beta: float | None = None,  # of effective, 0 to 1; None: exp(-1 / geometric mean of the counts)
-) -> Tensor:  # (C,) float32 with mean 1 over the counted pixels; 1 for a class without a pixel
-    "Weights of the classes against their imbalance; effective is Cui et al. (2019)."
+) -> Tensor:  # (C,) float32 with mean 1 over the pixels; 1 for a class without a pixel
+    "Class weights against imbalance; effective is Cui et al. (2019)."
     counts = np.asarray(counts, np.float64)
     if counts.ndim != 1 or not np.isfinite(counts).all() or (counts < 0).any() or not counts.any():
         raise ValueError(
@@ -57,17 +57,17 @@ def class_weights(
     n = counts[counts > 0]
     methods = {"none": np.ones_like(n), "inverse": 1 / n, "effective": _effective(n, beta)}
     if method not in methods:
-        raise ValueError(f"class weights {method!r} are unknown: expected {', '.join(methods)}")
+        raise ValueError(f"class_weights = {method!r} is unknown: expected {', '.join(methods)}")
     weights = np.ones_like(counts)
     weights[counts > 0] = methods[method] * n.sum() / (methods[method] * n).sum()
     return torch.tensor(weights, dtype=torch.float32)
 
 # %% ../../nbs/losses/02_combined.ipynb #78a95f83
 class Loss(nn.Module):
-    "Base of the modules: a batch is checked and prepared, then `term` has the formula."
+    "Base of the loss modules: `forward` prepares the batch, `term` holds the formula."
 
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
-        with counted(logits, target, valid, ranks) as pixels:
+        with prepared_batch(logits, target, valid, ranks) as pixels:
             return self.term(pixels)
 
 
@@ -91,8 +91,8 @@ class TverskyLoss(Loss):
 
     def __init__(
         self,
-        alpha: float = 0.3,  # price of a false alarm, > 0
-        beta: float = 0.7,  # price of a miss, > 0
+        alpha: float = 0.3,  # weight of a false alarm, > 0
+        beta: float = 0.7,  # weight of a miss, > 0
         gamma: float = 1.0,  # exponent of each class's term, > 0
     ):
         super().__init__()
@@ -129,7 +129,7 @@ class BoundaryLoss(Loss):
     def forward(
         self, logits: Tensor, target: Tensor, valid: Tensor, distance: Tensor, ranks: Ranks = ALONE
     ) -> Tensor:
-        with counted(logits, target, valid, ranks) as pixels:
+        with prepared_batch(logits, target, valid, ranks) as pixels:
             return self.term(pixels, distance)
 
     def term(self, pixels: Pixels, distance: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def forward(
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
     distance: Tensor | None = None,  # (B, C, H, W) signed distances; needed when boundary has a weight
-    ranks: Ranks = ALONE,  # who shares the batch
+    ranks: Ranks = ALONE,  # processes that share the batch
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted sum to minimise; each term's value, unweighted and detached
     "Loss and its terms; raises ValueError without a needed `distance`, or for a wrong number of classes."
     if logits.shape[1] != self.n_classes:
@@ -193,7 +193,7 @@ def forward(
             "give the tiles' signed_distance, or set the weight to 0"
         )
     extra = {"boundary": (distance,)}
-    with counted(logits, target, valid, ranks) as pixels:
+    with prepared_batch(logits, target, valid, ranks) as pixels:
         values = {name: loss.term(pixels, *extra.get(name, ())) for name, loss in self.terms.items()}
     total = sum(self.weights[name] * value for name, value in values.items())
     return total, {name: value.detach() for name, value in values.items()}

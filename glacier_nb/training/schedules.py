@@ -29,14 +29,14 @@ class Schedule:
         return self.rate(step)
 
     def after_epoch(self, score: float, step: int) -> None:
-        "Hear the validation score of an epoch that ended after `step` steps; most do not listen."
+        "Take the validation score of an epoch that ended after `step` steps; most schedules ignore it."
 
     def state_dict(self) -> dict[str, float]:
-        "What the schedule has heard; empty for those that do not listen."
+        "What the schedule remembers of the scores; empty for those that ignore them."
         return {}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        "Go on from `state_dict`; raises ConfigError for the state of another kind of schedule."
+        "Continue from a `state_dict`; raises ConfigError for the state of another kind of schedule."
         found, expected = (sorted(s) for s in (state, self.state_dict()))
         if found != expected:
             raise ConfigError(
@@ -58,7 +58,7 @@ def warmup(
 
 # %% ../../nbs/training/00_schedules.ipynb #f66577a8
 def cosine(
-    done: float,  # share of the way, 0 to 1
+    done: float,  # fraction of the way, 0 to 1
     lr: float,  # learning rate at 0
     lr_min: float,  # learning rate at 1 and beyond
 ) -> float:
@@ -93,7 +93,7 @@ def warm_restarts(
     return cosine((step - starts[cycle]) / (cycle_steps * cycle_mult**cycle), lr, lr_min)
 
 # %% ../../nbs/training/00_schedules.ipynb #1d55c472
-_RISE, _START = 0.3, 1 / 25  # share of the run that rises, first rate as a share of the peak
+_RISE, _START = 0.3, 1 / 25  # fraction of the run that rises, first rate as a fraction of the peak
 
 
 def one_cycle(
@@ -127,7 +127,7 @@ class Plateau(Schedule):
         self.lr_min, self.warmup_steps, self.factor, self.patience = lr_min, warmup_steps, factor, patience
 
     def after_epoch(self, score: float, step: int) -> None:
-        "Hear the score of an epoch (higher is better) that ended after `step` steps."
+        "Take the score of an epoch (higher is better) that ended after `step` steps."
         if step <= self.warmup_steps:
             return
         if score > self.best + self.THRESHOLD:
@@ -195,7 +195,7 @@ def schedule(
     factor: float = 0.5,  # plateau: the rate is multiplied by it
     patience: int = 3,  # plateau: epochs without a better score that are tolerated
 ) -> Schedule:  # optimizer step, from 0 -> learning rate
-    "The schedule of this name; raises ConfigError for an unknown name or values that cannot be."
+    "The schedule of this name; raises ConfigError for an unknown name or impossible values."
     if name not in SCHEDULES:
         raise ConfigError(f"schedule = {name!r} is unknown: expected one of {', '.join(SCHEDULES)}")
     warm = warmup_steps if "warmup_epochs" in SCHEDULES[name] else 0

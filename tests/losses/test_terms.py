@@ -8,13 +8,13 @@ import pytest
 import segmentation_models_pytorch.losses as smp
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
+from rank_losses import ALL, NAMES, batches, ddp_step, every_step, mixed, noise, onehot_of, scene
 from segmentation_models_pytorch.losses._functional import softmax_focal_loss_with_logits
 from sklearn.metrics import f1_score, jaccard_score, matthews_corrcoef
 from torch.testing import assert_close
 
 from glacier_nb.landsat import IGNORE
-from glacier_nb.losses import terms as overlaps
+from glacier_nb.losses import pixels as pixels_module
 from glacier_nb.losses.combined import (
     BoundaryLoss,
     CombinedLoss,
@@ -25,7 +25,7 @@ from glacier_nb.losses.combined import (
     TverskyLoss,
     class_weights,
 )
-from glacier_nb.losses.pixels import soft_confusion
+from glacier_nb.losses.pixels import CLASS_FRACTIONS, soft_confusion
 from glacier_nb.losses.terms import (
     _jaccard_growth,
     boundary_loss,
@@ -39,19 +39,7 @@ from glacier_nb.losses.terms import (
 )
 from glacier_nb.parallel.ranks import ALONE, Ranks, run_ranks
 
-SHARES = (0.698, 0.251, 0.0501, 0.0009)
-NAMES = ("focal", "dice", "mcc", "boundary", "tversky", "lovasz")
 AREAS = ("dice", "mcc", "tversky", "lovasz")  # 0 for a prediction that equals a soft target
-
-
-def scene(seed, n_classes=4, size=96):
-    "Target (2, size, size), valid and signed distances of contiguous classes in realistic shares."
-    rng = np.random.default_rng(seed)
-    fields = gaussian_filter(rng.normal(size=(4, size, size)), (0, 5, 5), mode="wrap")
-    cuts = np.quantile(fields[:2], np.cumsum(SHARES)[: n_classes - 1])
-    label, valid = np.digitize(fields[:2], cuts), fields[2:] < np.quantile(fields[2:], 0.74)
-    distance = [signed_distance(y, n_classes, valid=v) for y, v in zip(label, valid, strict=True)]
-    return torch.from_numpy(label), torch.from_numpy(valid), torch.from_numpy(np.stack(distance))
 
 
 def loss_functions(distance):
@@ -64,22 +52,6 @@ def loss_functions(distance):
         "tversky": tversky_loss,
         "lovasz": lovasz_loss,
     }
-
-
-def onehot_of(target, n_classes=4):
-    "Probabilities (B, C, H, W) float32 of class indices."
-    return F.one_hot(target, n_classes).movedim(-1, 1).float()
-
-
-def mixed(target, valid, n_classes=4, share=0.7):
-    "MixUp of a batch with itself in reverse: soft target and where both parts are valid."
-    onehot = onehot_of(target, n_classes)
-    return share * onehot + (1 - share) * onehot.flip(0), valid & valid.flip(0)
-
-
-def noise(shape, seed=0, dtype=torch.float32):
-    "Seeded normal logits."
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def with_gradient(loss, logits, *args):
@@ -179,7 +151,7 @@ def test_hard_predictions_give_sklearn(seed):
     assert_close(dice_loss(hard, target, valid).item(), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_dice_averages_over_present_classes_and_still_pays_for_absent_ones():
+def test_dice_averages_over_present_classes_and_counts_false_alarms_of_absent_ones():
     target = torch.zeros(1, 8, 8, dtype=torch.int64)
     target[:, :, 4:] = 1
     valid = torch.ones_like(target, dtype=torch.bool)
@@ -210,7 +182,7 @@ def test_mcc_is_smp_for_two_classes():
     assert_close(mcc_loss(logits, target, valid), theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_mcc_keeps_its_digits_for_one_rare_pixel():
+def test_mcc_is_accurate_for_one_rare_pixel():
     "In float32 the usual formula subtracts nearly equal squares; the reference here is float64."
     cm = torch.tensor([[4e6, 3.0], [1.0, 2.0]], dtype=torch.float64)
     expected = exact_mcc(cm.tolist())
@@ -228,7 +200,7 @@ def test_mcc_undefined_predictions_cost_one():
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_mcc_of_a_one_class_target_pushes_towards_it(n_classes):
+def test_mcc_of_a_one_class_target_has_a_gradient_towards_it(n_classes):
     target = torch.ones(1, 8, 8, dtype=torch.int64)
     valid = torch.ones_like(target, dtype=torch.bool)
     losses = []
@@ -292,7 +264,7 @@ def assert_same(found, value, gradient):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_to_count_costs_nothing(name):
+def test_a_batch_without_pixels_that_count_has_loss_zero(name):
     target, valid, distance = scene(10)
     logits = noise((2, 4, 96, 96))
     loss = loss_functions(distance)[name]
@@ -321,7 +293,7 @@ def test_finite_at_saturation(name, dtype, sign, soft):
 
 
 @pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, (0.0, 0.5, 1.0, 2.0)])
-def test_focal_gradient_is_finite_when_sure_for_small_gamma(gamma):
+def test_focal_gradient_is_finite_at_saturation_for_small_gamma(gamma):
     target, valid, _ = scene(11)
     logits = 40 * F.one_hot(target, 4).movedim(-1, 1).float()
     value, gradient = with_gradient(focal_loss, logits, target, valid, gamma)
@@ -329,7 +301,7 @@ def test_focal_gradient_is_finite_when_sure_for_small_gamma(gamma):
     assert gradient.isfinite().all()
 
 
-def test_focal_bears_a_class_that_the_network_rules_out():
+def test_focal_is_finite_for_a_class_of_probability_zero():
     target, valid, _ = scene(11)
     logits = noise((2, 4, 96, 96))
     logits[:, 3] = -torch.inf
@@ -371,11 +343,11 @@ def test_gradcheck(name, n_classes, soft):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("soft", [False, True])
-def test_sums_hold_in_float32_over_many_pixels(name, soft):
+def test_float32_sums_are_accurate_over_many_pixels(name, soft):
     "A batch of a million pixels; the reference is the same loss in float64."
     generator = torch.Generator().manual_seed(0)
     shape = (4, 4, 512, 512)
-    target = torch.multinomial(torch.tensor(SHARES), 4 * 512 * 512, True, generator=generator)
+    target = torch.multinomial(torch.tensor(CLASS_FRACTIONS), 4 * 512 * 512, True, generator=generator)
     target = target.view(4, 512, 512)
     valid = torch.ones_like(target, dtype=torch.bool)
     if soft:
@@ -427,7 +399,7 @@ def test_signed_distance_limits():
     assert (signed_distance(label, 2)[1][~hole] > -1).all()
 
 
-def test_signed_distance_of_a_cropped_tile_knows_the_edge_outside_the_crop():
+def test_signed_distance_of_a_cropped_tile_includes_edges_outside_the_crop():
     label = np.zeros((64, 64), np.uint8)
     label[:, 40:] = 1
     whole = signed_distance(label, 2)[:, :32, :32]
@@ -443,14 +415,14 @@ def test_signed_distance_errors(kwargs):
         signed_distance(**{"label": np.zeros((4, 4), np.uint8), "n_classes": 2} | kwargs)
 
 
-def test_boundary_is_the_plain_sum():
+def test_boundary_is_the_mean_of_probability_times_distance():
     target, valid, distance = scene(13)
     logits = noise((2, 4, 96, 96))
     expected = (logits.softmax(1) * distance).sum(1)[valid].mean()
     assert_close(boundary_loss(logits, target, valid, distance), expected)
 
 
-def test_boundary_charges_far_errors_more():
+def test_boundary_is_larger_for_distant_errors():
     target = torch.zeros(1, 64, 64, dtype=torch.int64)
     target[:, 24:40, 24:40] = 1
     valid = torch.ones_like(target, dtype=torch.bool)
@@ -503,8 +475,8 @@ def test_combined_is_the_weighted_sum(soft):
     assert logits.grad.any()
 
 
-def frozen_terms(logits, target, valid, distance):
-    "Each term from the probabilities (B, C, H, W), by itself and with nothing shared; pixels in no order."
+def reference_terms(logits, target, valid, distance):
+    "Each term from the probabilities (B, C, H, W) by a plain formula, without the shared code."
     hard = target.ndim == 3
     mask = valid & (target != IGNORE) if hard else valid
     truth = onehot_of(target.masked_fill(~mask, 0)) if hard else target
@@ -554,7 +526,7 @@ def shared_batches():
 
 @pytest.mark.parametrize("kind", list(shared_batches()))
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_shared_work_is_the_work_of_each_term(kind, layout):
+def test_terms_computed_together_are_those_of_plain_formulas(kind, layout):
     "Values and gradients, alone and together, against plain float64 formulas; float32 to its rounding."
     target, valid, distance = shared_batches()[kind]
     x = noise((2, 4, 96, 96), 25, torch.float64).mul(2).contiguous(memory_format=layout)
@@ -562,7 +534,7 @@ def test_shared_work_is_the_work_of_each_term(kind, layout):
         weights = ALL if name == "combined" else {name: 1.0}
 
         def reference(z, weights=weights):
-            terms = frozen_terms(z, target, valid, distance.double())
+            terms = reference_terms(z, target, valid, distance.double())
             return sum(w * terms[k] for k, w in weights.items())
 
         def ours(z, weights=weights):
@@ -578,7 +550,7 @@ def test_shared_work_is_the_work_of_each_term(kind, layout):
 
 @pytest.mark.parametrize("scale", [40, 1e4])
 @pytest.mark.parametrize("kind", list(shared_batches()))
-def test_shared_work_is_finite_at_saturation(kind, scale):
+def test_combined_is_finite_at_saturation(kind, scale):
     target, valid, distance = shared_batches()[kind]
     for sign in (1, -1):
         logits = sign * scale * noise((2, 4, 96, 96), 26).sign()
@@ -590,8 +562,8 @@ def test_shared_work_is_finite_at_saturation(kind, scale):
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_product_keeps_its_digits_where_probabilities_repeat(n_classes):
-    "A quarter of a million pixels of few different values, as of a sure network: a float32 product drifts."
+def test_product_is_accurate_where_probabilities_repeat(n_classes):
+    "A quarter of a million pixels with few different values, as of a confident network."
     target = torch.multinomial(
         torch.ones(n_classes), 16 * 128 * 128, True, generator=torch.Generator().manual_seed(0)
     )
@@ -607,7 +579,7 @@ def test_product_keeps_its_digits_where_probabilities_repeat(n_classes):
 def test_combined_prepares_once_and_sums_one_matrix_over_ranks(monkeypatch):
     target, valid, distance = scene(15)
     calls = {"softmax": 0, "check": 0, "matrix": 0}
-    log_softmax, check, add = torch.Tensor.log_softmax, overlaps._check, Ranks.sum
+    log_softmax, check, add = torch.Tensor.log_softmax, pixels_module._check, Ranks.sum
 
     def counting(what, function, when=lambda *args: True):
         def inner(*args):
@@ -618,7 +590,7 @@ def test_combined_prepares_once_and_sums_one_matrix_over_ranks(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "log_softmax", counting("softmax", log_softmax))
     monkeypatch.setattr(torch.Tensor, "softmax", lambda *args: pytest.fail("a second softmax"))
-    monkeypatch.setattr(overlaps, "_check", counting("check", check))
+    monkeypatch.setattr(pixels_module, "_check", counting("check", check))
     monkeypatch.setattr(Ranks, "sum", counting("matrix", add, lambda ranks, x: x.shape == (4, 4)))
     CombinedLoss(ALL, 4)(noise((2, 4, 96, 96)), target, valid, distance)
     assert calls == {"softmax": 1, "check": 1, "matrix": 1}
@@ -701,7 +673,7 @@ def test_index_and_onehot_are_the_same_to_the_bit(name, n_classes):
 
 @pytest.mark.parametrize("name", AREAS)
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.99])
-def test_a_mix_is_cheapest_for_itself(name, share):
+def test_a_soft_target_is_its_own_best_prediction(name, share):
     target, valid, distance = scene(18)
     target, valid = mixed(target, valid, share=share)
     loss = loss_functions(distance)[name]
@@ -745,7 +717,7 @@ def test_focal_gammas_of_a_mix():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_dice_and_tversky_of_soft_targets_are_smp(seed):
-    "smp takes agreement as half of what is left of both sums without their distance, which is min(y, p)."
+    "smp computes the agreement as half of both sums less their distance, which is min(y, p)."
     target, valid = mixed(*scene(seed)[:2])
     logits = noise((2, 4, 96, 96), seed)
     flat_p, flat_y = (x.movedim(1, 0)[:, valid][None] for x in (logits.softmax(1), target))
@@ -911,7 +883,7 @@ def test_lovasz_is_convex_in_the_probabilities_of_a_soft_target():
         assert middle <= (a + b) / 2 + 1e-12
 
 
-def test_jaccard_growth_keeps_its_digits_in_float32():
+def test_jaccard_growth_is_accurate_in_float32():
     "Among a million pixels a step is 1e-6 of a number near 1; the reference is float64."
     inside = torch.rand(1, 1_000_000, generator=torch.Generator().manual_seed(0)) < 0.3
     inside = inside.float()
@@ -920,7 +892,7 @@ def test_jaccard_growth_keeps_its_digits_in_float32():
 
 
 @pytest.mark.parametrize("name", ["tversky", "lovasz"])
-def test_absent_classes_cost_only_false_alarms(name):
+def test_absent_classes_count_only_as_false_alarms(name):
     target = torch.zeros(1, 8, 8, dtype=torch.int64)
     target[:, :, 4:] = 1
     valid = torch.ones_like(target, dtype=torch.bool)
@@ -938,7 +910,7 @@ def test_absent_classes_cost_only_false_alarms(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_pixel_that_counts(name):
+def test_a_single_pixel_that_counts(name):
     target, valid, distance = scene(22)
     one = torch.zeros_like(valid)
     one[0, 3, 4] = True
@@ -1034,69 +1006,9 @@ def test_focal_weight_errors(weight):
         focal_loss(noise((2, 4, 96, 96)), target, valid, class_weights=weight)
 
 
-ALL = dict.fromkeys(NAMES, 0.15) | {"mcc": 0.25}
-
-
-def eight_crops():
-    "Logits of a small network's input, target, valid and distance of 8 crops; 5 go to rank 0, 3 to rank 1."
-    scenes = [scene(seed, size=32) for seed in range(4)]
-    target, valid, distance = (torch.cat(x) for x in zip(*scenes, strict=True))
-    target[:5][target[:5] == 3] = 0  # lakes on rank 1 only
-    target[6, :4] = IGNORE
-    image = onehot_of(target.clamp(max=3)) + noise((8, 4, 32, 32), seed=1)
-    return image, target, valid, distance
-
-
-def batches():
-    "Hard to share: uneven, soft, with a rank that has nothing to count, and with nothing at all."
-    image, target, valid, distance = eight_crops()
-    soft, known = mixed(target.masked_fill(target == IGNORE, 0), valid)
-    rows = torch.arange(8)[:, None, None]
-    return {
-        "uneven": (image, target, valid, distance),
-        "soft": (image, soft, known, distance),
-        "rank 1 blind": (image, target, valid & (rows < 5), distance),
-        "rank 0 blind": (image, target, valid & (rows >= 5), distance),
-        "all blind": (image, target, torch.zeros_like(valid), distance),
-        "two crops": (image[4:6], target[4:6], valid[4:6], distance[4:6]),
-    }
-
-
-class CutAt5:
-    "Shares that are as uneven as the test wants them: 5 and 3."
-
-    @staticmethod
-    def of(ranks, x):
-        "This rank's crops."
-        cut = 5 if len(x) == 8 else 1
-        return x if ranks.size == 1 else (x[:cut], x[cut:])[ranks.rank]
-
-
-def ddp_step(ranks, weights, batch):
-    "Loss, terms, and the gradients of a small network, averaged over ranks as DDP does."
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(4, 6, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(6, 4, 1)
-    )
-    image, target, valid, distance = (CutAt5.of(ranks, x) for x in batch)
-    loss = CombinedLoss(weights, 4)
-    total, terms = loss(model(image), target, valid, distance, ranks=ranks)
-    total.backward()
-    return total.detach(), terms, [ranks.sum(p.grad) / ranks.size for p in model.parameters()]
-
-
-def every_step(ranks):
-    "Each term alone and all together, on each batch, and each function with its own logits."
-    steps = {}
-    for kind, batch in batches().items():
-        for name in (*NAMES, "combined"):
-            steps[kind, name] = ddp_step(ranks, ALL if name == "combined" else {name: 1.0}, batch)
-    return steps
-
-
 @pytest.fixture(scope="module")
 def of_two():
-    "What two processes give."
+    "The results of two processes."
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
         return run_ranks(every_step, 2)
@@ -1111,14 +1023,14 @@ def test_two_processes_have_the_loss_of_one(of_two, kind, name):
         assert_close((found_total, found_terms), (total, terms), atol=1e-6, rtol=1e-5)
         assert_close(found_gradients, gradients, atol=1e-6, rtol=1e-5)
     assert torch.equal(of_two[0][kind, name][0], of_two[1][kind, name][0])  # the ranks agree to the bit
-    blind = kind == "all blind"
-    assert (total == 0) == blind
-    assert any(g.any() for g in gradients) != blind
+    empty = kind == "no pixels"
+    assert (total == 0) == empty
+    assert any(g.any() for g in gradients) != empty
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mean_of_two_losses_is_another(name):
-    "What the tests above would let pass if losses did not communicate."
+def test_the_mean_of_two_losses_is_another_number(name):
+    "The tests above would fail if the ranks did not communicate."
     whole, parts = batches()["uneven"], []
     for rows in (slice(0, 5), slice(5, 8)):
         parts.append(ddp_step(ALONE, {name: 1.0}, [x[rows] for x in whole]))

@@ -1,10 +1,11 @@
-"""The average of the weights: parity with a loop by hand, buffers, resuming to the bit, hostile states."""
+"""The average of the weights: parity with a loop by hand, buffers, resuming to the bit, wrong states."""
 
 import copy
 import io
 
 import pytest
 import torch
+from bitwise import same
 from torch import nn
 
 from glacier_nb.config.fields import ConfigError
@@ -38,10 +39,6 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
 @pytest.mark.parametrize("decay", [0.3, 0.9, 0.999])
 def test_as_by_hand_in_float64(decay):
     model = network()
@@ -63,7 +60,7 @@ def test_as_by_hand_in_float64(decay):
     assert not torch.equal(found["0.weight"], model[0].weight)
 
 
-def test_decay_warms_up_and_ends_at_what_was_asked():
+def test_decay_warms_up_to_its_final_value():
     values = [decay_at(step, 0.95) for step in range(400)]
     assert values[:3] == [1 / 10, 2 / 11, 3 / 12]
     assert values == sorted(values)
@@ -88,7 +85,7 @@ def test_averaging_does_not_touch_the_training():
     assert runs[0][0].weight.requires_grad
 
 
-def test_averaged_network_evaluates_and_is_no_part_of_the_training():
+def test_averaged_network_is_in_eval_mode_and_shares_no_tensor():
     model = network()
     average = WeightAverage(model, 0.9)
     steps(model, torch.optim.SGD(model.parameters(), lr=0.5), average, 0, 3)
@@ -102,7 +99,7 @@ def test_averaged_network_evaluates_and_is_no_part_of_the_training():
     assert torch.equal(plain(x), average.model(x))
 
 
-def test_weights_that_stay_are_their_own_average():
+def test_the_average_of_constant_weights_is_the_weights():
     model = network()
     average = WeightAverage(model, 0.999)
     for step in range(50):
@@ -111,18 +108,18 @@ def test_weights_that_stay_are_their_own_average():
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (3,), (0, 2, 3, 5, 7)])
-def test_a_run_that_was_cut_off_ends_with_the_same_average(cuts):
-    def begin(seed):
+def test_an_interrupted_run_ends_with_the_same_average(cuts):
+    def start(seed):
         model = network(seed)
         return model, torch.optim.AdamW(model.parameters(), lr=0.1), WeightAverage(model, 0.6)
 
-    whole = begin(0)
+    whole = start(0)
     steps(*whole, 0, 9)
-    parts = begin(0)
+    parts = start(0)
     for first, last in zip((0, *cuts), (*cuts, 9), strict=True):
         steps(*parts, first, last)
         states = through_a_file([part.state_dict() for part in parts])
-        parts = begin(7)  # another process, with other first weights
+        parts = start(7)  # another process, with other initial weights
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
     assert same(parts[2].model.state_dict(), whole[2].model.state_dict())
@@ -130,7 +127,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_average(cuts):
     assert same(parts[0].state_dict(), whole[0].state_dict())
 
 
-def test_format_in_memory_and_a_real_network():
+def test_memory_format_and_a_real_network():
     model = build_unet(5, 4, "resnet18").to(memory_format=torch.channels_last)
     average = WeightAverage(model, 0.9)
     average.update(1)
@@ -142,7 +139,7 @@ def test_format_in_memory_and_a_real_network():
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 1.5, float("nan"), float("inf")])
-def test_decay_that_is_none(decay):
+def test_impossible_decay(decay):
     with pytest.raises(ConfigError, match=r"decay = .* more than 0, less than 1"):
         WeightAverage(network(), decay)
 
@@ -150,12 +147,12 @@ def test_decay_that_is_none(decay):
 @pytest.mark.parametrize(
     "wrong", [None, {}, [], {"weights": {}}, {"updates": 1}, {"weights": {}, "epoch": 1}]
 )
-def test_state_that_is_none(wrong):
+def test_wrong_state(wrong):
     with pytest.raises(ConfigError, match=r"found .* expected updates and weights"):
         WeightAverage(network(), 0.9).load_state_dict(wrong)
 
 
-def test_state_of_another_network_leaves_the_average_as_it_is():
+def test_state_of_another_network_leaves_the_average_unchanged():
     average = WeightAverage(network(), 0.9)
     average.update(1)
     before = copy.deepcopy(average.state_dict())

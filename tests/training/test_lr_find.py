@@ -1,4 +1,4 @@
-"""The range test: real training on real batches that leaves no trace, and suggestions that are right."""
+"""The range test: it trains on batches of the run, leaves the learner unchanged, and suggests good rates."""
 
 import copy
 from dataclasses import replace
@@ -9,11 +9,12 @@ import pytest
 import torch
 from bitwise import same
 from numpy.testing import assert_allclose
+from tiny_network import tiny_network
 from torch import nn
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.learner import TrainingError
@@ -33,9 +34,8 @@ TINY = TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    tiles = read_tiles(make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=96, seed=3))
-    return prepare_data(TINY, tiles)
+def data():
+    return prepare_data(TINY, read_tiles(cached_demo(9, 96, 3)))
 
 
 @pytest.fixture
@@ -63,10 +63,12 @@ def with_dropout(learner):
 
 @pytest.mark.parametrize(
     ("changes", "epochs_before"),
-    [({}, 0), ({"accumulate": 2}, 1), ({"workers": 2}, 0), ({"precision": "fp16", "encoder": "resnet18"}, 1)],
+    [({}, 0), ({"accumulate": 2}, 1), ({"workers": 2}, 0), ({"precision": "fp16"}, 1)],
     ids=str,
 )
-def test_learner_is_the_same_to_the_bit(make, changes, epochs_before):
+def test_learner_is_the_same_to_the_bit(make, changes, epochs_before, monkeypatch):
+    if "precision" in changes:  # float16 is emulated on a CPU, and a MobileNet overflows in it
+        monkeypatch.setattr("glacier_nb.training.callbacks.run_network", tiny_network)
     learner = with_dropout(make(replace(TINY, **changes)))
     for _ in range(epochs_before):
         learner.train_epoch()
@@ -94,7 +96,7 @@ def test_a_run_after_it_is_the_run_without_it(data, tmp_path):
     assert same(*runs)
 
 
-def test_an_error_in_the_middle_leaves_no_trace_either(make):
+def test_an_error_in_the_middle_leaves_the_learner_unchanged(make):
     learner = make()
     batches = learner.batches
 
@@ -127,7 +129,7 @@ def test_rates_have_a_constant_ratio(make):
     assert (lr.iloc[0], lr.iloc[11]) == pytest.approx((1e-6, 1e-3), rel=1e-12)
 
 
-def test_it_begins_with_the_epoch_that_comes_next(make):
+def test_it_begins_with_the_next_epoch(make):
     learner, epochs = make(), []
     batches = learner.batches
     learner.batches = lambda epoch: epochs.append(epoch) or batches(epoch)
@@ -158,7 +160,7 @@ def test_it_ends_when_the_loss_is_four_times_its_minimum(make):
     assert len(lr_find(fake(make, losses), steps=100, blow_up=1000).table) == 100
 
 
-def test_a_negative_minimum_is_no_end_by_itself(make):
+def test_a_negative_minimum_does_not_end_the_test(make):
     sinking = np.linspace(0.5, -0.05, 60).tolist()
     noise = np.random.default_rng(0).normal(-0.05, 0.01, 40).tolist()
     assert len(lr_find(fake(make, sinking + noise), steps=100).table) == 100
@@ -184,7 +186,7 @@ def test_a_network_that_cannot_take_one_step_is_an_error(make):
     ("low", "high", "steps"),
     [(0, 1, 100), (-1e-3, 1, 100), (1, 1, 100), (1, 0.1, 100), (1e-7, float("inf"), 100), (1e-7, 1, 9)],
 )
-def test_a_range_that_is_none_is_refused(make, low, high, steps):
+def test_an_impossible_range_is_an_error(make, low, high, steps):
     with pytest.raises(ConfigError, match="expected 0 < low < high and at least 10 steps"):
         lr_find(make(), low, high, steps)
 
@@ -220,7 +222,7 @@ def test_a_loss_that_never_fell_suggests_nothing():
             getattr(never, name)
 
 
-def test_smoothing_has_no_lag_and_keeps_the_mean():
+def test_smoothing_has_no_lag_and_preserves_the_mean():
     spike = np.zeros(41)
     spike[20] = 1
     out = smoothed(spike, 3)

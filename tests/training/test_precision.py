@@ -12,23 +12,23 @@ from torch import nn
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.training import precision as module
 from glacier_nb.training.precision import (
-    Arithmetic,
-    arithmetics,
+    Precision,
+    precision_candidates,
     fastest,
-    measure_arithmetic,
+    measure_precision,
     native_dtypes,
-    pick_arithmetic,
-    pick_precision,
+    choose_precision,
+    pick_dtype,
 )
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-PLAIN, SHORT = Arithmetic(torch.float32, True), Arithmetic(torch.bfloat16, True)
+PLAIN, SHORT = Precision(torch.float32, True), Precision(torch.bfloat16, True)
 
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GLACIER_NB_CACHE", str(tmp_path))
-    return tmp_path / "arithmetic"
+    return tmp_path / "precision"
 
 
 def network():
@@ -47,7 +47,7 @@ def made_up(monkeypatch, seconds):
         asked.append((shape, list(candidates)))
         return {a: seconds[a] for a in candidates}
 
-    monkeypatch.setattr(module, "measure_arithmetic", measure)
+    monkeypatch.setattr(module, "measure_precision", measure)
     return asked
 
 
@@ -66,25 +66,25 @@ def made_up(monkeypatch, seconds):
 def test_bf16_on_a_processor_that_has_it(monkeypatch, has, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert native_dtypes(CPU) == (torch.float32, torch.bfloat16)[: 1 + native]
-    assert pick_precision("auto", CPU) == (torch.bfloat16 if native else torch.float32)
-    assert len(arithmetics("auto", "auto", CPU)) == 2 + 2 * native
+    assert pick_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert len(precision_candidates("auto", "auto", CPU)) == 2 + 2 * native
 
 
 @pytest.mark.parametrize("ampere", [True, False])
 def test_candidates_of_a_gpu(monkeypatch, ampere):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: ampere)
-    found = arithmetics("auto", "auto", GPU)
+    found = precision_candidates("auto", "auto", GPU)
     assert found[0] == PLAIN
     assert len(found) == len(set(found)) == (6 if ampere else 4)
     assert (SHORT in found) == ampere
-    assert pick_precision("auto", GPU) == (torch.bfloat16 if ampere else torch.float16)
+    assert pick_dtype("auto", GPU) == (torch.bfloat16 if ampere else torch.float16)
 
 
 def test_unknown_names():
     for call in (
-        lambda: arithmetics("bf15", "auto", CPU),
-        lambda: pick_precision("bf15", CPU),
-        lambda: pick_arithmetic("bf15", "contiguous", network(), (2, 3, 8, 8), CPU),
+        lambda: precision_candidates("bf15", "auto", CPU),
+        lambda: pick_dtype("bf15", CPU),
+        lambda: choose_precision("bf15", "contiguous", network(), (2, 3, 8, 8), CPU),
     ):
         with pytest.raises(
             ConfigError, match="precision = 'bf15' is unknown: expected auto, fp32, fp16, bf16"
@@ -93,24 +93,24 @@ def test_unknown_names():
     with pytest.raises(
         ConfigError, match="memory_format = 'nhwc' is unknown: expected auto, channels_last, c"
     ):
-        arithmetics("fp32", "nhwc", CPU)
+        precision_candidates("fp32", "nhwc", CPU)
 
 
-# arithmetic
+# precision
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("last", [True, False])
 def test_words_and_back(dtype, last):
-    arithmetic = Arithmetic(dtype, last)
-    words = json.loads(json.dumps(arithmetic.to_dict()))
-    assert Arithmetic.from_dict(words) == arithmetic
-    assert arithmetics(words["precision"], words["memory_format"], CPU) == [arithmetic]
-    with arithmetic.autocast(CPU):
-        x = torch.ones(1, 2, 3, 3).to(memory_format=arithmetic.memory_format)
+    choice = Precision(dtype, last)
+    words = json.loads(json.dumps(choice.to_dict()))
+    assert Precision.from_dict(words) == choice
+    assert precision_candidates(words["precision"], words["memory_format"], CPU) == [choice]
+    with choice.autocast(CPU):
+        x = torch.ones(1, 2, 3, 3).to(memory_format=choice.memory_format)
         y = nn.Conv2d(2, 2, 1)(x)
     assert y.dtype == dtype
-    assert x.is_contiguous(memory_format=arithmetic.memory_format)
+    assert x.is_contiguous(memory_format=choice.memory_format)
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_words_and_back(dtype, last):
 )
 def test_wrong_words(wrong):
     with pytest.raises(ConfigError, match="expected"):
-        Arithmetic.from_dict(wrong)
+        Precision.from_dict(wrong)
 
 
 def test_what_was_asked_for_is_not_measured(monkeypatch, own_cache):
     asked = made_up(monkeypatch, {})
     for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        found = pick_arithmetic(precision, "contiguous", network(), (2, 3, 8, 8), CPU)
-        assert found == Arithmetic(dtype, False)
+        found = choose_precision(precision, "contiguous", network(), (2, 3, 8, 8), CPU)
+        assert found == Precision(dtype, False)
     assert not asked
     assert not own_cache.exists()
 
@@ -156,8 +156,8 @@ def test_measuring_leaves_no_trace():
     model[0].weight.requires_grad_(False)
     before = copy.deepcopy(model.state_dict()), [copy.deepcopy(p.grad) for p in model.parameters()]
     layout, state, python = model[0].weight.stride(), torch.get_rng_state(), random.getstate()
-    candidates = arithmetics("auto", "auto", CPU)
-    seconds = measure_arithmetic(model, (2, 3, 8, 8), candidates, CPU, rounds=2)
+    candidates = precision_candidates("auto", "auto", CPU)
+    seconds = measure_precision(model, (2, 3, 8, 8), candidates, CPU, rounds=2)
     assert list(seconds) == candidates
     assert all(0 < s < 10 for s in seconds.values())
     assert all(torch.equal(v, before[0][k]) for k, v in model.state_dict().items())
@@ -180,8 +180,8 @@ def test_what_is_measured(monkeypatch):
             seen.append((tuple(x.shape), self.training, y.dtype, *formats))
             return y
 
-    candidates = [Arithmetic(d, last) for d in (torch.float32, torch.bfloat16) for last in (True, False)]
-    measure_arithmetic(Spy(3, 4, 3, padding=1).eval(), (2, 3, 16, 32), candidates, CPU, rounds=2)
+    candidates = [Precision(d, last) for d in (torch.float32, torch.bfloat16) for last in (True, False)]
+    measure_precision(Spy(3, 4, 3, padding=1).eval(), (2, 3, 16, 32), candidates, CPU, rounds=2)
     expected = [((2, 3, 16, 32), True, a.dtype, a.channels_last, a.channels_last) for a in candidates]
     assert seen == expected * 3
 
@@ -192,10 +192,10 @@ class Clock:
     def __init__(self, seconds):
         self.seconds, self.now, self.calls = seconds, 0.0, []
 
-    def trial(self, model, arithmetic, image):
+    def trial(self, model, choice, image):
         def run():
-            self.calls.append(arithmetic)
-            took = self.seconds[arithmetic] * (100 if self.calls.count(arithmetic) == 1 else 1)
+            self.calls.append(choice)
+            took = self.seconds[choice] * (100 if self.calls.count(choice) == 1 else 1)
             if took == math.inf:
                 raise torch.OutOfMemoryError("mocked")
             self.now += took
@@ -210,7 +210,7 @@ class Clock:
 def test_first_round_does_not_count_and_memory_may_be_too_small(monkeypatch):
     clock = Clock({PLAIN: 0.5, SHORT: math.inf})
     monkeypatch.setattr(module, "_trial", clock.trial)
-    found = measure_arithmetic(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU)
+    found = measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU)
     assert found == {PLAIN: 0.5, SHORT: math.inf}
     assert clock.calls == [PLAIN, SHORT] * 6
 
@@ -219,7 +219,7 @@ def test_budget_ends_measuring_after_a_whole_round(monkeypatch):
     clock = Clock({PLAIN: 3.0, SHORT: 2.0})
     monkeypatch.setattr(module, "_trial", clock.trial)
     monkeypatch.setattr(module, "time", clock)
-    found = measure_arithmetic(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU, rounds=50, budget=520.0)
+    found = measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU, rounds=50, budget=520.0)
     assert found == {PLAIN: 3.0, SHORT: 2.0}
     assert (
         clock.calls == [PLAIN, SHORT] * 6
@@ -230,11 +230,11 @@ def test_budget_ends_measuring_after_a_whole_round(monkeypatch):
 
 
 def test_same_question_same_answer(monkeypatch, own_cache):
-    contiguous = Arithmetic(torch.float32, False)
+    contiguous = Precision(torch.float32, False)
     asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
-    first = pick_arithmetic("fp32", "auto", network(), (16, 3, 512, 64), CPU)
+    first = choose_precision("fp32", "auto", network(), (16, 3, 512, 64), CPU)
     made_up(monkeypatch, {PLAIN: 0.5, contiguous: 1.0})  # the machine was busy: it would answer otherwise
-    again = pick_arithmetic("fp32", "auto", network(), (8, 3, 300, 64), CPU)
+    again = choose_precision("fp32", "auto", network(), (8, 3, 300, 64), CPU)
     assert first == again == contiguous
     assert asked == [((4, 3, 256, 64), [PLAIN, contiguous])]  # a CPU measures less than was asked
     (file,) = own_cache.glob("*.json")
@@ -244,17 +244,17 @@ def test_same_question_same_answer(monkeypatch, own_cache):
 
 
 def test_other_questions_are_measured_anew(monkeypatch, own_cache):
-    contiguous = Arithmetic(torch.float32, False)
+    contiguous = Precision(torch.float32, False)
     asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
     larger = nn.Sequential(*network(), nn.Conv2d(2, 2, 1))
     named = network()
     named.network = "a network with a name"
     questions = [(network(), 2, 32), (network(), 3, 32), (network(), 2, 64), (larger, 2, 32), (named, 2, 32)]
     for model, crops, size in questions:
-        pick_arithmetic("fp32", "auto", model, (crops, 3, size, size), CPU)
+        choose_precision("fp32", "auto", model, (crops, 3, size, size), CPU)
     assert len(asked) == len(questions) == len(list(own_cache.iterdir()))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    pick_arithmetic("fp32", "auto", network(), (2, 3, 32, 32), CPU)
+    choose_precision("fp32", "auto", network(), (2, 3, 32, 32), CPU)
     assert len(asked) == len(questions) + 1
 
 
@@ -273,40 +273,40 @@ def test_other_questions_are_measured_anew(monkeypatch, own_cache):
     ],  # the last: no candidate here
 )
 def test_broken_answer_is_measured_anew(monkeypatch, own_cache, text):
-    contiguous = Arithmetic(torch.float32, False)
+    contiguous = Precision(torch.float32, False)
     asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
     for _ in range(2):
-        assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
+        assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
         (file,) = own_cache.iterdir()
         file.write_text(text)
     assert len(asked) == 2
     file.write_bytes(b"\xff\xfe\x80")
-    assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
+    assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
 
 
 def test_two_processes_that_measure_at_once_agree(monkeypatch, own_cache):
-    contiguous = Arithmetic(torch.float32, False)
+    contiguous = Precision(torch.float32, False)
     seconds = {PLAIN: 1.0, contiguous: 0.5}
 
     def measure(*args, **kwargs):  # meanwhile another process, on a quieter machine, is done first
         made_up(monkeypatch, {PLAIN: 0.5, contiguous: 1.0})
-        assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
+        assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
         return seconds
 
-    monkeypatch.setattr(module, "measure_arithmetic", measure)
-    assert pick_arithmetic("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
+    monkeypatch.setattr(module, "measure_precision", measure)
+    assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
 
 
 def test_memory_too_small_on_a_gpu(monkeypatch, own_cache):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "mocked")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    seconds = dict.fromkeys(arithmetics("auto", "auto", GPU), math.inf)
+    seconds = dict.fromkeys(precision_candidates("auto", "auto", GPU), math.inf)
     asked = made_up(monkeypatch, seconds | {SHORT: 1.0})
-    assert pick_arithmetic("auto", "auto", network(), (64, 3, 512, 512), GPU) == SHORT
+    assert choose_precision("auto", "auto", network(), (64, 3, 512, 512), GPU) == SHORT
     assert asked[0][0] == (64, 3, 512, 512)  # a GPU measures the shape itself
     (file,) = own_cache.iterdir()
     assert json.loads(file.read_text())["seconds"]["float32, channels last"] is None
     made_up(monkeypatch, seconds)
     with pytest.raises(ConfigError, match=r"too small .* lower batch_size"):
-        pick_arithmetic("auto", "auto", network(), (65, 3, 512, 512), GPU)
+        choose_precision("auto", "auto", network(), (65, 3, 512, 512), GPU)

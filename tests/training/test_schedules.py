@@ -1,4 +1,4 @@
-"""Schedules against torch's own, step by step; resumed to the bit; each reads what it says it reads."""
+"""Schedules against those of torch, step by step; resumed to the bit; each reads the parameters listed."""
 
 import io
 import math
@@ -33,7 +33,7 @@ def our_rates(name, steps, **kwargs):
 
 
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(256, 16), (48, 0), (10, 9), (1, 0)])
-def test_default_cosine_is_that_of_all_earlier_runs(steps, warmup_steps):
+def test_default_cosine_is_that_of_earlier_versions(steps, warmup_steps):
     "To the bit, so that runs made before the other schedules came can be repeated."
     for step, found in enumerate(our_rates("cosine", steps, warmup_steps=warmup_steps)):
         done = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
@@ -123,7 +123,7 @@ def test_plateau_is_reduce_lr_on_plateau(factor, patience, seed):
     assert len(rates) > 2
 
 
-def test_plateau_does_not_hear_the_warmup():
+def test_plateau_ignores_scores_of_the_warmup():
     rate = schedule("plateau", LR, LR_MIN, 40, warmup_steps=8, patience=0)
     untouched = rate.state_dict()
     for step in (4, 8):
@@ -137,13 +137,13 @@ def test_plateau_does_not_hear_the_warmup():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_resumed_after_any_epoch_goes_on_to_the_bit(name):
+def test_resumed_after_any_epoch_it_continues_to_the_bit(name):
     def fresh():
         return schedule(name, LR, LR_MIN, 120, warmup_steps=2, cycle_steps=20, patience=2)
 
-    heard = scores(3)
+    values = scores(3)
     whole, rates, states = fresh(), [], []
-    for epoch, score in enumerate(heard):
+    for epoch, score in enumerate(values):
         states.append(whole.state_dict())
         rates.append(whole(epoch))
         whole.after_epoch(score, epoch + 1)
@@ -155,15 +155,15 @@ def test_resumed_after_any_epoch_goes_on_to_the_bit(name):
         resumed.load_state_dict(torch.load(file, weights_only=True))
         for epoch in range(start, 120):
             assert resumed(epoch) == rates[epoch]
-            resumed.after_epoch(heard[epoch], epoch + 1)
+            resumed.after_epoch(values[epoch], epoch + 1)
 
 
 def test_state_of_another_schedule_is_refused():
-    listening, deaf = schedule("plateau", LR, 0, 9), schedule("cosine", LR, 0, 9)
+    plateau, cosine = schedule("plateau", LR, 0, 9), schedule("cosine", LR, 0, 9)
     with pytest.raises(ConfigError, match=r"expected \[\]: resume with the same `schedule`"):
-        deaf.load_state_dict(listening.state_dict())
+        cosine.load_state_dict(plateau.state_dict())
     with pytest.raises(ConfigError, match=r"holds \[\], expected \['bad_epochs', 'best', 'lr'\]"):
-        listening.load_state_dict({})
+        plateau.load_state_dict({})
 
 
 BASE = {"warmup_steps": 8, "cycle_steps": 20, "cycle_mult": 1, "factor": 0.5, "patience": 3, "lr_min": 1e-5}
@@ -189,13 +189,13 @@ def rates_of_run(name, **kwargs):
 
 @pytest.mark.parametrize("parameter", CHANGED)
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_reads_what_it_says_and_nothing_else(name, parameter):
+def test_a_schedule_reads_its_listed_parameters_alone(name, parameter):
     before, after = (rates_of_run(name, **BASE | change) for change in ({}, CHANGED[parameter]))
     assert (before != after) == (parameter in SCHEDULES[name])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_rates_stay_between_zero_and_the_peak_and_asking_changes_nothing(name):
+def test_rates_lie_between_zero_and_the_peak_and_calls_have_no_side_effect(name):
     rate = schedule(name, LR, steps=100, **BASE)
     first = [rate(i) for i in range(150)]
     assert first == [rate(i) for i in range(150)]
@@ -240,10 +240,10 @@ def test_a_cycle_as_long_as_the_run_never_restarts():
         ("constant", {"lr": float("nan")}, "lr = nan: expected a finite number"),
     ],
 )
-def test_what_cannot_be_is_refused(name, wrong, message):
+def test_impossible_values_are_errors(name, wrong, message):
     with pytest.raises(ConfigError, match=message):
         schedule(name, **{"lr": LR, "steps": 100, **BASE, **wrong})
 
 
-def test_constant_minds_no_parameter_that_it_does_not_read():
+def test_constant_ignores_parameters_that_it_does_not_read():
     assert schedule("constant", LR, 2 * LR, 5, warmup_steps=50, cycle_steps=-3)(3) == LR

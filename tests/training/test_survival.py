@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, out of disk, or given damaged files: what is left, how it goes on."""
+"""Runs that are killed, stopped, out of disk space or given damaged files: what is saved, how they resume."""
 
 import contextlib
 import errno
@@ -34,7 +34,9 @@ from cut_runs import (
 
 from glacier_nb.experiments.train import main
 from glacier_nb.files.locks import LOCK_VARIABLE, run_lock
+from glacier_nb.parallel import launch
 from glacier_nb.runs.folder import run_state
+from glacier_nb.training.learner import Learner
 
 STEPS = PER_EPOCH * TINY["epochs"]
 FINAL = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json"}
@@ -48,7 +50,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(project):
-    "The folder of a run that nothing disturbed, made by the command itself."
+    "The folder of a run without interruption, made by the command itself."
     process = Started(project, command_line(write_config(project, run="whole")))
     assert process.end() == 0, process.said
     assert process.said.count("\n") < 60
@@ -57,15 +59,15 @@ def whole(project):
 
 @pytest.fixture
 def cut(project, whole, tmp_path):
-    "A copy of a project in which the run `whole` has lost its end and can be resumed."
+    "A copy of the project in which the run `whole` lacks its end and can be resumed."
     root = tmp_path / "project"
     shutil.copytree(project, root, ignore=shutil.ignore_patterns("log-*", "outputs"))
     shutil.copytree(whole, root / "outputs/whole", ignore=shutil.ignore_patterns("metrics.json"))
     return root
 
 
-def said_in_one_line(capsys, status: int, *words: str) -> None:
-    "The command ended with 2 and one line that holds all these words."
+def assert_one_line_error(capsys, status: int, *words: str) -> None:
+    "The command ended with 2 and one line of error that holds all these words."
     out, err = capsys.readouterr()
     assert status == 2, out + err
     assert err.count("\n") == 1, err
@@ -120,19 +122,19 @@ def test_yaml_and_the_config_of_another_run_are_configs_too(project, whole, monk
         ("run.json", '{"run": "whole"}', ["already holds a run", "resume"]),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(project, whole, monkeypatch, capsys, name, text, words):
+def test_an_error_that_the_user_can_fix_is_one_line(project, whole, monkeypatch, capsys, name, text, words):
     before = sorted(p.name for p in (project / "outputs").iterdir())
     if text is not None:
         (project / name).write_text(text)
     monkeypatch.chdir(project)
-    said_in_one_line(capsys, main(["--config", name]), *words)
+    assert_one_line_error(capsys, main(["--config", name]), *words)
     assert sorted(p.name for p in (project / "outputs").iterdir()) == before
 
 
-# cut off
+# interrupted
 
 
-def test_a_run_cut_off_five_times_ends_like_one_that_was_not(project, whole):
+def test_a_run_interrupted_five_times_ends_like_one_that_was_not(project, whole):
     folder, config = project / "outputs/cut", write_config(project, "cut.json", run="cut")
     cuts = [(signal.SIGKILL, -9), (signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
     steps = [0]
@@ -161,7 +163,7 @@ def test_a_run_cut_off_five_times_ends_like_one_that_was_not(project, whole):
 
 
 def check_files(folder: Path) -> None:
-    "Every file under its final name is whole."
+    "Every file under its final name is complete."
     for path in folder.glob("*.json"):
         json.loads(path.read_text())
     for path in folder.glob("*.pt"):
@@ -171,17 +173,17 @@ def check_files(folder: Path) -> None:
 
 
 def test_sigkill_at_any_moment_leaves_a_checkpoint_that_loads(project):
-    "Half of the moments are anywhere, half while a checkpoint is being written."
+    "Half of the signals arrive at any time, half while a checkpoint is being written."
     rng, half_written, step = np.random.default_rng(0), 0, 0
     folder, config = project / "outputs/killed", write_config(project, run="killed", epochs=200)
-    for i in range(20):
+    for i in range(12):
         process = Process(project, "--config", config, *["--resume"] * (folder / "last.pt").exists())
         end = time.monotonic() + 120
         while not any(folder.glob(f".last.pt.*{process.pid}.tmp")):
             assert process.is_alive(), process.said
             assert time.monotonic() < end, process.said
             time.sleep(0.001)
-        assert not [p for p in folder.glob(".*.tmp") if f".{process.pid}." not in p.name], "not swept up"
+        assert not [p for p in folder.glob(".*.tmp") if f".{process.pid}." not in p.name], "left behind"
         time.sleep(rng.uniform(0, 0.8 if i % 2 else 0.02))
         process.send(signal.SIGKILL)
         assert process.end() == -9
@@ -194,7 +196,7 @@ def test_sigkill_at_any_moment_leaves_a_checkpoint_that_loads(project):
 
 
 def test_a_run_killed_before_anything_was_saved_starts_again(project):
-    "With the same command, at moments from the lock to the first checkpoint."
+    "With the same command, killed between the lock and the first checkpoint."
     folder, config = project / "outputs/early", write_config(project, "early.json", run="early", epochs=1)
     killed_before = 0
     for name in (".lock", "config.json", "splits.json"):
@@ -210,12 +212,12 @@ def test_a_run_killed_before_anything_was_saved_starts_again(project):
             shutil.rmtree(folder)
     assert killed_before
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(TINY))  # the last such moment, with certainty
+    (folder / "config.json").write_text(json.dumps(TINY))  # the last of these states, with certainty
     process = Process(project, "--config", config)
     assert process.end() == 0, process.said
 
 
-def test_more_than_one_sigterm_is_no_hurry(project, whole):
+def test_several_sigterms_are_one(project, whole):
     "torchrun and Slurm both send one; the step is still finished and saved."
     folder = project / "outputs/twice"
     process = Process(project, "--config", write_config(project, run="twice"))
@@ -249,7 +251,7 @@ def no_space(project: Path) -> None:
 
 
 def small_disk(project: Path) -> None:
-    "A disk with room for the run, which someone else fills up once it has begun."
+    "A disk with space for the run, filled by another file once the run has begun."
     mount_disk(project / "outputs", 120)
 
     def fill():
@@ -273,7 +275,7 @@ def one_line(text: str) -> str:
 
 
 @pytest.mark.parametrize(("full", "reason"), [(limit_5mb, "File too large"), (no_space, "No space left")])
-def test_a_full_disk_is_named_and_the_old_checkpoint_stays(cut, full, reason):
+def test_a_full_disk_is_reported_and_the_old_checkpoint_stays(cut, full, reason):
     folder = cut / "outputs/whole"
     state = torch.load(folder / "last.pt", weights_only=True)
     config = write_config(cut, run="whole", **{"epochs": TINY["epochs"]})
@@ -285,7 +287,7 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(cut, full, reason):
     assert not [w for w in ("last.pt", reason, "MB free", "needs") if w not in line], line
     assert (folder / "last.pt").read_bytes() == before
     assert not list(folder.glob(".*.tmp"))
-    process = Process(cut, "--config", config, "--resume")  # once there is room
+    process = Process(cut, "--config", config, "--resume")  # once there is space
     assert process.end() == 0, process.said
 
 
@@ -298,7 +300,7 @@ def shortened(folder: Path, state: dict) -> None:
 
 
 def leave_listing(project: Path) -> None:
-    "Write down outside of the small disk what lies on it."
+    "Write the names of the files on the small disk to a file outside of it."
     folder = project / "outputs/small"
     check_files(folder)
     names = [p.name for p in folder.iterdir()] if folder.exists() else []
@@ -323,10 +325,10 @@ def test_a_disk_that_is_really_full_or_read_only(cut, tmp_path):
 def test_outputs_that_cannot_be_written_to(cut, monkeypatch, capsys):
     shutil.rmtree(cut / "outputs")
     (cut / "outputs").write_text("a file")
-    said_in_one_line(capsys, command(cut, monkeypatch, run="below"), "outputs")
+    assert_one_line_error(capsys, command(cut, monkeypatch, run="below"), "outputs")
     (cut / "outputs").unlink()
     (cut / "outputs").symlink_to("/proc/1")
-    said_in_one_line(capsys, command(cut, monkeypatch, run="below"), "below")
+    assert_one_line_error(capsys, command(cut, monkeypatch, run="below"), "below")
 
 
 # damaged files
@@ -350,11 +352,11 @@ def text(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [truncated, flipped, empty, text])
-def test_a_damaged_checkpoint_is_named_and_left_alone(cut, monkeypatch, capsys, damage):
+def test_a_damaged_checkpoint_is_reported_and_not_changed(cut, monkeypatch, capsys, damage):
     path = cut / "outputs/whole/last.pt"
     path.write_bytes(damage(path.read_bytes()))
     before = {p.name: p.read_bytes() for p in path.parent.glob("[!.]*")}
-    said_in_one_line(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt", "checkpoint")
+    assert_one_line_error(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt", "checkpoint")
     assert {p.name: p.read_bytes() for p in path.parent.glob("[!.]*")} == before
 
 
@@ -367,25 +369,34 @@ class Trap:
 
 def test_a_checkpoint_with_code_in_it_is_not_run(cut, monkeypatch, capsys):
     torch.save({"weights": Trap()}, cut / "outputs/whole/last.pt")
-    said_in_one_line(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt")
+    assert_one_line_error(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt")
     assert not (cut / "trapped").exists()
 
 
-def test_best_pt_is_no_last_pt(cut, monkeypatch, capsys):
-    "It has the weights, but nothing to go on with."
+def test_best_pt_cannot_be_resumed(cut, monkeypatch, capsys):
+    "It has the weights, but no state to resume from."
     folder = cut / "outputs/whole"
     shutil.copy(folder / "best.pt", folder / "last.pt")
-    said_in_one_line(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt")
+    assert_one_line_error(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt")
 
 
-def test_the_checkpoint_of_another_config_is_named_and_left_alone(cut, monkeypatch, capsys):
+def test_last_pt_of_an_older_version_cannot_be_resumed(cut, monkeypatch, capsys):
+    path = cut / "outputs/whole/last.pt"
+    state = torch.load(path, weights_only=True)
+    state["arithmetic"] = state.pop("precision")  # its name before
+    torch.save(state, path)
+    status = command(cut, monkeypatch, "--resume", run="whole")
+    assert_one_line_error(capsys, status, "last.pt has no precision: an older version", "init_from")
+
+
+def test_the_checkpoint_of_another_config_is_reported_and_not_changed(cut, monkeypatch, capsys):
     before = (cut / "outputs/whole/last.pt").read_bytes()
     status = command(cut, monkeypatch, "--resume", run="whole", lr=0.5, save_minutes=3.0)
-    said_in_one_line(capsys, status, "last.pt", "lr (saved 0.001, requested 0.5)")
+    assert_one_line_error(capsys, status, "last.pt", "lr (saved 0.001, requested 0.5)")
     assert (cut / "outputs/whole/last.pt").read_bytes() == before
 
 
-def test_other_tiles_are_not_the_same_run(cut, monkeypatch, capsys):
+def test_a_run_is_not_resumed_with_other_tiles(cut, monkeypatch, capsys):
     "The same folder name with a tile more: the split, and so the run, is another."
     for band in (cut / "data/demo").glob("*/"):
         for path in sorted(band.iterdir())[:1]:
@@ -397,30 +408,30 @@ def test_other_tiles_are_not_the_same_run(cut, monkeypatch, capsys):
 # one run, one folder
 
 
-def test_two_runs_that_start_at_the_same_moment_do_not_share(project):
+def test_two_runs_that_start_at_once_do_not_use_one_folder(project):
     config = write_config(project, run="shared", epochs=2)
     both = [Process(project, "--config", config) for _ in range(2)]
     ends = [process.end() for process in both]
     assert sorted(ends) == [0, 2], [process.said for process in both]
-    refused = one_line(both[ends.index(2)].said)
-    assert "in use" in refused or "already holds a run" in refused
+    message = one_line(both[ends.index(2)].said)
+    assert "in use" in message or "already holds a run" in message
     assert [r["epoch"] for r in history(project / "outputs/shared")] == [1, 2]
     check_files(project / "outputs/shared")
 
 
-def test_a_folder_in_use_is_refused_and_a_child_of_its_holder_let_in(project, monkeypatch, capsys):
-    "A sweep's job is such a child."
+def test_a_locked_folder_is_an_error_except_for_child_processes_of_the_owner(project, monkeypatch, capsys):
+    "A job of a sweep is such a child."
     folder = project / "outputs/swept"
     with run_lock(folder) as lock:
         status = command(project, monkeypatch, run="swept")
-        said_in_one_line(capsys, status, "swept is in use", f"process {os.getpid()}")
+        assert_one_line_error(capsys, status, "swept is in use", f"process {os.getpid()}")
         assert [p.name for p in folder.iterdir()] == [".lock"]
         monkeypatch.setenv(LOCK_VARIABLE, lock.environment[LOCK_VARIABLE])
         assert command(project, monkeypatch, run="swept", epochs=1) == 0
         assert run_state(folder) == "finished"
 
 
-def test_a_run_that_trains_is_running_for_whoever_looks(project):
+def test_the_state_of_a_run_that_trains_is_running(project):
     folder = project / "outputs/seen"
     process = Process(project, "--config", write_config(project, run="seen"))
     wait_for_saves(process, folder, 1)
@@ -433,8 +444,16 @@ def test_a_run_that_trains_is_running_for_whoever_looks(project):
 # two processes
 
 
-def family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+def slow_forked_ranks(project: Path) -> None:
+    "Ranks are forked, and their steps wait: a busy machine cannot finish the run before a signal arrives."
+    step, start = Learner.train_step, launch.start_processes
+
+    def slow_step(learner, group):
+        time.sleep(0.25)
+        return step(learner, group)
+
+    Learner.train_step = slow_step
+    launch.start_processes = lambda *args, **kwargs: start(*args, **kwargs | {"start_method": "fork"})
 
 
 def command_line(*arguments: str) -> list[str]:
@@ -442,27 +461,29 @@ def command_line(*arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_together_do_not_outlive_their_parent_and_go_on(project):
-    "`kill` and Kaggle's clock reach the launching process alone; the ranks end with it, whatever ends it."
-    slow = {"lr": 1e-5}  # differences of rounding grow with the learning rate
-    alone = Process(project, "--config", write_config(project, "alone.json", run="alone", **slow))
+def test_two_ranks_stop_together_end_with_their_parent_and_resume(project):
+    "`kill` and Kaggle's time limit reach the launching process alone; its ranks end with it."
+    small = {"lr": 1e-5}  # differences of rounding grow with the learning rate
+    alone = Process(project, "--config", write_config(project, "alone.json", run="alone", **small))
     folder, steps = project / "outputs/ranks", [0]
-    config = write_config(project, "ranks.json", run="ranks", devices=2, **slow)
+    config = write_config(project, "ranks.json", run="ranks", devices=2, **small)
     for number, status in [(signal.SIGTERM, 0), (signal.SIGKILL, -9)]:
-        process = Started(project, command_line(config, "--resume"))
+        process = Process(project, "--config", config, "--resume", before=slow_forked_ranks)
         wait_for_saves(process, folder, 2)
-        ranks = [p for p in family(process.pid) if "spawn_main" in " ".join(p.cmdline())]
+        ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) == 2
         process.send(number)
-        assert process.end(30) == status, process.said
-        _, left = psutil.wait_procs(ranks, timeout=20)
+        assert process.end(120) == status, process.said
+        _, left = psutil.wait_procs(ranks, timeout=60)
         assert not [rank.kill() for rank in left]
         check_files(folder)
         steps.append(last_step(folder))
         assert steps[-2] < steps[-1] < STEPS
         assert run_state(folder) == "unfinished"
     assert "Traceback" not in process.said
-    config = write_config(project, "rest.json", run="ranks", devices="cpu", **slow)  # the rest by one process
+    config = write_config(
+        project, "rest.json", run="ranks", devices="cpu", **small
+    )  # the rest by one process
     rest = Process(project, "--config", config, "--resume")
     assert (rest.end(), alone.end()) == (0, 0), rest.said + alone.said
     losses = [[r["train_loss"] for r in history(f)] for f in (folder, project / "outputs/alone")]
