@@ -22,7 +22,7 @@ from .bands import check_bands
 from .crops import check_exposure
 from .history import check_history
 from .inputs import check_inputs, shared_arrays
-from .labels import check_label_files, check_labels, label_table, unreadable
+from .labels import check_label_files, check_labels, label_table, reader_finding
 from .loss import check_loss
 from .network import check_live, check_network
 from .scores import check_ladder, ladder
@@ -64,7 +64,7 @@ class Subject:
         return data_path(self.cfg) if data_path(self.cfg).is_dir() else None
 
 
-_TELLS = ((TileError, unreadable), ((SplitError, LeakageError), split_finding))  # error -> finding
+_TELLS = ((TileError, reader_finding), ((SplitError, LeakageError), split_finding))  # error -> finding
 
 
 @contextmanager
