@@ -138,7 +138,9 @@ def _skewed(train: TileSet, table: pd.DataFrame, positions: np.ndarray) -> list[
     evidence = ""
     if lost > NEVER:
         names = listing((train.ids[i] for i in never), 5)
-        evidence = f"{len(never)} of {len(train)} tiles, with {lost:.0%} of the labelled pixels, are in no crop: {names}."
+        evidence = (
+            f"{len(never)} of {len(train)} tiles, {lost:.0%} of the labelled pixels, are in no crop: {names}."
+        )
     shares = table[["share held", "share shown"]].iloc[(table["share shown"] - table["share held"]).argmax()]
     if moved > MOVED:
         evidence += (

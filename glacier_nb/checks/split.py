@@ -59,7 +59,7 @@ def check_shared(
         kinds = ", ".join(f"{n} as {kind}" for kind, n in same.kind.value_counts().items())
         evidence = (
             f"{same.val.nunique()} of {len(val_tiles)} validation tiles are training tiles too ({kinds}): "
-            f"{listing(sorted(set(same.val)), 5)}. Expected: none; a score on them says nothing about new places."
+            f"{listing(sorted(set(same.val)), 5)}. Expected: none; known tiles say nothing about new ones."
         )
         fix = "Remove the copies, and split the tiles with glacier_nb.tiles.splits.split."
         found.append(Finding("split-shared", "fatal", evidence, fix, {"pairs": same.to_dict("records")}))
@@ -73,7 +73,7 @@ def check_shared(
         evidence = (
             f"{pixels:,} labelled training pixels are nearer than {buffer} pixels to a validation tile, in "
             f"{near.train.nunique()} of {len(train_tiles)} training tiles: "
-            f"{listing(sorted(set(near.train)), 5)}. The smallest gap is {gap:g} pixels; expected: {buffer} or more."
+            f"{listing(sorted(set(near.train)), 5)}. The smallest gap is {gap:g} pixels; expected: {buffer}."
         )
         severity = "fatal" if "overlap" in set(near.kind) else "warning"
         fix = f"Split with glacier_nb.tiles.splits.split: it ignores training labels within {buffer} pixels."
@@ -86,17 +86,10 @@ def split_finding(
     error: SplitError | LeakageError,  # of `split` or `check_split`
 ) -> Finding:
     "An error of the split as a finding."
+    cause, fix = "split-impossible", "Fix the cause that the message names, or use other tiles."
     if isinstance(error, LeakageError):
-        return Finding(
-            "split-shared", "fatal", str(error), "Split the tiles with glacier_nb.tiles.splits.split.", {}
-        )
-    return Finding(
-        "split-impossible",
-        "fatal",
-        str(error),
-        "Fix the cause that the message names, or use other tiles.",
-        {},
-    )
+        cause, fix = "split-shared", "Split the tiles with glacier_nb.tiles.splits.split."
+    return Finding(cause, "fatal", str(error), fix)
 
 # %% ../../nbs/checks/03_split.ipynb #03036c76
 def class_shares(
@@ -177,7 +170,7 @@ def check_classes(
             found.append(_lacking(side, lacking, table, [*train_tiles, *val_tiles], n_folds, picture))
     both = list(table.index[(table["train pixels"] == 0) & (table["val pixels"] == 0)])
     if both:
-        found.append(_nowhere(both, table, picture))
+        found.append(_absent(both, table, picture))
     return [*found, *_uneven(table, share_p(train_tiles, val_tiles), picture)]
 
 
@@ -195,20 +188,15 @@ def _lacking(side, names, table, tiles, n_folds, picture):
     evidence = (
         f"The {where} tiles have no labelled pixel of {listed}. {effect}; usual: every class on both sides."
     )
-    fix = (
-        "Add tiles with this class"
-        if side == "train"
-        else "Ignore the score of this class, or add tiles with it"
-    )
-    fix += ": no fold gives both sides some of it."
+    fix = f"Set fold = {fold}: then both sides have this class."
+    if fold is None:
+        fix = "Add tiles with this class: no fold gives both sides some of it."
     change = {} if fold is None else {"fold": fold}
-    if change:
-        fix = f"Set fold = {fold}: then both sides have this class."
     numbers = {"side": where, "classes": names, "pixels": pixels}
     return Finding("class-missing", severity, evidence, fix, numbers, change, picture)
 
 
-def _nowhere(names, table, picture):
+def _absent(names, table, picture):
     "The finding about classes that no tile has."
     n = int((table["train pixels"] + table["val pixels"]).sum())
     severity = "fatal" if len(table) - len(names) < 2 else "note"
@@ -249,11 +237,7 @@ def check_sides(
 ) -> list[Finding]:  # empty: nothing found
     "Check whether a score on the validation side can be trusted."
     if not train_tiles or not val_tiles:
-        return [
-            split_finding(
-                SplitError("training or validation has no tile: expected at least one on each side")
-            )
-        ]
+        return [split_finding(SplitError("training or validation has no tile: both need at least one"))]
     found = [*check_shared(train_tiles, val_tiles), *check_classes(train_tiles, val_tiles, n_folds)]
     if train_set is None or val_set is None or "split-shared" in {f.cause for f in found}:
         return found

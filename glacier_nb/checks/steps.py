@@ -123,7 +123,7 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
     if peak > HIGH_LR:
         evidence = (
             f"The learning rate rises to {peak:.2g}. AdamW moves each weight by about that much per step, "
-            f"and the weights are about 0.03 in size. Usual is {RECIPE.lr:g}; above {HIGH_LR:g} the score falls."
+            f"and weights are about 0.03 in size. Usual is {RECIPE.lr:g}; above {HIGH_LR:g} the score falls."
         )
         severity, fix = "fatal" if peak >= FATAL_LR else "warning", f"Lower lr, for example to {RECIPE.lr:g}."
         return [Finding("lr-high", severity, evidence, fix, _plain(facts), rate)]
