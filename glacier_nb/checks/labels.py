@@ -158,7 +158,7 @@ def check_lakes(
 REASONS = {
     "unknown label codes": "label-codes",
     'classes="binary"': "label-binary",
-    "labels of two kinds": "label-binary",
+    "in separate folders": "label-binary",
     "pixels with NaN or infinity": "not-finite",
     "which no band declares as nodata": "nodata-as-data",
 }  # part of an error message of the strict reader -> cause
