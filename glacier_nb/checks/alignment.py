@@ -331,7 +331,7 @@ def tile_table(
     for t, v in enumerate(found.seen):
         s, i, j = found.place(found.moments[t])
         rest = np.delete(a[t], s, 0).max()
-        of = int(np.flatnonzero(found.owner == t)[0])
+        image = int(np.flatnonzero(found.owner == t)[0])
         rows.append(
             {
                 "tile": v.id,
@@ -341,8 +341,8 @@ def tile_table(
                 "rows": (i - found.reach) * found.k,
                 "columns": (j - found.reach) * found.k,
                 "next": rest,
-                "fits image": found.seen[of].id,
-                "there": found.pairs[of, t],
+                "fits image": found.seen[image].id,
+                "there": found.pairs[image, t],
             }
         )
     return pd.DataFrame(rows)

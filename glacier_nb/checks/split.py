@@ -56,7 +56,7 @@ def check_shared(
     "Check whether the sides share pixels or touch."
     found, same = [], shared_tiles(train_tiles, val_tiles)
     if len(same):
-        kinds = ", ".join(f"{n} as {kind}" for kind, n in same.kind.value_counts().items())
+        kinds = ", ".join(f"{n} {kind}" for kind, n in same.kind.value_counts().items())
         evidence = (
             f"{same.val.nunique()} of {len(val_tiles)} validation tiles are training tiles too ({kinds}): "
             f"{listing(sorted(set(same.val)), 5)}. Expected: none; known tiles say nothing about new ones."
