@@ -411,10 +411,11 @@ def check_scale(
         values = [s.pixels[k] for j, s in outside if j == k]
         kind = [s.pixels[j] for j, s in outside if (j == 4) == (k == 4)]
         found = {"median": float(np.median(np.concatenate(values))), "unit": guess_unit(kind, k == 4)}
-        scale, offset, unit = (ST_SCALE, ST_OFFSET, " K") if k == 4 else (SR_SCALE, SR_OFFSET, "")
-        means = f"{found['median'] * scale + offset:.4g}{unit}"
+        physical = f"a reflectance of {found['median'] * SR_SCALE + SR_OFFSET:.4g}"
+        if k == 4:
+            physical = f"{found['median'] * ST_SCALE + ST_OFFSET:.4g} K"
         texts.append(
-            f"{BANDS[k]} has median {found['median']:.4g} (as DN: {means}; the unit may be {found['unit']})"
+            f"{BANDS[k]} has median {found['median']:.4g} (as DN {physical}; the unit may be {found['unit']})"
         )
         numbers[BANDS[k]] = found
     ids = list(dict.fromkeys(s.id for _, s in outside))
