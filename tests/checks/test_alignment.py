@@ -1,4 +1,4 @@
-"""Labels that are turned, shifted or another tile's are found; healthy ones are left alone."""
+"""Labels that are flipped, rotated, shifted or of another tile are found; healthy ones give no finding."""
 
 from dataclasses import replace
 
@@ -10,21 +10,21 @@ from glacier_nb.checks.alignment import (
     View,
     agreement,
     check_registration,
-    placed_label,
     pooled,
     register,
     registration_table,
+    shifted_label,
     shifted_moments,
     views,
 )
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.landsat import IGNORE
 from glacier_nb.tiles.read import read_tiles
 
 
 @pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    return read_tiles(make_demo(tmp_path_factory.mktemp("tiles") / "demo", 9, 128, 6))
+def tiles():
+    return read_tiles(cached_demo(9, 128, 6))
 
 
 def relabelled(tiles, change):
@@ -32,14 +32,17 @@ def relabelled(tiles, change):
 
 
 @pytest.mark.parametrize(("n", "size", "seed"), [(9, 64, 0), (6, 64, 9), (6, 96, 3), (6, 128, 10)])
-def test_healthy_is_silent(n, size, seed, tmp_path):
-    assert check_registration(read_tiles(make_demo(tmp_path / "demo", n, size, seed))) == []
+def test_healthy_tiles_have_no_finding(n, size, seed):
+    assert check_registration(read_tiles(cached_demo(n, size, seed))) == []
 
 
 @pytest.mark.parametrize("name", list(SYMMETRIES)[1:])
-def test_common_turn_is_found(tiles, name):
+def test_common_symmetry_is_found(tiles, name):
     (found,) = check_registration(relabelled(tiles, SYMMETRIES[name]))
-    back = {"turned by 90 degrees": "turned by 270 degrees", "turned by 270 degrees": "turned by 90 degrees"}
+    back = {
+        "rotated by 90 degrees": "rotated by 270 degrees",
+        "rotated by 270 degrees": "rotated by 90 degrees",
+    }
     assert (found.cause, found.severity) == ("label-turned", "fatal")
     assert found.numbers["by"] == back.get(name, name)
     assert found.numbers["tiles"] >= 8
@@ -47,7 +50,7 @@ def test_common_turn_is_found(tiles, name):
 
 @pytest.mark.parametrize(("row", "col"), [(8, 0), (0, -8)])
 def test_shift_of_eight_is_found(tiles, row, col):
-    (found,) = check_registration(relabelled(tiles, lambda a: placed_label(a, row, col)))
+    (found,) = check_registration(relabelled(tiles, lambda a: shifted_label(a, row, col)))
     assert found.cause == "label-shifted"
     assert abs(found.numbers["rows"] + row) <= 4
     assert abs(found.numbers["columns"] + col) <= 4
@@ -69,14 +72,14 @@ def test_shuffled_labels_are_fatal(tiles):
     assert (found.cause, found.severity) == ("label-elsewhere", "fatal")
 
 
-def test_moments_are_those_of_numpy():
+def test_moments_equal_numpy():
     rng = np.random.default_rng(0)
     valid = (rng.random((20, 24)) > 0.2).astype(np.float32)
     e, label = (rng.random((20, 24)).astype(np.float32) for _ in range(2))
     view, known = View("a", e[None], valid, label, np.ones_like(valid)), np.ones_like(valid)
     a = agreement(shifted_moments(view, e, [(label, known)], 5))[0]
-    inside = (valid * placed_label(known, -3, 4)) > 0
-    expected = np.corrcoef(e[inside], placed_label(label, -3, 4)[inside])[0, 1]
+    inside = (valid * shifted_label(known, -3, 4)) > 0
+    expected = np.corrcoef(e[inside], shifted_label(label, -3, 4)[inside])[0, 1]
     np.testing.assert_allclose(a[5 - 3, 5 + 4], expected, atol=1e-4)
 
 
@@ -88,7 +91,7 @@ def test_nothing_is_changed_and_order_does_not_matter(tiles):
     assert pooled(register(tiles))["by"] == "as it is"
 
 
-def test_odd_input_is_silent(tiles):
+def test_odd_input_has_no_finding(tiles):
     bands = tiles[0].bands.copy()
     bands[1, :40] = np.nan
     odd = [replace(tiles[0], bands=bands), replace(tiles[1], label=np.zeros_like(tiles[1].label)), *tiles[2:]]

@@ -1,4 +1,4 @@
-"""Band checks: healthy tiles pass, each fault is found under its own name alone, odd input does no harm."""
+"""Band checks: healthy tiles pass, each fault gives one finding of its own cause, odd input is accepted."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from glacier_nb.checks.bands import MIN_PIXELS, check_bands, draw_bands, found_order, order_scores
+from glacier_nb.checks.bands import MIN_PIXELS, check_bands, detect_order, order_scores, sample_bands
 from glacier_nb.config.training import data_path
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.landsat import BANDS, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
 from glacier_nb.tiles.lazy import open_tiles
 from glacier_nb.tiles.read import read_tiles
@@ -19,16 +19,16 @@ OFFSET = np.array([SR_OFFSET] * 4 + [ST_OFFSET])[:, None, None]
 
 
 @pytest.fixture(scope="module", params=[0, "real"])
-def tiles(request, tmp_path_factory):
+def tiles(request):
     if request.param == "real":
         if not REAL.is_dir():
-            pytest.skip("the competition's tiles are not here")
+            pytest.skip("the competition's tiles are not in data/")
         return read_tiles(REAL, ids=["02_07", "04_10", "06_09", "08_14"])
-    return read_tiles(make_demo(tmp_path_factory.mktemp("bands") / "demo", 9, 128, request.param))
+    return read_tiles(cached_demo(9, 128, request.param))
 
 
 def changed(tiles, change, only=None):
-    "The tiles with other bands, still 0 at nodata."
+    "The tiles with changed bands, still 0 at nodata."
 
     def new(tile):
         return np.where(tile.valid, change(tile.bands.copy()), 0).astype("float32")
@@ -74,9 +74,12 @@ FAULTS |= {
     "8 bit": (lambda b: np.rint(b / 257), "dn-scale"),
     "B2 -9999": (
         put(0, lambda b: np.where(np.arange(b[0].size).reshape(b[0].shape) % 20, b, -9999)),
-        "nodata-kept",
+        "nodata-as-data",
     ),
-    "B10 0": (put(4, lambda b: np.where(np.arange(b[0].size).reshape(b[0].shape) % 20, b, 0)), "nodata-kept"),
+    "B10 0": (
+        put(4, lambda b: np.where(np.arange(b[0].size).reshape(b[0].shape) % 20, b, 0)),
+        "nodata-as-data",
+    ),
     "NaN": (put(3, lambda b: np.where(b > 25000, np.nan, b)), "not-finite"),
     "infinite": (put(4, lambda b: np.where(b == b[4].max(), np.inf, b)), "not-finite"),
     "B3 copied": (put(1, lambda b: b[[0, 0, 2, 3, 4]]), "band-duplicate"),
@@ -104,7 +107,7 @@ def test_lost_nodata(tiles, fill):
     filled = [replace(t, bands=np.where(t.valid, t.bands, fill), valid=np.ones_like(t.valid)) for t in tiles]
     (finding,) = check_bands(filled)
     share = 1 - np.mean([t.valid.mean() for t in tiles])
-    assert finding.cause == "nodata-kept"
+    assert finding.cause == "nodata-as-data"
     assert finding.numbers["values"] == [fill] * 5
     assert abs(finding.numbers["share"] - share) < 0.02
 
@@ -127,9 +130,8 @@ def test_one_tile_of_many_is_fatal(tiles):
 
 
 @pytest.mark.parametrize(("n", "size", "seed"), [(25, 64, 4), (4, 256, 7), (16, 32, 10)])
-def test_healthy_sizes(tmp_path, n, size, seed):
-    folder = make_demo(tmp_path / "demo", n, size, seed)
-    assert check_bands(open_tiles(folder)) == []
+def test_healthy_sizes(n, size, seed):
+    assert check_bands(open_tiles(cached_demo(n, size, seed))) == []
 
 
 def test_named_order_and_unit(tiles):
@@ -144,7 +146,7 @@ def test_named_order_and_unit(tiles):
 
 
 def test_all_120_orders_score_as_20(tiles):
-    pixels = draw_bands(tiles[0]).pixels
+    pixels = sample_bands(tiles[0]).pixels
     scores = order_scores(pixels)
     assert len(scores) == 20
     assert scores.score.idxmax() == (3, 4)
@@ -162,7 +164,7 @@ def test_odd_input(tiles):
     nothing = replace(tile, bands=np.full_like(tile.bands, np.nan))
     assert [f.cause for f in check_bands([nothing])] == ["not-finite"]
     noise = rng.uniform(8000, 60000, (5, 1000))
-    assert found_order(noise) is None
+    assert detect_order(noise) is None
 
 
 def test_changes_nothing(tiles):

@@ -1,4 +1,4 @@
-"""Label checks: healthy folders pass, each fault is found under its own name, odd input does no harm."""
+"""Label checks: healthy folders pass, each fault is found under its own cause, odd input is accepted."""
 
 from dataclasses import replace
 
@@ -7,10 +7,10 @@ import pytest
 import rasterio
 from scipy import ndimage
 
-from glacier_nb.checks.bands import looked_at
-from glacier_nb.checks.labels import check_label_files, check_labels, label_table, unreadable
+from glacier_nb.checks.bands import spaced_tiles
+from glacier_nb.checks.labels import check_label_files, check_labels, label_table, reader_finding
 from glacier_nb.config.training import data_path
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import IGNORE, LABEL_CODES
 from glacier_nb.tiles.lazy import open_tiles
@@ -20,17 +20,17 @@ REAL = data_path(type("Folder", (), {"data_dir": "data/competition"}))
 
 
 def serious(found):
-    "Causes that are more than a note."
+    "Causes of the errors and warnings."
     return [f.cause for f in found if f.severity != "note"]
 
 
 @pytest.fixture(scope="module", params=[0, 1])
-def demo(request, tmp_path_factory):
-    return make_demo(tmp_path_factory.mktemp("labels") / "demo", 9, 128, request.param)
+def demo(request):
+    return cached_demo(9, 128, request.param)
 
 
 def rewritten(demo, folder, change, dtype="float32"):
-    "The demo with other labels, in a folder of its own."
+    "A copy of the demo with changed labels."
     (folder / "label").mkdir(parents=True)
     for path in demo.glob("Band*"):
         (folder / path.name).symlink_to(path)
@@ -84,15 +84,15 @@ def test_interpolation_beside_whole_files(demo, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bilinear", "binary"])
-def test_reader_refuses_under_the_same_cause(demo, tmp_path, name):
+def test_errors_of_the_reader_have_the_same_cause(demo, tmp_path, name):
     change, dtype, classes, cause = FAULTS[name]
     with pytest.raises(TileError) as error:
         read_tiles(rewritten(demo, tmp_path / "tiles", change, dtype), classes)
-    assert unreadable(error.value).cause == cause
+    assert reader_finding(error.value).cause == cause
 
 
 def test_reader_errors_of_bands(demo, tmp_path):
-    for name, value, cause in (("nan", np.nan, "not-finite"), ("zero", 0, "nodata-kept")):
+    for name, value, cause in (("nan", np.nan, "not-finite"), ("zero", 0, "nodata-as-data")):
         folder = tmp_path / name
         for path in demo.rglob("*.tif"):
             out = folder / path.relative_to(demo)
@@ -105,11 +105,11 @@ def test_reader_errors_of_bands(demo, tmp_path):
                 f.write(data)
         with pytest.raises(TileError) as error:
             read_tiles(folder)
-        assert unreadable(error.value).cause == cause
+        assert reader_finding(error.value).cause == cause
 
 
 def test_unreadable(demo, tmp_path):
-    assert unreadable(OSError("disk on fire")).evidence.endswith("OSError: disk on fire")
+    assert reader_finding(OSError("disk on fire")).evidence.endswith("OSError: disk on fire")
     folder = rewritten(demo, tmp_path / "tiles", lambda y: y)
     sorted((folder / "label").iterdir())[0].write_bytes(b"no raster")
     assert serious(check_label_files(folder)) == ["unreadable"]
@@ -125,8 +125,8 @@ def test_healthy(demo):
 
 
 @pytest.mark.parametrize(("size", "seed"), [(64, 2), (64, 5), (32, 9)])
-def test_healthy_sizes(tmp_path, size, seed):
-    folder = make_demo(tmp_path / "demo", 16, size, seed)
+def test_healthy_sizes(size, seed):
+    folder = cached_demo(16, size, seed)
     assert not serious(check_label_files(folder, "four") + check_labels(read_tiles(folder)))
 
 
@@ -157,11 +157,11 @@ def test_odd_input(demo):
     bare = [replace(t, label=np.zeros_like(t.label)) for t in tiles]
     assert [(f.cause, f.severity) for f in check_labels(bare)] == [("class-missing", "note")]
     assert "and 4 more" in check_labels(bare)[0].evidence
-    assert len(looked_at(list(range(100)))) == 24
-    assert looked_at([]) == []
+    assert len(spaced_tiles(list(range(100)))) == 24
+    assert spaced_tiles([]) == []
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the competition's tiles are not here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the competition's tiles are not in data/")
 def test_competition():
     assert not check_label_files(REAL)
     assert not check_label_files(REAL, label_dir="label4")

@@ -1,21 +1,21 @@
-"""Faults of a split are named; a split as `split` makes it is left alone."""
+"""Faults of a split are found; a split made by `split` has no error."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from glacier_nb.checks.split import check_sides, content_key, share_chance, shared_tiles, split_finding
+from glacier_nb.checks.split import check_sides, content_key, share_p, shared_tiles, split_finding
 from glacier_nb.data.stats import fit_stats
 from glacier_nb.data.tileset import TileSet
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import LeakageError, SplitError, split
 
 
 @pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    return read_tiles(make_demo(tmp_path_factory.mktemp("tiles") / "demo", 9, 96, 6))
+def tiles():
+    return read_tiles(cached_demo(9, 96, 6))
 
 
 def without(tiles, k):
@@ -39,7 +39,7 @@ def test_copies_are_found(tiles):
     assert val[0].id in first.evidence
 
 
-def test_key_is_that_of_all_turns():
+def test_key_is_equal_for_all_symmetries():
     a = np.random.default_rng(0).random((8, 8))
     assert content_key(a) == content_key(a.T) == content_key(np.rot90(a)) != content_key(a + 1)
 
@@ -78,9 +78,9 @@ def test_uneven_shares_are_more_than_chance(tiles):
     val = [replace(t, label=np.where(t.label == 1, 0, t.label).astype(np.uint8)) for t in many[:9]]
     for t in val:
         t.label[:4] = 1
-    chance = share_chance(many[9:], val)
-    assert chance[1] < 0.01
-    assert share_chance(many[9:], many[:9])[1] > 0.5
+    p = share_p(many[9:], val)
+    assert p[1] < 0.01
+    assert share_p(many[9:], many[:9])[1] > 0.5
 
 
 def test_errors_become_findings(tiles):

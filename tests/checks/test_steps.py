@@ -1,4 +1,4 @@
-"""What happens before the first step: budget, crops, inputs and augmentation, healthy and broken."""
+"""Checks before the first step: steps, crops, inputs and augmentation, healthy and faulty."""
 
 import math
 from dataclasses import asdict, replace
@@ -13,7 +13,7 @@ from glacier_nb.checks.crops import check_exposure, exposure_table
 from glacier_nb.checks.inputs import check_inputs, check_sets
 from glacier_nb.checks.steps import better_budget, budget, check_budget, check_norm_batches
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.recipe import prepare_data
@@ -31,8 +31,8 @@ TINY = TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def tiles(tmp_path_factory):
-    return read_tiles(make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=96, seed=3))
+def tiles():
+    return read_tiles(cached_demo(9, 96, 3))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def other_images(tileset, f):
     return replace(tileset, images=tuple(np.where(v, f(x), 0).astype(np.float32) for x, v in pairs))
 
 
-def test_defaults_are_silent(data):
+def test_defaults_have_no_finding(data):
     cfg = TrainConfig()
     assert check_budget(cfg, data.train) == []
     facts = budget(cfg, data.train)
@@ -67,11 +67,11 @@ def test_one_step_an_epoch_is_starved(data):
     cfg = TrainConfig(samples_per_epoch=20, batch_size=32, epochs=30, lr=1e-4)
     found = check_budget(cfg, data.train)
     assert causes(found) == {"starved": "fatal", "lr-low": "warning"}
-    mended = TrainConfig(**(asdict(cfg) | found[0].change))
-    assert check_budget(mended, data.train) == []
+    fixed = TrainConfig(**(asdict(cfg) | found[0].change))
+    assert check_budget(fixed, data.train) == []
 
 
-def test_started_network_needs_fewer_steps(data):
+def test_pretrained_network_needs_fewer_steps(data):
     cfg = TrainConfig(samples_per_epoch=32, epochs=20, init_from="outputs/a/best.pt")
     assert causes(check_budget(cfg, data.train))["starved"] == "warning"
 
@@ -114,13 +114,13 @@ def test_better_budget_is_a_config(data, changes):
 
 
 @pytest.mark.parametrize("sampler", ["random", "weighted", "pixel"])
-def test_samplers_are_silent(data, sampler):
+def test_samplers_have_no_finding(data, sampler):
     cfg = replace(TINY, sampler=sampler, samples_per_epoch=64)
     assert check_exposure(cfg, data.train) == []
     assert (exposure_table(cfg, data.train)["shown"] > 0).all()
 
 
-def test_whole_tiles_show_what_they_hold(data):
+def test_whole_tiles_show_every_pixel_alike(data):
     cfg = replace(TINY, sampler="random", crop_size=0, samples_per_epoch=len(data.train) * 4)
     table = exposure_table(cfg, data.train)
     assert check_exposure(cfg, data.train) == []
@@ -143,8 +143,8 @@ def test_sampler_that_never_shows_a_class(data):
         labels=tuple(label for _ in data.train.labels),
         valids=tuple(np.ones((96, 96), bool) for _ in data.train.labels),
     )
-    blind = Fixed([(i, 0, 0) for i in range(len(train))] * 10)
-    (found,) = check_exposure(TINY, train, blind)
+    hidden = Fixed([(i, 0, 0) for i in range(len(train))] * 10)
+    (found,) = check_exposure(TINY, train, hidden)
     assert (found.cause, found.severity) == ("sampler-blind", "fatal")
     assert train.classes[1] in found.evidence
     assert check_exposure(TINY, train, Fixed([(i, r, r) for i in range(len(train)) for r in (0, 64)])) == []
@@ -208,7 +208,7 @@ def test_what_is_left_behind(learner, left):
 
 
 @pytest.mark.parametrize("policy", ["none", "photometric", "photometric+dihedral", "geometric", "strong"])
-def test_policies_are_silent_and_nothing_changes(learner, policy):
+def test_policies_have_no_finding_and_change_nothing(learner, policy):
     learner = make_learner(replace(TINY, augment=policy), learner.data, "unused", progress=False)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     assert check_augment(learner) == []

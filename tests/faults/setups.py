@@ -195,7 +195,7 @@ FAULTS = (
     Fault("red and SWIR swapped", "band-order", in_files(partial(f.swap_bands, one=3, other=4))),
     Fault("DN times 100", "dn-scale", in_bands(lambda dn: dn * 100)),
     Fault("reflectance instead of DN", "dn-scale", in_bands(f.to_reflectance, "1234")),
-    Fault("nodata without its tag", "nodata-kept", in_bands(lambda dn: dn, nodata=None)),
+    Fault("nodata without its tag", "nodata-as-data", in_bands(lambda dn: dn, nodata=None)),
     Fault("a band that is constant", "band-constant", in_bands(lambda dn: np.where(dn > 0, 9000, 0), "3")),
     # readers
     Fault("label codes clamped to 0..3", "label-clamped", in_tiles(f.clamp_labels)),

@@ -1,4 +1,4 @@
-"""Findings and reports: order, round trip, what is escaped and refused, and what an import loads."""
+"""Findings and reports: order, verdicts, saving and reading, escaped text, and what an import loads."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from glacier_nb.report.figures import draw, png, spread
+from glacier_nb.report.figures import draw, png, spread_labels
 from glacier_nb.report.findings import CAUSES, SYMPTOMS, Finding, bars, curves, maps, ranked
 from glacier_nb.report.report import FatalFinding, Report, read_report
 
@@ -16,8 +16,8 @@ NASTY = "<script>alert('a & b')</script> | `x` *y* [z](w)"
 
 
 def finding(cause="starved", severity="warning", change=None, picture=None, **more):
-    "A finding with something in each field."
-    return Finding(cause, severity, f"Evidence of {cause}.", f"Mend {cause}.", more, change or {}, picture)
+    "A finding with text in each field."
+    return Finding(cause, severity, f"Evidence of {cause}.", f"Fix {cause}.", more, change or {}, picture)
 
 
 def report(*findings, checks=(("bands", 1.0, "nothing found"),), **more):
@@ -25,7 +25,7 @@ def report(*findings, checks=(("bands", 1.0, "nothing found"),), **more):
 
 
 class Page(HTMLParser):
-    "Tags, and whether each was closed in order."
+    "The tags of a page; fails where one is not closed in order."
 
     def __init__(self, text):
         super().__init__()
@@ -52,7 +52,7 @@ def test_any_order_is_ranked():
     assert list(made) == ranked(found)
 
 
-def test_causes_and_symptoms_are_all():
+def test_every_finding_is_a_cause_or_a_symptom():
     made = report(*[finding(c) for c in CAUSES])
     assert [f.cause for f in made.symptoms] == list(SYMPTOMS)
     assert len(made.causes) + len(made.symptoms) == len(CAUSES)
@@ -68,18 +68,22 @@ def test_first_cause_wins_and_symptoms_and_notes_change_nothing():
     assert made.change == {"lr": 1e-3, "samples_per_epoch": 256, "epochs": 9}
     assert made.first.cause == "collapsed"
     assert made.fatal == [made.first]
-    assert made.symptoms_heading == "Seen, and no check found why"
+    assert made.symptoms_heading == "Symptoms, cause not found"
 
 
 DONE, NOT_DONE = ("a", 1, "nothing found"), ("b", 0, "not done: no label")
 VERDICTS = [
-    ((), [DONE] * 14, "Nothing stands in the way of this run. 14 checks found nothing."),
+    ((), [DONE] * 14, "You can train. 14 checks found nothing."),
     ((), [], "no check was done"),
     ((), [NOT_DONE], "no check was done"),
     ((), [DONE, NOT_DONE], "1 check was done, 1 not: b (no label)."),
-    ([finding(severity="note")], [DONE], "1 check found nothing to mend."),
-    ([finding()], [DONE], "You can train. One thing costs quality: too few optimizer steps."),
-    ([finding("label-turned", "fatal")], [], "Do not train yet: labels flipped or turned against the image."),
+    ([finding(severity="note")], [DONE], "You can train. 1 check found no error and no warning."),
+    ([finding()], [DONE], "You can train. 1 warning: too few optimizer steps."),
+    (
+        [finding("label-turned", "fatal")],
+        [],
+        "Do not train yet: labels are flipped or rotated against the image.",
+    ),
 ]
 
 
@@ -91,12 +95,12 @@ def test_verdict(findings, checks, expected):
         assert expected in " ".join(text.split())
 
 
-def test_verdict_of_a_run_that_is_over():
-    assert report(trained=True).verdict.startswith("Nothing was wrong with this run.")
+def test_verdict_after_training():
+    assert report(trained=True).verdict.startswith("The run is usable.")
     assert report(finding(severity="fatal"), trained=True).verdict.startswith("Do not train again yet: ")
 
 
-def test_stop_names_cause_evidence_fix_and_the_way_on():
+def test_stop_names_cause_evidence_fix_and_how_to_train_anyway():
     report(finding()).stop()
     made = report(finding("label-turned", "fatal"), finding())
     with pytest.raises(FatalFinding) as caught:
@@ -104,14 +108,14 @@ def test_stop_names_cause_evidence_fix_and_the_way_on():
     for part in (
         "label-turned",
         "Evidence of label-turned.",
-        "Mend label-turned.",
+        "Fix label-turned.",
         "1 more finding",
         "'report'",
     ):
         assert part in str(caught.value)
 
 
-def test_text_of_users_is_no_markup():
+def test_text_of_users_is_escaped():
     shown = bars({NASTY: 1.0}, NASTY, NASTY)
     bad = Finding("starved", "fatal", NASTY, NASTY, {}, {"run": NASTY}, shown)
     symptom = Finding("noise", "note", NASTY, NASTY)
@@ -148,7 +152,7 @@ def test_round_trip(tmp_path):
     again.save(tmp_path)  # into the folder that its pictures lie in
     assert read_report(tmp_path / "diagnosis.json").to_dict() == made.to_dict()
     (tmp_path / "figures/diagnosis-peaked.png").unlink()
-    assert "is no longer there" in again._repr_html_()
+    assert "is missing." in again._repr_html_()
 
 
 def test_json_is_strict():
@@ -156,13 +160,13 @@ def test_json_is_strict():
     record = json.loads(json.dumps(made.to_dict(), allow_nan=False))
     assert record["findings"][0]["numbers"] == {"a": None, "b": None, "c": [1.0, None]}
     assert record["facts"] == {"MCC": None}
-    with pytest.raises(ValueError, match="starved: a: found a object"):
+    with pytest.raises(ValueError, match="starved: a: found type object"):
         report(finding(a=object())).to_dict()
     with pytest.raises(ValueError, match="starved: lr = nan"):
         report(finding(change={"lr": float("nan")}))
 
 
-def test_saving_leaves_nothing_half_done(tmp_path):
+def test_a_failed_save_changes_no_file(tmp_path):
     shown = bars({"a": 1.0}, "y", "A bar.")
     report(finding(picture=shown)).save(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -175,13 +179,13 @@ def test_saving_leaves_nothing_half_done(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"title": "a"}', '{"findings": [{"cause": "x"}]}'])
-def test_what_is_no_report(tmp_path, text):
+def test_other_files_are_not_reports(tmp_path, text):
     (tmp_path / "diagnosis.json").write_text(text)
     with pytest.raises(ValueError, match=r"diagnosis\.json: .*; run the diagnosis again"):
         read_report(tmp_path)
 
 
-def test_import_loads_no_matplotlib():
+def test_reports_import_no_matplotlib():
     code = (
         "import sys, glacier_nb.report.findings, glacier_nb.report.report as r\n"
         "str(r.Report('a')), r.Report('a').markdown(), r.Report('a')._repr_html_()\n"
@@ -190,26 +194,26 @@ def test_import_loads_no_matplotlib():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_drawing_touches_no_pyplot():
+def test_drawing_imports_no_pyplot():
     code = (
-        "import sys\nfrom glacier_nb.evidence import bars\nfrom glacier_nb.plot_findings import png\n"
+        "import sys\nfrom glacier_nb.report.findings import bars\nfrom glacier_nb.report.figures import png\n"
         "assert png(bars({'a': 1.0}, 'y', '')) == png(bars({'a': 1.0}, 'y', ''))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_spread_keeps_apart_and_in_order():
+def test_labels_are_spread_in_order():
     rng = np.random.default_rng(0)
     for n in range(6):
         wanted = rng.random(n)
-        placed = spread(wanted, 0.15)
-        ranks = np.argsort(wanted)
-        assert (np.diff(placed[ranks]) >= 0.15 - 1e-9).all()
-    np.testing.assert_allclose(spread([0.1, 0.9], 0.15), [0.1, 0.9])
+        placed = spread_labels(wanted, 0.15)
+        order = np.argsort(wanted)
+        assert (np.diff(placed[order]) >= 0.15 - 1e-9).all()
+    np.testing.assert_allclose(spread_labels([0.1, 0.9], 0.15), [0.1, 0.9])
 
 
-def test_bars_are_as_long_as_their_numbers():
+def test_bars_have_the_length_of_their_values():
     heights = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0, "y": np.nan}}
     ax = draw(bars(heights, "y", "")).axes[0]
     assert sorted(p.get_width() for p in ax.patches) == [1.0, 2.0, 3.0]
