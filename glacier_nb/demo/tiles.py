@@ -221,4 +221,3 @@ def cached_demo(
             if not folder.is_dir():
                 raise
     return folder
-

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from setups import FAULTS, setup
+from fault_setups import FAULTS, setup
 
 from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.training import check_names

@@ -1,7 +1,7 @@
 """Healthy set-ups of many seeds, sizes and kinds: nothing fatal, and no complaint about files and tiles."""
 
 import pytest
-from setups import setup
+from fault_setups import setup
 
 from glacier_nb.checks import faults as f
 from glacier_nb.checks.diagnosis import diagnose
