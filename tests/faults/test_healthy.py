@@ -35,7 +35,7 @@ def test_a_healthy_set_up_has_nothing_fatal(given, tmp_path):
     binary = given.pop("binary", False)
     cfg = setup(tmp_path / "demo", **given)
     if binary:
-        f.rewrite(tmp_path / "demo/label", lambda label: 255 * (label > 0))
+        f.rewrite_rasters(tmp_path / "demo/label", lambda label: 255 * (label > 0))
     report = diagnose(cfg, live=given["seed"] in LIVE)
     assert not report.fatal, str(report)
     told = [x.cause for x in report.findings if x.severity == "warning" and x.cause in OF_TILES]
