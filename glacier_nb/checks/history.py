@@ -364,7 +364,9 @@ MIN_CYCLE = 5  # epochs after a restart before a fall is reported: runs usually 
 
 
 def check_history(
-    history: Sequence[Mapping],  # one record an epoch, see `glacier_nb.runs.folder.read_history`; may be empty
+    history: Sequence[
+        Mapping
+    ],  # one record an epoch, see `glacier_nb.runs.folder.read_history`; may be empty
     parameters: Mapping | TrainConfig,  # of the run, see `glacier_nb.runs.folder.run_parameters`
 ) -> list[Finding]:  # empty for usual curves, and below three epochs unless a loss is not finite
     "What the curves of a run show."

@@ -53,7 +53,9 @@ def ranking(
     own = metrics.get("mcc")
     if not isinstance(own, int | float) or math.isnan(own):
         return pd.Series(dtype=float)
-    found = {"constant": 0.0} | dict(metrics.get("baselines") or {}) if scores is None else dict(scores["mcc"])
+    found = (
+        {"constant": 0.0} | dict(metrics.get("baselines") or {}) if scores is None else dict(scores["mcc"])
+    )
     if scores is None and metrics.get("baseline_mcc") is not None:
         found.setdefault("boosting", metrics["baseline_mcc"])
     found = {k: float(v) for k, v in found.items() if v is not None}
@@ -79,9 +81,13 @@ def _one_class(metrics: Mapping) -> list[Finding]:
     "Maps in which nearly all pixels have one class."
     share = largest_share(metrics)
     score = metrics.get("mcc_valid") or metrics.get("mcc") or 0.0
-    if share is None or share < ONE_CLASS or score >= USELESS_MCC:  # a good map of a rare class is no collapse
+    if (
+        share is None or share < ONE_CLASS or score >= USELESS_MCC
+    ):  # a good map of a rare class is no collapse
         return []
-    evidence = f"{100 * share:.2f} % of the valid pixels are predicted as the same class; usual: at most 83 %."
+    evidence = (
+        f"{100 * share:.2f} % of the valid pixels are predicted as the same class; usual: at most 83 %."
+    )
     fix = "Look for the cause in the findings about loss, labels and sampler."
     return [Finding("collapsed", "fatal", evidence, fix, {"share": share})]
 
@@ -188,7 +194,9 @@ def one_change(
 def ablations(
     runs: Mapping[str, Mapping],  # name -> metrics of a finished run
     parameters: Mapping[str, Mapping] | None = None,  # of each run; None: those in the metrics
-) -> pd.DataFrame:  # a row a pair: parameter, from, to, run, against, difference, low, high, p, tiles, verdict
+) -> (
+    pd.DataFrame
+):  # a row a pair: parameter, from, to, run, against, difference, low, high, p, tiles, verdict
     "Pairs of runs on the same tiles that differ in one parameter, the largest difference first."
     known = parameters or {n: r["parameters"] for n, r in runs.items() if r.get("parameters")}
     rows = []
@@ -223,7 +231,7 @@ def check_ablations(
     tiles = int(table["tiles"].min())
     evidence = (
         f"{len(table)} pairs of runs differ in one parameter. Change of MCC with its paired 95 % interval "
-        f"over {tiles} tiles: {'; '.join(effects)}{more}.{_few(tiles)} One seed each: another seed changes both."
+        f"over {tiles} tiles: {'; '.join(effects)}{more}.{_few(tiles)} One seed each; seeds differ too."
     )
     fix = "Use changes that are better in several folds; leave out those that cost time and are undecided."
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
