@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,13 +18,13 @@ from glacier_nb.checks import faults as f
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.storage import run_stats
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import project_root
 from glacier_nb.losses.terms import signed_distance
 from glacier_nb.tiles.read import Tile, read_tiles
-from glacier_nb.tiles.splits import split
+from glacier_nb.tiles.splits import class_pixels, split
 from glacier_nb.training.learner import Learner
-from glacier_nb.training.recipe import RunData, prepare_data, run_network
+from glacier_nb.training.recipe import RunData, batch_shape, prepare_data, run_network
 
 SMALL = {
     **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "precision": "fp32", "n_folds": 3},
@@ -31,9 +32,9 @@ SMALL = {
 }
 
 
-def setup(folder: Path, n_tiles: int = 12, size: int = 128, seed: int = 1, **parameters) -> TrainConfig:
-    "A correct config on new tiles."
-    return TrainConfig(data_dir=str(make_demo(folder, n_tiles, size, seed)), **SMALL | parameters)
+def setup(n_tiles: int = 9, size: int = 128, seed: int = 0, **parameters) -> TrainConfig:
+    "A correct config on cached demo tiles."
+    return TrainConfig(data_dir=str(cached_demo(n_tiles, size, seed)), **SMALL | parameters)
 
 
 @cache
@@ -58,22 +59,34 @@ def content(tiles: Iterable[Tile]) -> tuple:
     )
 
 
-def once(check: diagnosis.Check, found: dict) -> diagnosis.Check:
-    "The same check of tiles, run once for equal tiles: most faults leave them as they are."
+def loss_content(learner: Learner) -> tuple:
+    "A key that differs when anything differs that the check of the loss uses."
+    pixels = sum(class_pixels(tile) for tile in learner.data.train_tiles)
+    shape = batch_shape(learner.cfg, learner.data.train)
+    return pickle.dumps(learner.loss), pixels.tolist(), learner.data.classes, tuple(shape)
+
+
+KEYS = {"tiles": lambda s: (s.cfg.data_dir, s.cfg.classes, content(s.tiles))}
+LOSS_KEY = {"loss": lambda s: loss_content(s.learner)}
+
+
+def once(check: diagnosis.Check, key: Callable, found: dict) -> diagnosis.Check:
+    "The same check, run once for equal input: most faults leave tiles or loss as they are."
 
     def function(subject):
-        key = check.name, subject.cfg.data_dir, subject.cfg.classes, content(subject.tiles)
-        if key not in found:
-            found[key] = check.function(subject)
-        return found[key]
+        at = check.name, key(subject)
+        if at not in found:
+            found[at] = check.function(subject)
+        return found[at]
 
     return replace(check, function=function)
 
 
 def shared_checks() -> tuple[diagnosis.Check, ...]:
-    "All checks; those of tiles run once for equal tiles."
+    "All checks; those of the tiles and of the loss run once for equal input."
     found = {}
-    return tuple(once(c, found) if c.needs == "tiles" else c for c in diagnosis.CHECKS)
+    keys = [LOSS_KEY.get(check.name) or KEYS.get(check.needs) for check in diagnosis.CHECKS]
+    return tuple(once(c, key, found) if key else c for c, key in zip(diagnosis.CHECKS, keys, strict=True))
 
 
 @dataclass(frozen=True)
@@ -273,7 +286,10 @@ FAULTS = (
     ),
     Fault("a network that ignores its input", "frozen", in_learner(ignoring_image)),
     Fault(
-        "a network whose input is noise", "cannot-overfit", in_learner(replacing_image_by_noise), live=True
+        "a network whose input is noise",
+        "cannot-overfit",
+        lambda cfg: in_learner(replacing_image_by_noise)(replace(cfg, crop_size=32)),
+        live=True,
     ),
     # loss
     Fault("soft MCC with the wrong sign", "loss-sign", in_learner(wrong_sign)),

@@ -1,5 +1,8 @@
 """Correct set-ups of many seeds, sizes and kinds: nothing fatal, and no warning about files and tiles."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 from fault_setups import setup
 
@@ -33,9 +36,11 @@ LIVE = (0, 7, 10)  # seeds of those that also train a hundred steps
 def test_a_correct_set_up_has_nothing_fatal(given, tmp_path):
     given = dict(given)
     binary = given.pop("binary", False)
-    cfg = setup(tmp_path / "demo", **given)
+    cfg = setup(**given)
     if binary:
-        f.rewrite_rasters(tmp_path / "demo/label", lambda label: 255 * (label > 0))
+        folder = shutil.copytree(cfg.data_dir, tmp_path / "demo")
+        f.rewrite_rasters(folder / "label", lambda label: 255 * (label > 0))
+        cfg = replace(cfg, data_dir=str(folder))
     report = diagnose(cfg, live=given["seed"] in LIVE)
     assert not report.fatal, str(report)
     warnings = [x.cause for x in report.findings if x.severity == "warning" and x.cause in OF_TILES]

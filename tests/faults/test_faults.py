@@ -16,11 +16,11 @@ ROWS: list[str] = []  # of the table
 
 
 @pytest.fixture(scope="module")
-def correct(tmp_path_factory):
+def correct():
     "The config of a set-up without a fault."
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagnosis, "CHECKS", shared_checks())
-        yield setup(tmp_path_factory.mktemp("correct") / "demo")
+        yield setup()
     print("\n\nfault | cause | named first | severity | seconds", *ROWS, sep="\n")
 
 
