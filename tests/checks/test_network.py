@@ -68,7 +68,7 @@ class Small(nn.Module):
 
 @pytest.fixture(scope="module")
 def data():
-    return prepare_data(TINY, read_tiles(cached_demo(9, 96, 3)))
+    return prepare_data(TINY, read_tiles(cached_demo(9, 64, 3)))
 
 
 @pytest.fixture
