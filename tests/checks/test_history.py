@@ -1,4 +1,4 @@
-"""What a run's history and metrics say: made-up faults, real runs of the record, odd input."""
+"""Checks of a run's history and scores: synthetic faults, real runs of the record, odd input."""
 
 import json
 import math
@@ -18,20 +18,20 @@ from glacier_nb.checks.history import (
     loss_jumps,
     restart_effect,
     restarts_of,
-    turning,
+    turning_point,
 )
 from glacier_nb.checks.scores import (
     ablations,
+    baseline_scores,
     check_ablations,
-    check_ladder,
+    check_baselines,
     check_noise,
-    ladder,
     largest_share,
     one_change,
     paired,
 )
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.runs.compare import compare_runs
 from glacier_nb.tiles.read import read_tiles
 
@@ -63,9 +63,8 @@ def causes(records: list[dict], **changes) -> list[str]:
 @pytest.mark.parametrize(("tiles", "name"), RUNS)
 def test_runs_of_the_record_have_nothing_fatal(tiles, name):
     run = RECORD[tiles][name]
-    found = check_history(pd.DataFrame(run["curves"]).to_dict("records"), parameters(name)) + check_ladder(
-        run
-    )
+    found = check_history(pd.DataFrame(run["curves"]).to_dict("records"), parameters(name))
+    found += check_baselines(run)
     assert not [f for f in found if f.severity == "fatal"]
     for f in found:
         json.dumps(dict(f.numbers), allow_nan=False)
@@ -76,7 +75,7 @@ def test_runs_of_the_record_have_nothing_fatal(tiles, name):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_healthy_is_silent(seed):
+def test_no_finding_without_a_fault(seed):
     assert causes(history(seed)) == []
 
 
@@ -105,13 +104,13 @@ def test_each_fault_is_found_alone(cause, columns, seed):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
-def test_loss_that_is_no_number(bad):
+def test_loss_that_is_not_finite(bad):
     records = history()
     records[4]["loss_mcc"] = bad
     (found,) = check_history(records, TrainConfig(lr=1e-2, clip=0))
     assert (found.cause, found.numbers["epoch"]) == ("diverged", 5)
     assert found.change == {"lr": 1e-3, "clip": 1.0}
-    assert found.evidence == "In epoch 5, loss_mcc is no finite number; usual: finite in every epoch."
+    assert found.evidence == "In epoch 5, loss_mcc is NaN or infinite; usual: finite in every epoch."
 
 
 def restarting(end: float) -> list[dict]:
@@ -145,7 +144,7 @@ def test_proposals_are_allowed_and_change_something():
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_short_histories_say_nothing(n):
+def test_short_histories_give_no_finding(n):
     assert causes(history()[:n]) == []
     assert check_history(history(mcc_valid=np.zeros(30))[:n], {}) == []
 
@@ -154,7 +153,7 @@ def test_odd_histories():
     empty = [{"epoch": e} for e in range(1, 31)]
     assert causes(empty) == []
     table = history_table(empty)
-    assert loss_jumps(table) == turning(table) == last_slope(table) == {}
+    assert loss_jumps(table) == turning_point(table) == last_slope(table) == {}
     assert collapse_epoch(table) is None
     assert causes([{"epoch": e, "mcc": None, "lr": "x", "grad_norm": math.inf} for e in E]) == []
     records = history()
@@ -178,38 +177,39 @@ def run(*cms, **more) -> dict:
     return {"tile_confusions": kinds, "confusion_valid": np.sum(cms, 0).tolist(), **more}
 
 
-def test_ladder_on_tiles(tmp_path):
-    tiles = read_tiles(make_demo(tmp_path / "demo", n_tiles=6, size=64, seed=0))
-    found = ladder(tiles[:4], tiles[4:])
+def test_baselines_of_tiles():
+    tiles = read_tiles(cached_demo(4, 64, 3))
+    found = baseline_scores(tiles[:3], tiles[3:])
     assert list(found.index) == ["constant", "valid mask", "NDSI > 0.4", "boosting"]
     assert found.loc["constant", "mcc_valid"] == 0
     assert not found.loc["constant", "mcc_valid_defined"]
-    (bad,) = check_ladder({"mcc": found.loc["valid mask", "mcc"] - 0.01}, found)
+    (bad,) = check_baselines({"mcc": found.loc["valid mask", "mcc"] - 0.01}, found)
     assert (bad.cause, bad.severity) == ("below-baseline", "fatal")
-    assert check_ladder({"mcc": found["mcc"].max() + 0.01}, found) == []
+    assert check_baselines({"mcc": found["mcc"].max() + 0.01}, found) == []
 
 
-def test_check_ladder_severities():
+def test_check_baselines_severities():
     rules = {"valid mask": 0.3, "NDSI > 0.4": 0.2, "boosting": 0.6}
     severity = {
-        m: [f.severity for f in check_ladder({"mcc": m, "baselines": rules})] for m in (0.01, 0.29, 0.5, 0.7)
+        m: [f.severity for f in check_baselines({"mcc": m, "baselines": rules})]
+        for m in (0.01, 0.29, 0.5, 0.7)
     }
     assert severity == {0.01: ["fatal"], 0.29: ["fatal"], 0.5: ["warning"], 0.7: []}
-    assert [f.severity for f in check_ladder({"mcc": 0.04})] == ["fatal"]
-    assert check_ladder({}) == check_ladder({"mcc": None}) == []
-    (found,) = check_ladder({"mcc": 0.5, "baselines": rules, "ci95": [0.4, 0.65]})
+    assert [f.severity for f in check_baselines({"mcc": 0.04})] == ["fatal"]
+    assert check_baselines({}) == check_baselines({"mcc": None}) == []
+    (found,) = check_baselines({"mcc": 0.5, "baselines": rules, "ci95": [0.4, 0.65]})
     assert "boosting 0.600, 0.100 better" in found.evidence
-    assert "holds the best" in found.evidence
-    assert check_ladder({"mcc": 0.5, "ci95": [None, None]}) == []
+    assert "includes the best" in found.evidence
+    assert check_baselines({"mcc": 0.5, "ci95": [None, None]}) == []
 
 
 def test_maps_of_one_class():
     assert largest_share(run([[0, 50], [0, 50]])) == 1
-    assert [f.cause for f in check_ladder(run([[0, 50], [0, 50]], mcc=0.0))] == [
+    assert [f.cause for f in check_baselines(run([[0, 50], [0, 50]], mcc=0.0))] == [
         "collapsed",
         "below-baseline",
     ]
-    assert largest_share(run([[0, 0], [0, 50]])) is None  # the truth has one class
+    assert largest_share(run([[0, 0], [0, 50]])) is None  # the labels have one class
 
 
 def test_paired_is_that_of_compare_runs():
@@ -227,7 +227,7 @@ def test_noise():
     (found,) = check_noise({n: same[n] for n in ("10_reference", "11_encoder_from_scratch")})
     assert found.severity == "note"
     assert found.numbers["next"]["difference"] == 0
-    assert "0.062: it cannot tell any two runs apart" in found.evidence
+    assert "0.062, so no two runs can differ significantly" in found.evidence
     assert check_noise({n: same[n] for n in ("01_focal_dice", "10_reference")}) == []
     assert check_noise({}) == check_noise({"a": {}, "b": {"mcc": 1.0}}) == []
 
@@ -241,14 +241,14 @@ def test_ablations():
     (found,) = check_ablations(runs)
     json.dumps(dict(found.numbers), allow_nan=False)
     assert "include_glcm True -> False: -0.016" in found.evidence
-    assert check_ablations({n: RECORD["demo"][n] for n in names}) == []  # parameters are not known
+    assert check_ablations({n: RECORD["demo"][n] for n in names}) == []  # parameters are unknown
     assert one_change({"run": "a", "workers": 1}, {"run": "b", "lr": 0.1}) == "lr"
     assert one_change({"lr": 0.2, "seed": 1}, {}) is one_change({}, {}) is None
 
 
-def test_run_that_ends_in_a_young_cycle_is_not_said_to_overfit():
+def test_run_that_ends_soon_after_a_restart_is_not_reported_as_overfitting():
     found = pd.DataFrame(RECORD["demo"]["13_longer_cycle"]["curves"]).to_dict("records")
-    assert turning(history_table(found))["val_rise"] > 0.1  # three epochs after a restart
+    assert turning_point(history_table(found))["val_rise"] > 0.1  # three epochs after a restart
     assert check_history(found, parameters("13_longer_cycle")) == []
     assert check_history(found, CALM | {"epochs": 9})[0].cause == "overfitting"
 

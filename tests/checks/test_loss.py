@@ -1,4 +1,4 @@
-"""Sound losses are left alone, over shares and settings; each fault of a loss is found by its name."""
+"""Correct losses give no findings, for many class fractions and settings; each fault of a loss is found."""
 
 import copy
 import time
@@ -40,7 +40,7 @@ def found(loss, shares=SHARES["demo"], **more):
 
 
 def settings(shares, many):
-    "Sound losses for these shares."
+    "Correct losses for these class fractions."
     n = len(shares)
     for weights in (dict(DEFAULT_LOSS_WEIGHTS), *SINGLE):
         yield CombinedLoss(weights, n)
@@ -57,7 +57,7 @@ def settings(shares, many):
 
 
 @pytest.mark.parametrize("name", SHARES)
-def test_sound_losses_are_left_alone(name):
+def test_correct_losses_give_no_findings(name):
     for loss in settings(SHARES[name], many=name in ("demo", "binary, rare")):
         for cause, severity, term in found(loss, SHARES[name], batch=2, size=48):
             alone = cause == "loss-saturated" and severity == "note" and "focal" not in loss.terms
@@ -67,7 +67,7 @@ def test_sound_losses_are_left_alone(name):
 @pytest.mark.parametrize(
     ("shape", "seed"), [((8, 64), 1), ((2, 32), 2), ((2, 32), 3), ((16, 256), 4), ((1, 64), 5)]
 )
-def test_the_default_is_sound_at_any_size(shape, seed):
+def test_the_default_gives_no_finding_at_any_size(shape, seed):
     for shares in (SHARES["demo"], SHARES["binary"]):
         assert (
             found(
@@ -120,7 +120,7 @@ def clamped_early(logits, label, valid):
     return 1 - soft(logits, label, valid).clamp(-1, 0.0)
 
 
-def no_number_below_chance(logits, label, valid):
+def nan_below_chance(logits, label, valid):
     return 1 - soft(logits, label, valid).sqrt()
 
 
@@ -140,7 +140,7 @@ def majority_only(logits, label, valid):
         (hard, "loss-flat"),
         (label_free, "loss-flat"),
         (clamped_early, "loss-flat"),
-        (no_number_below_chance, "loss-flat"),
+        (nan_below_chance, "loss-flat"),
         (majority_only, "loss-majority"),
     ],
 )
@@ -150,7 +150,7 @@ def test_faults_are_found(loss, cause, shares):
     assert (cause, "fatal", "loss") == causes[0]
 
 
-def test_a_loss_that_learns_ignored_pixels_and_one_that_is_cut_off():
+def test_a_loss_on_ignored_pixels_and_one_with_clamped_probabilities():
     def everywhere(logits, label, valid):
         return F.cross_entropy(logits, label.where(label != 255, 0))
 
@@ -203,7 +203,7 @@ def test_a_broken_term_is_found_and_weighed():
     assert light == [("loss-sign", "warning", "mcc")]
 
 
-def test_a_sum_over_pixels_drowns_the_other_terms():
+def test_a_sum_over_pixels_dominates_the_gradient():
     loss = with_term("focal", lambda p: -(p.log_probs * p.truth).sum())
     (finding,) = check_loss(loss, SHARES["demo"])
     assert (finding.cause, finding.severity) == ("loss-drowned", "warning")
@@ -225,7 +225,7 @@ def test_signatures_that_a_user_may_write():
     assert found(two) == [("loss-direction", "warning", "loss")]  # not all pixels are valid
 
 
-def test_a_loss_that_fails_says_why():
+def test_a_loss_that_raises_is_reported():
     def never(logits, label, valid):
         raise RuntimeError("no such device")
 
@@ -274,7 +274,7 @@ def test_reference_maps_have_the_quality_of_their_names(name):
     assert present.tolist() == [share > 0 for share in SHARES[name]]
 
 
-def test_hostile_shares_and_one_class():
+def test_invalid_fractions_and_a_single_class():
     default = CombinedLoss(DEFAULT_LOSS_WEIGHTS, 4)
     assert check_loss(default, [0, 5.0, 0, 0]) == []
     for shares in ([0, 0, 0, 0], [1, np.nan, 0, 0], [1, -1, 0, 0], [0, -1, 0, 0], [1.0]):
@@ -284,7 +284,7 @@ def test_hostile_shares_and_one_class():
         check_loss(default, [1, 1, 1, 1], ("a", "b"))
 
 
-def test_tables_and_their_price():
+def test_tables_and_their_duration():
     loss, targets = CombinedLoss(DEFAULT_LOSS_WEIGHTS, 4), synthetic_targets(SHARES["demo"])
     values, slopes = loss_table(loss, targets), gradient_table(loss, targets)
     assert values.columns.tolist() == list(MAPS)

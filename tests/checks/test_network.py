@@ -1,4 +1,4 @@
-"""Live checks: faults found, healthy networks left in peace, and a learner that is the same to the bit."""
+"""Checks of the network: faults are found, correct set-ups give no findings, and the learner is unchanged."""
 
 import copy
 from dataclasses import replace
@@ -10,8 +10,7 @@ import torch
 from bitwise import same
 from torch import nn
 
-from glacier_nb.checks import network as livechecks
-from glacier_nb.checks import trial as livesteps
+from glacier_nb.checks import network, trial
 from glacier_nb.checks.network import (
     check_frozen,
     check_learning,
@@ -23,16 +22,16 @@ from glacier_nb.checks.network import (
 from glacier_nb.checks.trial import (
     CROPS,
     Overfit,
+    first_crops,
     first_step,
     fixed_batch,
     gradient_shares,
     norm_lag,
     overfit,
-    run_rate,
-    some_crops,
+    peak_lr,
 )
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import prepare_data
@@ -68,14 +67,13 @@ class Small(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    tiles = read_tiles(make_demo(tmp_path_factory.mktemp("demo") / "tiles", n_tiles=9, size=64, seed=3))
-    return prepare_data(TINY, tiles)
+def data():
+    return prepare_data(TINY, read_tiles(cached_demo(9, 64, 3)))
 
 
 @pytest.fixture
 def make(data):
-    "A function of a norm and of changes of the config that makes a learner."
+    "A function that makes a learner with a norm and changes of the config."
 
     def learner(norm=nn.BatchNorm2d, **changes):
         torch.manual_seed(0)
@@ -85,7 +83,7 @@ def make(data):
 
 
 def states(learner):
-    "What the first step did to each parameter: the states that occur, by part."
+    "The states of the parameters after the first step, by part."
     table = first_step(learner).parameters
     return {part: set(rows) for part, rows in table.groupby("part")["state"]}
 
@@ -106,7 +104,7 @@ def with_momentum(learner, momentum):
 
 
 def state(learner):
-    "Everything that training changes, of the learner and around it."
+    "Everything that training changes, in the learner and in the global generators."
     parts = (learner.model, learner.optimizer, learner.scaler)
     modes = [m.training for m in learner.model.modules()]
     grads = [None if p.grad is None else p.grad.clone() for p in learner.model.parameters()]
@@ -117,7 +115,7 @@ def state(learner):
 
 
 class Drawing:
-    "A sampler that counts and draws at each call, and an augmentation that draws from numpy."
+    "A sampler that counts its calls and draws random numbers."
 
     def __init__(self, sampler):
         self.sampler, self.calls, self.rng = sampler, 0, np.random.default_rng(0)
@@ -144,7 +142,7 @@ def test_learner_is_the_same_to_the_bit(make, changes, trained):
     assert (learner.sampler.calls, learner.sampler.rng.bit_generator.state) == (0, drawn)
 
 
-def test_the_second_time_it_finds_the_same(make):
+def test_two_trials_are_the_same(make):
     learner = make()
     one, two = (overfit(learner, steps=3).table for _ in range(2))
     assert one.equals(two)
@@ -156,7 +154,7 @@ def test_the_second_time_it_finds_the_same(make):
     + [{f"{k}_weight": float(k == w) for k in ("focal", "dice", "mcc", "boundary")} for w in ["focal"]],
     ids=str,
 )
-def test_healthy_runs_are_left_in_peace(make, changes):
+def test_no_findings_without_a_fault(make, changes):
     assert not check_live(make(**changes), steps=40)
 
 
@@ -172,7 +170,7 @@ def test_learning_rates_that_fail(make, lr, cause):
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0])
-def test_a_loss_that_teaches_nothing_shows_as_the_symptom(make, factor):
+def test_a_wrong_loss_shows_as_a_symptom(make, factor):
     learner = make()
     loss = learner.loss
     learner.loss = lambda *batch: (loss(*batch)[0] * factor, {})
@@ -206,18 +204,18 @@ def test_parameters_that_the_optimizer_does_not_hold(make):
     assert states(learner)["encoder"] == {"not in the optimizer"}
     learner = make()
     learner.network = copy.deepcopy(learner.model)
-    assert set.union(*states(learner).values()) == {"not in the network that the steps call"}
+    assert set.union(*states(learner).values()) == {"not in the network that is trained"}
     assert causes(frozen(learner)) == {("fatal", "frozen")}
 
 
 def test_an_unused_layer_is_no_fault(make):
     learner = make()
-    learner.model.encoder[0].unused = nn.Conv2d(7, 8, 3)  # nobody calls it
+    learner.model.encoder[0].unused = nn.Conv2d(7, 8, 3)  # forward does not call it
     assert states(learner)["encoder"] == {"trains", "not in the optimizer"}
     assert not frozen(learner)
 
 
-def test_norm_lag_is_the_share_that_is_left(make):
+def test_norm_lag_is_the_fraction_that_is_left(make):
     table = norm_lag(with_momentum(make(), 0.01))
     assert table["steps"].tolist() == [64] * 3
     np.testing.assert_allclose(table["left"], 0.99**64)
@@ -232,7 +230,7 @@ def test_norms_that_lag(make, momentum, found):
     assert causes(check_norm_lag(with_momentum(make(), momentum))) == found
 
 
-def test_what_the_lag_costs_is_measured(make):
+def test_the_effect_of_the_lag_is_measured(make):
     learner = with_momentum(make(), 1e-4)
     (found,) = check_norm_lag(learner, overfit(learner, steps=40))
     assert found.numbers["train"] > 0.6
@@ -265,7 +263,7 @@ def test_gradient_shares_agree_with_autograd(make):
     assert table["norm"]["total"] == pytest.approx(float(norm), rel=1e-4)
 
 
-def test_steps_that_cannot_be(make):
+def test_steps_that_fail(make):
     short = make()
     short.model.head = nn.Conv2d(32, 3, 1)
     (found,) = check_network(short)
@@ -274,16 +272,16 @@ def test_steps_that_cannot_be(make):
     broken = make()
     nn.init.constant_(broken.model.head.bias, float("nan"))
     assert causes(check_network(broken)) == {("fatal", "diverged")}
-    dark, augment = make(), broken.augment
-    dark.augment = lambda *args: augment(*args) | {"image": torch.full((4, 7, 32, 32), float("nan"))}
-    assert causes(check_network(dark)) == {("fatal", "not-finite")}
+    nans, augment = make(), broken.augment
+    nans.augment = lambda *args: augment(*args) | {"image": torch.full((4, 7, 32, 32), float("nan"))}
+    assert causes(check_network(nans)) == {("fatal", "not-finite")}
     narrow = make()
     narrow.model.encoder[0] = nn.Conv2d(5, 32, 3, padding=1)
     (found,) = check_live(narrow)
     assert "raises RuntimeError" in found.evidence
 
 
-def test_a_loss_without_a_number_and_strange_logits(make):
+def test_a_nan_loss_and_logits_in_a_dict(make):
     learner = make()
     loss = learner.loss
     learner.loss = lambda *batch: (loss(*batch)[0] * float("nan"), {})
@@ -322,7 +320,7 @@ def test_the_network_takes_one_step_before_a_run(make):
 
 def test_wide_crops_are_fewer():
     wide = {"image": torch.zeros(8, 7, 256, 256), "label": torch.zeros(8, 256, 256)}
-    assert {len(v) for v in some_crops(wide).values()} == {2}
+    assert {len(v) for v in first_crops(wide).values()} == {2}
 
 
 def test_a_network_of_one_width_is_tried_at_that_width(make):
@@ -334,7 +332,7 @@ def test_a_network_of_one_width_is_tried_at_that_width(make):
 
 
 class OnlyOf(nn.Module):
-    "Passes on what is as wide as it expects."
+    "A layer that accepts a single width."
 
     def __init__(self, width):
         super().__init__()
@@ -346,7 +344,7 @@ class OnlyOf(nn.Module):
         return x
 
 
-def test_a_term_that_drowns_the_others(make):
+def test_a_term_that_dominates_the_gradient(make):
     learner = make()
     focal = learner.loss.terms["focal"]
     mean = focal.term
@@ -358,7 +356,7 @@ def test_a_term_that_drowns_the_others(make):
 
 
 class Clock:
-    "A clock that goes on by a second each time it is looked at."
+    "A clock that advances by a second at each call."
 
     def __init__(self):
         self.now = 0.0
@@ -368,9 +366,9 @@ class Clock:
         return self.now
 
 
-def test_both_tries_share_the_seconds(make, monkeypatch):
+def test_both_trials_share_the_seconds(make, monkeypatch):
     clock = Clock()
-    for module in (livechecks, livesteps):
+    for module in (network, trial):
         monkeypatch.setattr(module, "time", clock)
     (found,) = check_live(make(lr=1e-7, lr_min=0.0, dice_weight=0.0), seconds=24, steps=10_000)
     assert 10 < found.numbers["steps"][0] < 14
@@ -391,5 +389,5 @@ def test_crops_are_mixed_and_of_several_tiles(make):
     assert all(len(label[valid].unique()) > 1 for label, valid in pairs)
 
 
-def test_the_rate_of_the_run_is_its_highest(make):
-    assert run_rate(make(lr=2e-3)) == pytest.approx(2e-3)
+def test_the_peak_learning_rate(make):
+    assert peak_lr(make(lr=2e-3)) == pytest.approx(2e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from glacier_nb.checks.augmentation import check_augment, explained
+from glacier_nb.checks.augmentation import check_augment, explained_variance
 from glacier_nb.checks.crops import check_exposure, exposure_table
 from glacier_nb.checks.inputs import check_inputs, check_sets
 from glacier_nb.checks.steps import better_budget, budget, check_budget, check_norm_batches
@@ -232,4 +232,4 @@ def test_validation_that_changes(learner):
 def test_explained():
     groups = torch.tensor([[0, 0, 1, 1]])
     image = torch.tensor([[[1.0, 1.0, 2.0, 2.0]], [[1.0, 2.0, 1.0, 2.0]], [[1.0, 1.0, 1.0, 1.0]]])
-    np.testing.assert_allclose(explained(image, groups), [1, 0, np.nan])
+    np.testing.assert_allclose(explained_variance(image, groups), [1, 0, np.nan])

@@ -1,12 +1,13 @@
-"""Each fault in a healthy set-up: the diagnosis names its cause first."""
+"""Each fault in a correct set-up: the diagnosis names its cause first."""
 
 import shutil
 import time
 from dataclasses import replace
 
 import pytest
-from setups import FAULTS, setup
+from fault_setups import FAULTS, setup, shared_checks
 
+from glacier_nb.checks import diagnosis
 from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.training import check_names
 from glacier_nb.training.learner import Learner
@@ -15,16 +16,21 @@ ROWS: list[str] = []  # of the table
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory):
-    yield setup(tmp_path_factory.mktemp("healthy") / "demo")
+def correct():
+    "The config of a set-up without a fault."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diagnosis, "CHECKS", shared_checks())
+        yield setup()
     print("\n\nfault | cause | named first | severity | seconds", *ROWS, sep="\n")
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_is_named_first(fault, healthy, tmp_path):
-    shutil.copytree(healthy.data_dir, tmp_path / "demo")
-    made = fault.spoil(replace(healthy, data_dir=str(tmp_path / "demo")))
-    cfg, learner = (made.cfg, made) if isinstance(made, Learner) else (made, None)
+def test_fault_is_named_first(fault, correct, tmp_path):
+    cfg = correct
+    if fault.files:
+        cfg = replace(cfg, data_dir=str(shutil.copytree(correct.data_dir, tmp_path / "demo")))
+    changed = fault.spoil(cfg)
+    cfg, learner = (changed.cfg, changed) if isinstance(changed, Learner) else (changed, None)
     start = time.perf_counter()
     report = diagnose(cfg, learner=learner, live=fault.live)
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""diagnose_run.ipynb as papermill runs it, on a project folder of its own with tiny tiles."""
+"""diagnose_run.ipynb in a project folder with small tiles, by papermill and in this process."""
 
 import json
 import re
@@ -11,15 +11,15 @@ import papermill
 import pytest
 
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.jobs import read_parameters
 from glacier_nb.files.paths import write_text
 from glacier_nb.report.report import read_report
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    **{"encoder": "resnet18", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 2},
-    **{"n_folds": 3, "precision": "fp32"},
+    **{"encoder": "tu-mobilenetv3_small_050", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8},
+    **{"epochs": 2, "n_folds": 3, "precision": "fp32"},
 }
 
 
@@ -30,7 +30,8 @@ def project(tmp_path_factory):
     (root / "nbs").mkdir()
     shutil.copy(ROOT / "nbs/diagnose_run.ipynb", root / "nbs")
     shutil.copy(ROOT / "settings.ini", root)
-    make_demo(root / "data/demo", n_tiles=9, size=64, seed=3)
+    (root / "data").mkdir()
+    (root / "data/demo").symlink_to(cached_demo(9, 96, 3), target_is_directory=True)
     write_text(root / "tiny.yaml", "".join(f"{name}: {value}\n" for name, value in TINY.items()))
     return root
 
@@ -70,7 +71,7 @@ def test_parameter_file_gets_report_and_next_run(project):
 
 
 def executed(root: Path, monkeypatch, **parameters) -> dict:
-    "The notebook's cells in this process, which has the imports already; what they leave."
+    "Run the notebook's cells in this process; returns their variables."
     monkeypatch.chdir(root)
     space = {}
     for cell in nbformat.read(root / "nbs/diagnose_run.ipynb", 4).cells:
@@ -80,7 +81,7 @@ def executed(root: Path, monkeypatch, **parameters) -> dict:
     return space
 
 
-def test_run_keeps_its_diagnosis_in_its_folder(project, monkeypatch):
+def test_the_diagnosis_of_a_run_is_saved_in_its_folder(project, monkeypatch):
     folder = project / "outputs/cut"
     folder.mkdir(parents=True)
     write_text(folder / "config.json", json.dumps(asdict(TrainConfig(run="cut", **TINY))))
@@ -92,10 +93,10 @@ def test_run_keeps_its_diagnosis_in_its_folder(project, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"run": "cut", "parameters": "tiny.yaml"}, "run = 'cut' beside parameters or data_dir"),
-        ({"run": "cut", "data_dir": "data/demo"}, "run = 'cut' beside parameters or data_dir"),
-        ({"run": "nowhere"}, "has no run 'nowhere'"),
-        ({"parameters": "tin.yaml"}, "tin.yaml is not there, expected a parameter file"),
+        ({"run": "cut", "parameters": "tiny.yaml"}, "run = 'cut' together with parameters or data_dir"),
+        ({"run": "cut", "data_dir": "data/demo"}, "run = 'cut' together with parameters or data_dir"),
+        ({"run": "nowhere"}, "holds no run 'nowhere'"),
+        ({"parameters": "tin.yaml"}, "tin.yaml does not exist, expected a parameter file"),
         ({"rum": "cut"}, "unknown parameter 'rum': did you mean 'run'"),
     ],
 )

@@ -1,10 +1,11 @@
-"""Rerun iteration 4 with the causes that public code for this task contains, one by one and together.
+"""Repeat iteration 4 with faults that occur in public code for this task, one by one and together.
 
-python benchmarks/case.py            # all of them, on data/demo and data/competition
-python benchmarks/case.py flat_mcc   # one of them
+python benchmarks/failed_run.py            # all of them, on data/demo and data/competition
+python benchmarks/failed_run.py flat_mcc   # one of them
 
-Writes configs/case/record.json for nbs/studies/01_failed_run.ipynb; what is recorded already is not run
-again. Crops and tiles are cut down for two cores, optimizer steps are not: 30, as in the original.
+Writes configs/failed_run/record.json for nbs/studies/01_failed_run.ipynb; recorded runs are not repeated.
+Crops and tiles are smaller than in the original, to suit two cores; the number of optimizer steps is the
+same, 30.
 """
 
 import json
@@ -18,13 +19,13 @@ import numpy as np
 import yaml
 
 from glacier_nb.checks.faults import (
-    LeftoverMCC,
+    PooledMCC,
     augment_validation,
-    build_sides,
     clamp_labels,
-    random_sides,
+    random_split,
     replace_term,
     shuffle_labels,
+    unchecked_data,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.storage import run_stats, run_tiles
@@ -38,7 +39,7 @@ from glacier_nb.training.recipe import RunData, prepare_data, run_network
 
 SIZE = 256  # pixels of a tile that are used, from its middle
 LITE0 = {"encoder": "tu-tf_efficientnet_lite0", "weights_dir": "data/weights"}
-CAUSES = {  # parameters, and words for what `run` does
+CAUSES = {  # changed parameters, and switches of `run`
     "as_it_was": {},
     "labels_clamped": {"clamp": True},
     "flat_mcc": {"flat": True},
@@ -49,7 +50,7 @@ CAUSES = {  # parameters, and words for what `run` does
     "no_glcm": {"include_glcm": False},
     "clamped_flat_shared": {"clamp": True, "flat": True, "shared": True},
     "all_together": {"clamp": True, "flat": True, "shared": True, "shuffle": True},
-    "mended": {
+    "fixed": {
         **{"sampler": "pixel", "samples_per_epoch": 128, "batch_size": 16, "lr": 1e-3},
         **{"schedule": "linear_warmup", "warmup_epochs": 1.0},
     },
@@ -66,13 +67,13 @@ def middle(tile: Tile) -> Tile:
 
 def random_data(cfg: TrainConfig, tiles: list[Tile]) -> RunData:
     "Training and validation data drawn at random, as many as in the contiguous fold."
-    train, val = random_sides(tiles, len(split(tiles, cfg.fold, cfg.n_folds)[1]), cfg.seed)
+    train, val = random_split(tiles, len(split(tiles, cfg.fold, cfg.n_folds)[1]), cfg.seed)
     distance = partial(signed_distance, n_classes=len(tiles[0].classes))
-    return build_sides(train, val, run_stats(cfg, train), distance)
+    return unchecked_data(train, val, run_stats(cfg, train), distance)
 
 
 def short(numbers: Iterable[float]) -> list[float]:
-    "Numbers with four digits."
+    "Numbers rounded to four significant digits."
     return [float(f"{number:.4g}") for number in numbers]
 
 
@@ -89,7 +90,7 @@ def run(cause: str, data_dir: str) -> dict:
     data = random_data(cfg, tiles) if done["shared"] else prepare_data(cfg, tiles)
     learner = Learner(cfg, data, run_network(cfg, data)[0])
     if done["flat"]:
-        replace_term(learner, "mcc", LeftoverMCC())
+        replace_term(learner, "mcc", PooledMCC())
     if done["shared"]:
         augment_validation(learner, "photometric")
     start = time.perf_counter()
@@ -105,7 +106,7 @@ def run(cause: str, data_dir: str) -> dict:
 
 
 def main():
-    path = project_root() / "configs/case/record.json"
+    path = project_root() / "configs/failed_run/record.json"
     path.parent.mkdir(exist_ok=True)
     for cause in sys.argv[1:] or CAUSES:
         for tiles in ("demo", "competition"):
@@ -117,8 +118,8 @@ def main():
             record.setdefault(tiles, {})[cause] = found
             write_text(path, json.dumps(record) + "\n")
             mcc, loss = (np.array(found["curves"][name]) for name in ("mcc", "val_loss"))
-            text = f"MCC best {mcc.max():.3f}, last {mcc[-1]:.3f}; val loss {loss[0]:.2f} to {loss[-1]:.2f}"
-            print(f"{tiles} {cause}: {text}; {found['seconds']:.0f} s", flush=True)
+            result = f"MCC best {mcc.max():.3f}, last {mcc[-1]:.3f}; val loss {loss[0]:.2f} to {loss[-1]:.2f}"
+            print(f"{tiles} {cause}: {result}; {found['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
