@@ -17,7 +17,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from ..data.stats import DataError
 from ..landsat import IGNORE
-from ..parallel.ranks import Share, share_of
+from ..parallel.ranks import Shard, shard_of
 
 # %% ../../nbs/augment/00_geometry.ipynb #6173c36e
 def turn(
@@ -31,7 +31,7 @@ def turn(
 def dihedral(
     batch: dict[str, Tensor],  # each (B, ..., h, h)
     generator: torch.Generator,  # on the CPU
-    share: Share | None = None,  # which rows of a larger batch these are; None: all of it
+    shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
 ) -> dict[str, Tensor]:
     "Each crop in one of eight views, drawn uniformly. Raises `DataError` for crops that are not square."
     h, w = batch["image"].shape[-2:]
@@ -40,8 +40,8 @@ def dihedral(
             f"crops of {h} x {w} pixels cannot be turned by 90°: "
             "choose a square crop_size, or a policy without dihedral"
         )
-    share = share_of(len(batch["image"]), share)
-    views = share.take(torch.randint(8, (share.total,), generator=generator)).tolist()
+    shard = shard_of(len(batch["image"]), shard)
+    views = shard.take(torch.randint(8, (shard.total,), generator=generator)).tolist()
     return {
         name: torch.stack([turn(x, v) for x, v in zip(xs, views, strict=True)]) for name, xs in batch.items()
     }
@@ -122,10 +122,10 @@ class Warp:
         self,
         batch: dict[str, Tensor],  # image (B, C, h, w), label, valid (B, h, w), perhaps distance (B, K, h, w)
         generator: torch.Generator,  # on the CPU
-        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
+        shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with some of its crops warped."
-        field, zoom, chosen = self.draw(batch["label"].shape, generator, share)
+        field, zoom, chosen = self.draw(batch["label"].shape, generator, shard)
         field, crops = field.to(batch["image"].device), []
         for b, hit in enumerate(chosen):
             crop = {name: x[b] for name, x in batch.items()}
@@ -136,15 +136,15 @@ class Warp:
         self,
         shape: tuple[int, int, int],  # B, h, w
         generator: torch.Generator,  # on the CPU
-        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
+        shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> tuple[Tensor, list[float], list[bool]]:  # field (B, h, w, 2) in pixels, zoom and choice of each crop
         "Draw the warp of each crop."
         n, h, w = shape
-        share = share_of(n, share)
-        u = share.take(torch.rand((6, share.total), generator=generator) * 2 - 1, 1)
+        shard = shard_of(n, shard)
+        u = shard.take(torch.rand((6, shard.total), generator=generator) * 2 - 1, 1)
         zoom = self.zoom ** u[1]
         shift = u[3:5].T * self.shift * torch.tensor([w, h])
         field = affine_field(u[0] * self.degrees, zoom, u[2] * self.shear, shift, (h, w))
         nodes = [max(int(side / self.spacing), 1) + 1 for side in (h, w)]
-        bend = share.take(torch.randn((share.total, 2, *nodes), generator=generator) * self.bend)
+        bend = shard.take(torch.randn((shard.total, 2, *nodes), generator=generator) * self.bend)
         return field + bend_field(bend, (h, w)), zoom.tolist(), (u[5] < 2 * self.p - 1).tolist()

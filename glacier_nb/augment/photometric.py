@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .geometry import Warp, dihedral
 from ..data.stats import DataError
-from ..parallel.ranks import Share, share_of
+from ..parallel.ranks import Shard, shard_of
 
 # %% ../../nbs/augment/01_photometric.ipynb #3e63c5fd
 def batch_generator(
@@ -47,12 +47,12 @@ class Photometric:
         self,
         batch: dict[str, Tensor],  # image (B, C, h, w), valid (B, h, w), ...
         generator: torch.Generator,  # on the CPU
-        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
+        shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with gains and offsets; only the image changes."
-        x, share = batch["image"], share_of(len(batch["image"]), share)
-        draw = torch.rand((2, share.total, x.shape[1], 1, 1), generator=generator).mul(2).sub(1)
-        draw = share.take(draw, 1).to(x.device, x.dtype)
+        x, shard = batch["image"], shard_of(len(batch["image"]), shard)
+        draw = torch.rand((2, shard.total, x.shape[1], 1, 1), generator=generator).mul(2).sub(1)
+        draw = shard.take(draw, 1).to(x.device, x.dtype)
         lit = x * (1 + self.gain * draw[0]) + self.offset * draw[1]
         return batch | {"image": torch.where(batch["valid"][:, None], lit, x)}
 
@@ -71,12 +71,12 @@ class Noise:
         self,
         batch: dict[str, Tensor],  # image (B, C, h, w), valid (B, h, w), ...
         generator: torch.Generator,  # on the CPU
-        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
+        shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with noise; only the image changes."
-        x, share = batch["image"], share_of(len(batch["image"]), share)
-        strength = share.take(self.std * torch.rand((share.total, 1, 1, 1), generator=generator))
-        noise = share.take(torch.randn((share.total, *x.shape[1:]), generator=generator))
+        x, shard = batch["image"], shard_of(len(batch["image"]), shard)
+        strength = shard.take(self.std * torch.rand((shard.total, 1, 1, 1), generator=generator))
+        noise = shard.take(torch.randn((shard.total, *x.shape[1:]), generator=generator))
         noise = (strength * noise).to(x.device, x.dtype)
         return batch | {"image": torch.where(batch["valid"][:, None], x + noise, x)}
 
@@ -85,7 +85,7 @@ class Noise:
 class BandDropout:
     "One channel of some crops set to the neutral 0."
 
-    p: float = 0.2  # share of the crops that lose a channel, drawn uniformly
+    p: float = 0.2  # shard of the crops that lose a channel, drawn uniformly
 
     def __post_init__(self):
         if not 0 <= self.p <= 1:
@@ -95,13 +95,13 @@ class BandDropout:
         self,
         batch: dict[str, Tensor],  # image (B, C, h, w), ...
         generator: torch.Generator,  # on the CPU
-        share: Share | None = None,  # which rows of a larger batch these are; None: all of it
+        shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with dropped channels; only the image changes."
-        x, share = batch["image"], share_of(len(batch["image"]), share)
-        channel = torch.randint(x.shape[1], (share.total, 1), generator=generator)
-        lose = torch.rand((share.total, 1), generator=generator) < self.p
-        lost = share.take((channel == torch.arange(x.shape[1])) & lose)
+        x, shard = batch["image"], shard_of(len(batch["image"]), shard)
+        channel = torch.randint(x.shape[1], (shard.total, 1), generator=generator)
+        lose = torch.rand((shard.total, 1), generator=generator) < self.p
+        lost = shard.take((channel == torch.arange(x.shape[1])) & lose)
         return batch | {"image": x.masked_fill(lost[:, :, None, None].to(x.device), 0)}
 
 # %% ../../nbs/augment/01_photometric.ipynb #7dfcb04f
@@ -120,16 +120,16 @@ def make_augment(
     name: str,  # a key of `POLICIES`
     seed: int = 0,  # of the run
 ) -> Callable[
-    [dict[str, Tensor], int, int, Share | None], dict[str, Tensor]
-]:  # (batch, epoch, number of the batch, share=None) -> batch
+    [dict[str, Tensor], int, int, Shard | None], dict[str, Tensor]
+]:  # (batch, epoch, number of the batch, shard=None) -> batch
     "The augmentation of this name."
     if name not in POLICIES:
         raise DataError(f"augment {name!r} is unknown: expected {', '.join(POLICIES)}")
 
-    def augment(batch, epoch, number, share=None):
+    def augment(batch, epoch, number, shard=None):
         generator = batch_generator(seed, epoch, number)
         for step in POLICIES[name]:
-            batch = step(batch, generator, share)
+            batch = step(batch, generator, shard)
         return batch
 
     return augment

@@ -27,7 +27,7 @@ from ..parallel.device import pick_device
 from ..tiles.read import Tile
 from ..tiles.splits import LeakageError
 from ..training.checkpoints import read_checkpoint
-from ..training.precision import pick_precision
+from ..training.precision import pick_dtype
 
 # %% ../../nbs/prediction/01_members.ipynb #4bdc6dfb
 class PredictError(ValueError):
@@ -169,7 +169,7 @@ def load_member(
     device = pick_device(devices)
     model = model.eval().to(device, memory_format=torch.channels_last)
     return Member(
-        path, model, cfg, stats, classes, codes, device, pick_precision(precision or cfg.precision, device)
+        path, model, cfg, stats, classes, codes, device, pick_dtype(precision or cfg.precision, device)
     )
 
 # %% ../../nbs/prediction/01_members.ipynb #255f8911

@@ -13,12 +13,12 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.training import precision as module
 from glacier_nb.training.precision import (
     Precision,
-    precision_candidates,
+    choose_precision,
     fastest,
     measure_precision,
     native_dtypes,
-    choose_precision,
     pick_dtype,
+    precision_candidates,
 )
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
