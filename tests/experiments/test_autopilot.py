@@ -213,7 +213,7 @@ def test_invalid_starts_folders_and_budgets(world):
             Budget(**bad)
     world.fly(target=0.7)
     world.put(world.root / "other.yaml", {"lr": 0.5})
-    with pytest.raises(RunError, match=r"has another start: .*lr \(there 0.001, asked 0.5\)"):
+    with pytest.raises(RunError, match=r"has another start: .*lr \(saved 0.001, requested 0.5\)"):
         world.fly("other.yaml")
     with run_lock(world.root / "outputs/a"), pytest.raises(LockError, match="is in use"):
         world.fly(target=0.7)
