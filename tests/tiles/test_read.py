@@ -303,7 +303,7 @@ def test_no_such_folder(folder):
 def test_no_bands(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     refusal("no bands", "Band1 ... Band5", folder=tmp_path / "empty")
-    refusal("no bands", f"name {folder} as the tile folder", folder=tmp_path)
+    refusal("no bands", f"use {folder} as the tile folder", folder=tmp_path)
     for path in folder.glob("Band*/*"):
         path.unlink()
     refusal("no .tif or .tiff file in Band1/", folder=folder)
