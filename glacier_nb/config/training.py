@@ -211,7 +211,7 @@ def _check_run(cfg) -> None:
     )
     _raise_if(
         any(s in cfg.run for s in ("/", "\\")) or cfg.run.startswith("."),
-        f"run = {cfg.run!r} is not allowed: expected a folder name, which is made under outputs/",
+        f"run = {cfg.run!r} is not allowed: expected a plain folder name under outputs/",
     )
     _raise_if(
         isinstance(cfg.devices, str) and cfg.devices not in ("auto", "cpu", "cuda"),

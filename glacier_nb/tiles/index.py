@@ -70,7 +70,7 @@ def _band_folders(
         folder,
         listing([p.name + "/" for p in [*images, *single]]) if images or single else "no bands",
         f"Band1 ... Band{len(BANDS)} ({', '.join(BANDS)}), one file a tile in each, or images/ alone",
-        f"name {inside[0]} as the tile folder" if inside else "arrange and name the folders like this",
+        f"use {inside[0]} as the tile folder" if inside else "arrange and name the folders like this",
     )
 
 

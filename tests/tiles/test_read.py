@@ -67,6 +67,12 @@ def original(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def original_tiles(original):
+    """What that folder holds."""
+    return read_tiles(original)
+
+
 @pytest.fixture
 def folder(original, tmp_path):
     """A copy of the valid folder, to be changed."""
@@ -175,12 +181,11 @@ def clutter(folder):
 
 
 @pytest.mark.parametrize("change", [plain_names, multi_band, lower_case, clutter])
-def test_same_tiles_in_other_layouts(folder, change):
-    before = read_tiles(folder)
+def test_same_tiles_in_other_layouts(folder, original_tiles, change):
     change(folder)
     after = read_tiles(folder)
-    assert len(before) == len(after) == 3
-    for a, b in zip(before, after, strict=True):
+    assert len(original_tiles) == len(after) == 3
+    for a, b in zip(original_tiles, after, strict=True):
         np.testing.assert_array_equal(a.bands, b.bands)
         np.testing.assert_array_equal(a.valid, b.valid)
         np.testing.assert_array_equal(a.label, b.label)
@@ -303,7 +308,7 @@ def test_no_such_folder(folder):
 def test_no_bands(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     refusal("no bands", "Band1 ... Band5", folder=tmp_path / "empty")
-    refusal("no bands", f"name {folder} as the tile folder", folder=tmp_path)
+    refusal("no bands", f"use {folder} as the tile folder", folder=tmp_path)
     for path in folder.glob("Band*/*"):
         path.unlink()
     refusal("no .tif or .tiff file in Band1/", folder=folder)
@@ -491,12 +496,11 @@ def recode(*codes):
     ],
 )
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_codes(folder, disk, classes, inside, dtype):
-    before = read_tiles(folder)
+def test_codes(folder, original_tiles, disk, classes, inside, dtype):
     set_labels(folder, recode(*disk), dtype=dtype)
     tiles = read_tiles(folder, classes)
     two = classes == "binary" or (classes == "auto" and disk in ((0, 255, 255, 0), (0, 1, 1, 0)))
-    for a, b in zip(before, tiles, strict=True):
+    for a, b in zip(original_tiles, tiles, strict=True):
         np.testing.assert_array_equal(np.array(inside)[a.label], b.label)
         assert b.classes == (BINARY_CLASSES if two else CLASSES)
 
