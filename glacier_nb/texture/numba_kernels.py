@@ -292,9 +292,8 @@ def glcm_part(
                 if needs_histogram:
                     histogram_sums(ring, wide, lookup.gain, place, histograms)
                     add_histogram_features(windows[0], histograms, lookup.log2n, width, rows)
-                update_columns(
-                    pair_row(levels, row, left, n, dr, dc), -1, lookup.homogeneity, sums[a], homogeneity[a]
-                )
+                pairs = pair_row(levels, row, left, n, dr, dc)
+                update_columns(pairs, -1, lookup.homogeneity, sums[a], homogeneity[a])
         if row >= top:
             centre = levels[row + half, left + half : right + half]
             angle_means(rows, 0.25 * most, centre, wanted, out, row, left)

@@ -1,5 +1,7 @@
 """Geometry: exact turns, warps as in torchvision, labels that stay with their pixels, nodata."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -205,9 +207,16 @@ def test_all_invalid_stays_all_invalid(batch):
     assert (out["distance"] == 0).all()
 
 
+@cache
+def large_scene(size):
+    "Four scenes, made once; they are only read."
+    return scene(4, size)
+
+
 def distance_errors(field, zoom, size=192, rim=40):
     "Errors in pixels of moved distances against recomputed ones, away from the rim; and the recomputed ones."
-    moved = [resample(one(scene(4, size), b), field, zoom) for b in range(4)]
+    whole = large_scene(size)
+    moved = [resample(one(whole, b), field, zoom) for b in range(4)]
     errors, fresh = [], []
     for out in moved:
         again = torch.from_numpy(signed_distance(out["label"].numpy(), 4, valid=out["valid"].numpy()))

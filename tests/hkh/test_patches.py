@@ -383,7 +383,7 @@ def run_cells(path, **parameters):
 def test_training_starts_from_pretraining(project, monkeypatch):
     monkeypatch.chdir(project)
     given = {"init_from": "outputs/hkh/best.pt", "run": "started", "checks": "off"}
-    run_cells(project / "nbs/train.ipynb", **TINY, **given, data_dir=str(cached_demo()))
+    run_cells(project / "nbs/train.ipynb", **TINY, **given, data_dir=str(cached_demo(4, 64, 3)))
     assert json.loads((project / "outputs/started/metrics.json").read_text())["parameters"]["init_from"]
 
 
@@ -391,7 +391,7 @@ def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
     cfg = TrainConfig(**TINY | {"init_from": "outputs/hkh/best.pt"})
     learner = make_learner(
-        cfg, prepare_data(cfg, read_tiles(cached_demo())), tmp_path / "run", progress=False
+        cfg, prepare_data(cfg, read_tiles(cached_demo(4, 64, 3))), tmp_path / "run", progress=False
     )
     stored = read_checkpoint(project / "outputs/hkh/best.pt")["weights"]
     for name, tensor in learner.model.state_dict().items():
