@@ -91,7 +91,7 @@ def shared_checks() -> tuple[diagnosis.Check, ...]:
 
 @dataclass(frozen=True)
 class Fault:
-    "What is done to a healthy set-up."
+    "A fault for a correct set-up."
 
     name: str
     cause: str  # that the diagnosis has to name first
