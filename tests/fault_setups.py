@@ -64,7 +64,7 @@ def loss_content(learner: Learner) -> tuple:
     "A key that differs when anything differs that the check of the loss uses."
     pixels = sum(class_counts(tile) for tile in learner.data.train_tiles)
     shape = batch_shape(learner.cfg, learner.data.train)
-    return pickle.dumps(learner.loss), pixels.tolist(), learner.data.classes, tuple(shape)
+    return pickle.dumps(learner.loss), tuple(pixels.tolist()), tuple(learner.data.classes), tuple(shape)
 
 
 KEYS = {"tiles": lambda s: (s.cfg.data_dir, s.cfg.classes, content(s.tiles))}
@@ -92,7 +92,7 @@ def shared_checks() -> tuple[diagnosis.Check, ...]:
 
 @dataclass(frozen=True)
 class Fault:
-    "What is done to a healthy set-up."
+    "A fault for a correct set-up."
 
     name: str
     cause: str  # that the diagnosis has to name first

@@ -278,7 +278,7 @@ def _overfitting(table: pd.DataFrame, p: dict) -> Finding | None:
     )
     change = _proposal(p, augment=policy, ema=p["ema"] or 0.99)
     fix = "Choose a stronger augment policy and average the weights (ema); more tiles help most."
-    picture = _losses(table, "The losses diverge", {"turning point": f["turn"]})
+    picture = _losses(table, "The validation loss rises", {"turning point": f["turn"]})
     return Finding("overfitting", "warning", evidence, fix, f, change, picture)
 
 

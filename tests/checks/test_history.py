@@ -48,7 +48,7 @@ def parameters(name: str) -> dict:
 
 
 def history(seed: int = 0, **columns) -> list[dict]:
-    "30 records of a healthy run with noise, some columns replaced."
+    "30 records of a run without a fault, with noise; some columns replaced."
     rng = np.random.default_rng(seed)
     found = {"train_loss": 0.7 - 0.4 * RISE, "val_loss": 0.8 - 0.4 * RISE, "mcc_valid": 0.7 * RISE}
     found = {k: v + rng.normal(0, 0.004, 30) for k, v in found.items()} | columns
