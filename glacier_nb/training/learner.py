@@ -309,9 +309,7 @@ def batch_loss(
 @patch
 def _finite(self: Learner, values: dict[str, Tensor], lr: float) -> dict[str, float]:
     "The loss and its terms as numbers; raises TrainingError when the loss is not finite."
-    numbers = torch.stack(
-        [v.detach().float() for v in values.values()]
-    ).tolist()  # one synchronisation with the device
+    numbers = torch.stack([v.detach().float() for v in values.values()]).tolist()  # one device sync
     found = dict(zip(values, numbers, strict=True))
     if math.isfinite(found["train_loss"]):
         return found
