@@ -19,16 +19,24 @@ def pytest_addoption(parser):
 def group_of(nodeid: str) -> str:
     "What runs as a whole on one worker: a notebook or a test file."
     file, _, name = nodeid.partition("::")
-    return name.partition("@")[0] if name.startswith("test_notebook[") else file
+    return name if name.startswith("test_notebook[") else file
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     "The slowest group first, so that no core is idle at the end."
     seconds = json.loads(SECONDS.read_text())
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item.nodeid)))
     items.sort(key=lambda item: -seconds.get(group_of(item.nodeid), 1))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    "Workers take whole groups, in the order of the items."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return GroupScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter, config):

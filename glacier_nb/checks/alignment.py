@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_TILES', 'MAX_SIDE', 'SYMMETRIES', 'RIDGE', 'MIN_COMMON', 'LEAST_GAIN', 'SHIFT_GAIN', 'SHIFT_PIXELS', 'LEAST_Z',
-           'LEAST_AGREEMENT', 'LONE_GAIN', 'LONE_OWN', 'LONE_SIDE', 'View', 'views', 'grams', 'ridge_weights',
+           'LEAST_AGREEMENT', 'LONE_GAIN', 'LONE_OWN', 'LONE_SIDE', 'ReducedTile', 'views', 'grams', 'ridge_weights',
            'shifted_moments', 'agreement', 'transformed_label', 'search_shifts', 'Registration', 'shifted_label',
            'pair_agreement', 'assign_labels', 'register', 'registration_table', 'tile_table', 'pooled',
            'check_registration']
@@ -30,7 +30,7 @@ MAX_SIDE = 256  # pixels after averaging: glaciers are wider than two pixels
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class ReducedTile:
     "A tile at reduced size: what its bands show, and its label."
 
     id: str  # of the tile
@@ -71,7 +71,7 @@ def _features(x, valid):
 def views(
     tiles: Sequence[Tile | LazyTile],  # labelled tiles of any sizes
     most: int = MAX_TILES,  # number of tiles, evenly spaced
-) -> list[View]:  # without tiles that have fewer than 100 valid pixels or one class only
+) -> list[ReducedTile]:  # without tiles that have fewer than 100 valid pixels or one class only
     "Features and labels of some tiles at reduced size."
     tiles = [t for t in sorted(tiles, key=lambda t: t.id) if labelled(t)]
     at = np.unique(np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(int))
@@ -84,7 +84,7 @@ def views(
     centre = np.mean([p.mean(1) for p in pixels], axis=0)[:, None]
     scale = np.sqrt(np.mean([((p - centre) ** 2).mean(1) for p in pixels], axis=0))[:, None] + 1e-6
     return [
-        View(i, _features((b - centre[..., None]) / scale[..., None], v), v.astype(np.float32), ice, known)
+        ReducedTile(i, _features((b - centre[..., None]) / scale[..., None], v), v.astype(np.float32), ice, known)
         for i, b, v, ice, known in small
     ]
 
@@ -105,7 +105,7 @@ RIDGE = 0.01  # of the mean squares of a feature
 
 
 def grams(
-    seen: Sequence[View],  # n views
+    seen: Sequence[ReducedTile],  # n views
 ) -> np.ndarray:  # (n, F, F)
     "Products of the features of each view."
     flat = [v.features.reshape(len(v.features), -1) for v in seen]
@@ -113,7 +113,7 @@ def grams(
 
 
 def ridge_weights(
-    seen: Sequence[View],  # n views, at least two
+    seen: Sequence[ReducedTile],  # n views, at least two
     gram: np.ndarray,  # (n, F, F) of `grams`
     labels: Sequence[np.ndarray],  # (h, w) of each, after the symmetry
 ) -> np.ndarray:  # (n, F)
@@ -131,7 +131,7 @@ def ridge_weights(
 
 # %% ../../nbs/checks/02_alignment.ipynb #8473c5e8
 def shifted_moments(
-    view: View,  # its image is not moved
+    view: ReducedTile,  # its image is not moved
     evidence: np.ndarray,  # (h, w) float32
     labels: Sequence[tuple[np.ndarray, np.ndarray]],  # label and known (h, w) each, moved together
     reach: int,  # pixels of the view
@@ -167,7 +167,7 @@ def agreement(
 
 # %% ../../nbs/checks/02_alignment.ipynb #915d7442
 def transformed_label(
-    view: View,  # any view
+    view: ReducedTile,  # any view
     name: str,  # of `SYMMETRIES`
 ) -> tuple[np.ndarray, np.ndarray]:  # (h, w) label and (h, w) known
     "The label of a view after a symmetry."
@@ -175,7 +175,7 @@ def transformed_label(
 
 
 def search_shifts(
-    seen: Sequence[View],  # n views
+    seen: Sequence[ReducedTile],  # n views
     w: np.ndarray,  # (n, F) of `ridge_weights`
     names: Sequence[str],  # symmetries to try
     reach: int,  # pixels of the views
@@ -192,7 +192,7 @@ def search_shifts(
 class Registration:
     "Where the labels of some tiles fit best."
 
-    seen: list[View]  # n views
+    seen: list[ReducedTile]  # n views
     k: int  # tile pixels per view pixel, on a side
     names: list[str]  # symmetries tried
     moments: np.ndarray  # (n, symmetries, 3, S, S), shifts of -reach ... reach
@@ -223,7 +223,7 @@ def shifted_label(
 def _halved(view):
     "A view at half its size, for the first search."
     valid = (_mean(view.valid, 2) > 0.5).astype(np.float32)
-    return View(view.id, _mean(view.features, 2) * valid, valid, _mean(view.ice, 2), _mean(view.known, 2))
+    return ReducedTile(view.id, _mean(view.features, 2) * valid, valid, _mean(view.ice, 2), _mean(view.known, 2))
 
 
 def _best_common(seen, names, reach):
@@ -240,7 +240,7 @@ def _best_common(seen, names, reach):
 
 # %% ../../nbs/checks/02_alignment.ipynb #792a31f9
 def pair_agreement(
-    seen: Sequence[View],  # n views of one size
+    seen: Sequence[ReducedTile],  # n views of one size
     w: np.ndarray,  # (n, F) of `ridge_weights`
 ) -> np.ndarray:  # (n, n)
     "Correlation of the evidence of each image (row) with each label (column)."
@@ -269,7 +269,7 @@ def _alone(seen, gram):
 
 
 def assign_labels(
-    seen: Sequence[View],  # n views of one size
+    seen: Sequence[ReducedTile],  # n views of one size
     gram: np.ndarray,  # (n, F, F) of `grams`
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, n) agreement, (n,) label of each image
     "Assign labels to images without trusting any: alternate between assignment and weights."

@@ -259,3 +259,5 @@ def test_the_bar_shows_run_score_best_and_time(world, monkeypatch):
     world.run = run
     world.fly(target=0.85, minutes=60, progress=True)
     assert shown == ["a-01-fix MCC 0.123, 60 min left", "a-02-longer MCC 0.123, best 0.750, 60 min left"]
+    monkeypatch.setattr("glacier_nb.experiments.autopilot.progress_bar", lambda **_: pytest.fail("a bar"))
+    world.fly(target=0.85, minutes=60, progress=False)

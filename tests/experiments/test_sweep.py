@@ -182,6 +182,8 @@ def test_exit_status_and_output_of_the_command(project, capsys):
     err = capsys.readouterr().err
     assert "typo.yaml: unknown parameter 'epoch': did you mean 'epochs'?" in err
     assert not (project / "outputs/good").exists()
+    process = command(project, "good.yaml", "typo.yaml")
+    assert process.wait(120) == 2
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -1,5 +1,6 @@
 """train.ipynb as papermill and JupyterLab run it, on a project folder of its own with tiny tiles."""
 
+import html
 import json
 import os
 import shutil
@@ -131,7 +132,9 @@ def test_the_checks_before_a_run_are_shown_and_saved(project, second):
     fatal = {f["cause"] for f in found["findings"] if f["severity"] == "fatal"}
     assert "starved" in fatal
     assert found["verdict"] in (folder / "diagnosis.md").read_text()
-    assert [value.verdict for value in second if isinstance(value, Report)] == [found["verdict"]]
+    (report,) = [value for value in second if isinstance(value, Report)]
+    assert report.verdict == found["verdict"]
+    assert html.escape(found["verdict"]) in report._repr_html_()
 
 
 def test_a_starved_run_does_not_start(project, capsys):
