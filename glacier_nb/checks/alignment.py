@@ -84,7 +84,9 @@ def views(
     centre = np.mean([p.mean(1) for p in pixels], axis=0)[:, None]
     scale = np.sqrt(np.mean([((p - centre) ** 2).mean(1) for p in pixels], axis=0))[:, None] + 1e-6
     return [
-        ReducedTile(i, _features((b - centre[..., None]) / scale[..., None], v), v.astype(np.float32), ice, known)
+        ReducedTile(
+            i, _features((b - centre[..., None]) / scale[..., None], v), v.astype(np.float32), ice, known
+        )
         for i, b, v, ice, known in small
     ]
 
@@ -223,7 +225,9 @@ def shifted_label(
 def _halved(view):
     "A view at half its size, for the first search."
     valid = (_mean(view.valid, 2) > 0.5).astype(np.float32)
-    return ReducedTile(view.id, _mean(view.features, 2) * valid, valid, _mean(view.ice, 2), _mean(view.known, 2))
+    return ReducedTile(
+        view.id, _mean(view.features, 2) * valid, valid, _mean(view.ice, 2), _mean(view.known, 2)
+    )
 
 
 def _best_common(seen, names, reach):

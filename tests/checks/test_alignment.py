@@ -7,7 +7,7 @@ import pytest
 
 from glacier_nb.checks.alignment import (
     SYMMETRIES,
-    View,
+    ReducedTile,
     agreement,
     check_registration,
     pooled,
@@ -76,7 +76,7 @@ def test_moments_equal_numpy():
     rng = np.random.default_rng(0)
     valid = (rng.random((20, 24)) > 0.2).astype(np.float32)
     e, label = (rng.random((20, 24)).astype(np.float32) for _ in range(2))
-    view, known = View("a", e[None], valid, label, np.ones_like(valid)), np.ones_like(valid)
+    view, known = ReducedTile("a", e[None], valid, label, np.ones_like(valid)), np.ones_like(valid)
     a = agreement(shifted_moments(view, e, [(label, known)], 5))[0]
     inside = (valid * shifted_label(known, -3, 4)) > 0
     expected = np.corrcoef(e[inside], shifted_label(label, -3, 4)[inside])[0, 1]
