@@ -42,8 +42,9 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("write_seconds"):
         seconds = Counter()
-        for report in terminalreporter.getreports("passed"):
-            seconds[group_of(report.nodeid)] += report.duration
+        for phase in ("passed", ""):  # calls; set-ups and clean-ups
+            for report in terminalreporter.getreports(phase):
+                seconds[group_of(report.nodeid)] += getattr(report, "duration", 0)
         slow = {group: round(value) for group, value in seconds.most_common() if value >= 1}
         SECONDS.write_text(json.dumps(slow, indent=1) + "\n")
 

@@ -15,7 +15,6 @@ from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
-from scipy.stats import linregress, t
 
 from ..config.fields import ConfigError
 from ..config.training import TrainConfig
@@ -305,6 +304,8 @@ def last_slope(
     table: pd.DataFrame,  # from `history_table`
 ) -> dict[str, float]:  # slope, low, high: MCC per epoch; epochs: how many were fitted; gain: slope * epochs
     "Slope of the score over the last third, with its 95 % interval; empty below 5 epochs."
+    from scipy.stats import linregress, t  # half a second to import, in each process that trains
+
     score = table["score"][np.isfinite(table["score"])]
     n = max(5, len(score) // 3)
     if len(score) < n:
