@@ -8,16 +8,19 @@ __all__ = ['BaselineError', 'valid_mask_prediction', 'ndsi', 'ndsi_prediction', 
 
 # %% ../../nbs/metrics/01_baseline.ipynb #047d74d1
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from ..landsat import IGNORE, SR_OFFSET, SR_SCALE
 from .scores import mcc, mcc_defined, tile_confusion
 from ..tiles.read import Tile
 from ..tiles.splits import split
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
 # %% ../../nbs/metrics/01_baseline.ipynb #5341ff07
 class BaselineError(ValueError):
@@ -120,8 +123,10 @@ def fit_pixels(
     sample_weight: np.ndarray,  # (n,) number of pixels that each represents
     balance: float = 0.5,  # a class weighs share^-balance; 0: unweighted, 1: all classes the same
     seed: int = 0,  # of the classifier
-) -> HistGradientBoostingClassifier:
+) -> "HistGradientBoostingClassifier":
     "Boosted trees on single pixels (Friedman, 2001). Raises `BaselineError` for a single class."
+    from sklearn.ensemble import HistGradientBoostingClassifier  # half a second, in each process that trains
+
     if not 0 <= balance <= 1:
         raise BaselineError(f"balance = {balance}: expected 0 to 1")
     share = np.bincount(y, sample_weight) / sample_weight.sum()
@@ -136,7 +141,7 @@ def fit_pixels(
 
 # %% ../../nbs/metrics/01_baseline.ipynb #cc7111ef
 def predict_pixels(
-    model: HistGradientBoostingClassifier,  # of `fit_pixels`
+    model: "HistGradientBoostingClassifier",  # of `fit_pixels`
     tile: Tile,  # any tile
 ) -> np.ndarray:  # (H, W) uint8 class index, 0 where a band is nodata
     "The class predicted for every pixel from its five bands."
