@@ -4,11 +4,13 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+sys.modules.setdefault("rfc3987_syntax", None)  # see `quick_imports`
 SECONDS = Path(__file__).with_name("seconds.json")  # of each group of tests, see `group_of`
 
 
@@ -60,10 +62,10 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_papermill(tmp_path_factory):
-    "Processes skip a parser of URLs that papermill never uses and that takes half of its start to import."
+def quick_imports(tmp_path_factory):
+    "Processes skip a parser of URLs, optional for nbformat, that takes seconds to import."
     folder = tmp_path_factory.mktemp("stubs")
-    (folder / "rfc3987_syntax.py").write_text("raise ImportError\n")  # optional for jsonschema
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield
