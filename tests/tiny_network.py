@@ -13,11 +13,7 @@ class TinyUNet(nn.Module):
 
     def __init__(self, channels: int, classes: int):
         super().__init__()
-        self.down, self.bottom, self.up = (
-            _block(channels, 8, norm=True),
-            _block(8, 8),
-            _block(16, 8, norm=True),
-        )
+        self.down, self.bottom, self.up = _block(channels, 8), _block(8, 8), _block(16, 8)
         self.segmentation_head = nn.Sequential(nn.Conv2d(8, classes, 1))
 
     def forward(self, x: Tensor) -> Tensor:
