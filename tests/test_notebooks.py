@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import signal
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
-SKIPPED = ["slow", "cuda", "multigpu"]  # flags of cells, see tst_flags in pyproject.toml
+SKIPPED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"].split()
 
 _SERVER = multiprocessing.get_context("forkserver")  # see `fork_server` in conftest.py
 

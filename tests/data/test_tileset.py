@@ -7,28 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from affine import Affine
+from made_up import noise_tile
 
 from glacier_nb.data.stats import BandStats, DataError, fit_stats, normalise
 from glacier_nb.data.tileset import TileSet, crop_array, reflect_index
 from glacier_nb.files.arrays import DiskArray
-from glacier_nb.landsat import BANDS, CLASSES, IGNORE
+from glacier_nb.landsat import BANDS, IGNORE
 from glacier_nb.texture.channels import GlcmConfig, glcm_channels
-from glacier_nb.tiles.read import Tile
-
-
-def make_tile(name="00_00", seed=0, shape=(40, 56), nodata=0.2, classes=CLASSES):
-    "A tile of noise with holes."
-    rng = np.random.default_rng(seed)
-    valid = rng.random(shape) > nodata
-    bands = rng.normal(20000, 4000, (5, *shape)).astype(np.float32) * valid
-    label = rng.integers(0, len(classes), shape).astype(np.uint8)
-    return Tile(name, bands, valid, label, None, Affine.identity(), classes)
 
 
 @pytest.fixture
 def tiles():
-    return [make_tile(f"00_{k:02}", seed=k) for k in range(4)]
+    return [noise_tile(f"00_{k:02}", seed=k) for k in range(4)]
 
 
 def distance(label):
@@ -183,7 +173,7 @@ def test_tiles_without_a_label_are_ignored_everywhere(tiles):
 
 
 def test_memory_mapped_equals_memory(tiles, tmp_path):
-    tiles[1] = make_tile("00_01", seed=9, shape=(33, 70))  # sizes may differ
+    tiles[1] = noise_tile("00_01", seed=9, shape=(33, 70))  # sizes may differ
     stats = fit_stats(tiles)
     memory, mapped = (TileSet.build(iter(tiles), stats, distance, c) for c in (None, tmp_path))
     assert isinstance(mapped.images[0], DiskArray)
@@ -232,11 +222,11 @@ def test_a_write_that_fails_leaves_nothing_behind(tiles, tmp_path, monkeypatch):
 
 
 def test_a_set_larger_than_memory_streams(tmp_path):
-    stats = fit_stats([make_tile(shape=(128, 128))])
-    TileSet.build([make_tile("warm", shape=(128, 128))], stats, None, tmp_path)
+    stats = fit_stats([noise_tile(shape=(128, 128))])
+    TileSet.build([noise_tile("warm", shape=(128, 128))], stats, None, tmp_path)
     tracemalloc.start()
     tileset = TileSet.build(
-        (make_tile(f"00_{k:02}", k, (128, 128)) for k in range(30)), stats, None, tmp_path
+        (noise_tile(f"00_{k:02}", k, (128, 128)) for k in range(30)), stats, None, tmp_path
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -250,4 +240,4 @@ def test_wrong_sets_are_refused(tiles):
     with pytest.raises(DataError, match="given twice: 00_02"):
         TileSet.build([*tiles, tiles[2]], stats)
     with pytest.raises(DataError, match="different classes"):
-        TileSet.build([*tiles, make_tile("09_09", classes=("background", "glacier"))], stats)
+        TileSet.build([*tiles, noise_tile("09_09", classes=("background", "glacier"))], stats)

@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from made_up import random_confusions
 
 from glacier_nb.checks.scores import paired
 from glacier_nb.metrics.scores import bootstrap_mcc, mcc
@@ -12,21 +13,13 @@ from glacier_nb.prediction.evaluate import paired_gain
 from glacier_nb.runs.compare import compare_runs
 
 
-def stack(tiles: int, classes: int = 3, seed: int = 0) -> np.ndarray:
-    "Random confusion matrices whose rows sum to 100."
-    rng = np.random.default_rng(seed)
-    return np.stack(
-        [rng.multinomial(100, rng.dirichlet([4, *[1] * (classes - 1)]), classes) for _ in range(tiles)]
-    )
-
-
 def metrics(cms: np.ndarray) -> dict:
     "The part of metrics.json that comparisons read."
     return {"tile_confusions": {f"t{i:02}": {"all": m.tolist()} for i, m in enumerate(cms)}}
 
 
 def test_permutation_p_is_the_share_of_all_swaps():
-    a, b = stack(6, seed=1), stack(6, seed=2)
+    a, b = random_confusions(6, seed=1), random_confusions(6, seed=2)
     found = abs(mcc(a.sum(0)) - mcc(b.sum(0)))
     changes = []
     for swap in product([0, 1], repeat=6):
@@ -39,7 +32,7 @@ def test_permutation_p_is_the_share_of_all_swaps():
 
 
 def test_random_swaps_are_close_to_all_swaps():
-    a, b = stack(10, seed=3), stack(10, seed=4)
+    a, b = random_confusions(10, seed=3), random_confusions(10, seed=4)
     assert abs(paired_permutation_p(a, b, n=1023) - paired_permutation_p(a, b, n=1024)) < 0.05
 
 
@@ -59,7 +52,7 @@ def test_holm_is_its_definition():
 
 @pytest.mark.parametrize("tiles", [1, 2, 12])
 def test_every_user_of_the_paired_bootstrap_agrees_with_it_to_the_bit(tiles):
-    a, b = stack(tiles, seed=5), stack(tiles, seed=6)
+    a, b = random_confusions(tiles, seed=5), random_confusions(tiles, seed=6)
     if mcc(a.sum(0)) < mcc(b.sum(0)):
         a, b = b, a
     found = np.array(paired_bootstrap(a, b, n=500, seed=3))

@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
+from made_up import random_confusions
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
@@ -25,14 +26,6 @@ from glacier_nb.training.recipe import prepare_data, run_schedule
 ROOT = Path(__file__).parents[2]
 
 
-def stack(tiles: int, classes: int = 3, seed: int = 0) -> np.ndarray:
-    "Random confusion matrices whose rows sum to 100."
-    rng = np.random.default_rng(seed)
-    return np.stack(
-        [rng.multinomial(100, rng.dirichlet([4, *[1] * (classes - 1)]), classes) for _ in range(tiles)]
-    )
-
-
 def metrics(cms: np.ndarray) -> dict:
     "The part of metrics.json that compare_runs reads."
     kinds = [{"all": m.tolist(), "valid": (m // 2).tolist()} for m in cms]
@@ -40,7 +33,7 @@ def metrics(cms: np.ndarray) -> dict:
 
 
 def test_differences_are_paired_and_groups_have_no_pair_that_differs():
-    base = stack(12, seed=5)
+    base = random_confusions(12, seed=5)
     worse = base.copy()
     worse[:, 0, 0] -= 5
     worse[:, 0, 1] += 5
@@ -86,37 +79,43 @@ def test_few_tiles_are_not_significant():
         ({"tile_confusions": {"t0": {"all": [[1, 0.5], [0, 1]]}}}, "is damaged"),
         ({"tile_confusions": {"t0": {"all": [[1, 0], [0]]}}}, "is damaged"),
         ({"tile_confusions": [1, 2]}, "is damaged"),
-        (metrics(stack(3)), "own and other were scored on different tiles (only own: t03; only other: none)"),
-        (metrics(stack(4, 2)), "own and other were scored on different labels"),
-        (metrics(stack(4) + 1), "tile t00 has [100, 100, 100] and [103, 103, 103] pixels"),
+        (
+            metrics(random_confusions(3)),
+            "own and other were scored on different tiles (only own: t03; only other: none)",
+        ),
+        (metrics(random_confusions(4, 2)), "own and other were scored on different labels"),
+        (metrics(random_confusions(4) + 1), "tile t00 has [100, 100, 100] and [103, 103, 103] pixels"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_named(other, message):
     with pytest.raises(RunError) as error:
-        compare_runs({"own": metrics(stack(4)), "other": other})
+        compare_runs({"own": metrics(random_confusions(4)), "other": other})
     assert message in str(error.value)
 
 
 def test_one_run_or_too_few_draws_are_an_error():
     with pytest.raises(RunError, match="at least two"):
-        compare_runs({"one": metrics(stack(4))})
+        compare_runs({"one": metrics(random_confusions(4))})
     with pytest.raises(ValueError, match=r"draws.*expected more than 60"):
-        compare_runs({str(k): metrics(stack(6)) for k in range(3)}, n=50)
+        compare_runs({str(k): metrics(random_confusions(6)) for k in range(3)}, n=50)
 
 
 def test_too_few_tiles_for_many_runs_are_not_an_error():
-    found = compare_runs({str(k): metrics(stack(5)) for k in range(33)}, n=500)
+    found = compare_runs({str(k): metrics(random_confusions(5)) for k in range(33)}, n=500)
     assert not found.enough_tiles
     assert not found.pairs["differs"].any()
     ax = critical_difference(found).axes[0]
     assert ax.get_title("left") == "5 held-out tiles are too few to compare 33 runs"
     assert not [line for line in ax.lines if line.get_linewidth() == 4]
     for tiles, runs, able in ((5, 2, False), (6, 2, True), (6, 3, False), (7, 3, True)):
-        assert compare_runs({str(k): metrics(stack(tiles)) for k in range(runs)}, n=500).enough_tiles == able
+        assert (
+            compare_runs({str(k): metrics(random_confusions(tiles)) for k in range(runs)}, n=500).enough_tiles
+            == able
+        )
 
 
 def test_one_tile_has_no_interval():
-    found = compare_runs({"a": metrics(stack(1)), "b": metrics(stack(1))}, n=100)
+    found = compare_runs({"a": metrics(random_confusions(1)), "b": metrics(random_confusions(1))}, n=100)
     assert found.intervals.isna().all(axis=None)
     assert found.pairs[["low", "high"]].isna().all(axis=None)
     title = critical_difference(found).axes[0].get_title("left")
@@ -125,11 +124,16 @@ def test_one_tile_has_no_interval():
 
 def test_a_wrong_kind_of_pixels_is_named():
     with pytest.raises(ValueError, match="pixels = 'vaild' is not allowed: expected all or valid"):
-        tile_confusions(metrics(stack(4)), pixels="vaild")
+        tile_confusions(metrics(random_confusions(4)), pixels="vaild")
 
 
 def test_comparable_sets_keep_folds_apart():
-    runs = {"a": metrics(stack(4)), "b": metrics(stack(3)), "c": metrics(stack(4, seed=9)), "old": {}}
+    runs = {
+        "a": metrics(random_confusions(4)),
+        "b": metrics(random_confusions(3)),
+        "c": metrics(random_confusions(4, seed=9)),
+        "old": {},
+    }
     assert comparable(runs) == [["a", "c"], ["b"]]
     assert tile_confusions(runs["b"], pixels="valid")["t00"].sum() < 300
 
@@ -151,7 +155,7 @@ def test_restarts_are_those_of_the_schedule(name):
 def test_figures_name_a_run_without_epochs():
     with pytest.raises(ValueError, match="found no epoch of b"):
         curves_of_runs({"a": [{"epoch": 1}], "b": []})
-    found = compare_runs({"only": metrics(stack(6)), "twin": metrics(stack(6))})
+    found = compare_runs({"only": metrics(random_confusions(6)), "twin": metrics(random_confusions(6))})
     ax = critical_difference(found).axes[0]
     assert [t.get_text().split()[0] for t in ax.get_yticklabels()] == ["only", "twin"]
     assert len([line for line in ax.lines if line.get_linewidth() == 4]) == 1

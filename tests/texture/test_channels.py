@@ -4,24 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from affine import Affine
+from made_up import noise_tile
 from scipy.stats import mannwhitneyu
 
 import glacier_nb.texture.channels as texture
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.landsat import CLASSES, IGNORE
+from glacier_nb.landsat import IGNORE
 from glacier_nb.texture.channels import GlcmConfig, effect_sizes, fit_glcm, glcm_channels, superiority
 from glacier_nb.texture.glcm import GlcmError, glcm
-from glacier_nb.tiles.read import Tile
-
-
-def noise_tile(name, seed, shape=(40, 56)):
-    "A tile of noise, a fifth of it nodata."
-    rng = np.random.default_rng(seed)
-    valid = rng.random(shape) > 0.2
-    bands = rng.normal(20000, 4000, (5, *shape)).astype(np.float32) * valid
-    label = rng.integers(0, len(CLASSES), shape).astype(np.uint8)
-    return Tile(name, bands, valid, label, None, Affine.identity(), CLASSES)
 
 
 @pytest.fixture
