@@ -25,10 +25,9 @@ demo: $(INSTALLED) data/demo
 	rm -rf outputs/demo
 	mkdir -p outputs/demo
 	$(BIN)/papermill --log-output --no-progress-bar nbs/train.ipynb outputs/demo/train.ipynb
-	@$(BIN)/python -c "from glacier_nb.runs.folder import show_run; show_run('outputs/demo')"
 
 iterations: $(INSTALLED) data/demo data/weights/tf_efficientnet_lite0.pth outputs/hkh-demo/metrics.json
-	$(BIN)/python -m glacier_nb.experiments.sweep configs/iterations/[0-9]*.yaml --n-jobs 2
+	$(BIN)/glacier-nb sweep configs/iterations/[0-9]*.yaml --n-jobs 2
 
 # cut off and started again, it goes on where it was; remove outputs/autopilot* to begin anew
 autopilot: $(INSTALLED) data/demo
@@ -58,7 +57,7 @@ clean:
 	find . -name __pycache__ -not -path '*/.venv/*' -prune -exec rm -rf {} +
 
 data/demo: $(INSTALLED)
-	$(BIN)/python -c "from glacier_nb.demo.tiles import make_demo; print('wrote', make_demo('data/demo'))"
+	$(BIN)/glacier-nb demo data/demo
 
 # ImageNet weights that a package of the dev extra carries
 data/weights/tf_efficientnet_lite0.pth: | $(INSTALLED)

@@ -21,6 +21,7 @@ setup(
     keywords=meta["keywords"].split(),
     python_requires=f">={low[0]}.{low[1]},<{high[0]}.{high[1] + 1}",
     packages=find_packages(include=[meta["lib_name"], f"{meta['lib_name']}.*"]),
+    entry_points={"console_scripts": meta["console_scripts"].split()},
     install_requires=meta["requirements"].split(),
     extras_require={name: meta[f"{name}_requirements"].split() for name in ("dask", "dev", "bench")},
 )

@@ -1,1 +1,23 @@
+"""Map glaciers from a handful of labelled Landsat tiles; each name below is loaded when it is first used."""
+
+import lazy_loader
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checks.diagnosis": ["diagnose"],
+        "config.training": ["TrainConfig"],
+        "demo.tiles": ["make_demo"],
+        "experiments.autopilot": ["autopilot"],
+        "experiments.proposals": ["next_run"],
+        "experiments.run": ["Run", "load_run"],
+        "experiments.sweep": ["sweep"],
+        "experiments.train": ["train"],
+        "runs.compare": ["compare_runs"],
+        "runs.folder": ["runs_table"],
+        "texture.glcm": ["glcm"],
+        "tiles.read": ["describe", "read_tiles"],
+    },
+)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GLCM_FEATURES', 'DEFAULT_LOSS_WEIGHTS', 'TrainConfig', 'parameter_table', 'check_combinations', 'loss_weights',
-           'check_names', 'from_namespace', 'save_config', 'load_config', 'data_path']
+           'check_names', 'from_namespace', 'save_config', 'data_path']
 
 # %% ../../nbs/config/01_training.ipynb #968347d1
 import json
@@ -345,18 +345,6 @@ def save_config(
 ) -> Path:
     "Save a config as JSON."
     return write_text(path, json.dumps(asdict(cfg), indent=1) + "\n")
-
-
-def load_config(
-    path: str | os.PathLike,  # JSON file written by `save_config`
-) -> TrainConfig:
-    "Read a config. Raises ConfigError, with the path, when the file holds none."
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        check_names(values)
-        return TrainConfig(**values)
-    except (json.JSONDecodeError, ConfigError, TypeError, AttributeError) as e:
-        raise ConfigError(f"{path} is not a config: {e}") from e
 
 # %% ../../nbs/config/01_training.ipynb #de5fa552
 def data_path(
