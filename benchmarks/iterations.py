@@ -3,7 +3,7 @@
 nbs/studies/00_iterations.ipynb shows it.
 
 make iterations
-python -m glacier_nb.experiments.sweep configs/iterations/0*.yaml --n-jobs 2 --prefix real- \
+glacier-nb sweep configs/iterations/0*.yaml --n-jobs 2 --prefix real- \
     -p data_dir data/competition
 python benchmarks/iterations.py
 """

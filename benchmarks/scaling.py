@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from glacier_nb.config.training import TrainConfig, load_config, save_config
+from glacier_nb.config.files import read_config
+from glacier_nb.config.training import TrainConfig, save_config
 from glacier_nb.data.storage import run_tiles
 from glacier_nb.demo.tiles import grid_shape, make_demo, write_tile
 from glacier_nb.files.paths import project_root
@@ -136,7 +137,7 @@ def measured(options: argparse.Namespace) -> None:
     "The other end of `in_new_process`."
     what, scratch = options.measure
     torch.set_num_threads(THREADS)
-    cfg, arguments = load_config(Path(scratch) / "cfg.json"), (options.sets, options.steps)
+    cfg, arguments = read_config(Path(scratch) / "cfg.json"), (options.sets, options.steps)
     alone = cfg.devices == "cpu"
     ranks = [MEASURES[what](cfg, *arguments)] if alone else launch(MEASURES[what], cfg, *arguments)
     (Path(scratch) / "measured.json").write_text(json.dumps(ranks))

@@ -1698,7 +1698,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'glacier_nb/runs/folder.py'),
                                         'glacier_nb.runs.folder.run_state': ('runs/folder.html#run_state', 'glacier_nb/runs/folder.py'),
                                         'glacier_nb.runs.folder.runs_table': ('runs/folder.html#runs_table', 'glacier_nb/runs/folder.py'),
-                                        'glacier_nb.runs.folder.show_run': ('runs/folder.html#show_run', 'glacier_nb/runs/folder.py'),
                                         'glacier_nb.runs.folder.verdict': ('runs/folder.html#verdict', 'glacier_nb/runs/folder.py')},
             'glacier_nb.runs.score': { 'glacier_nb.runs.score._evaluation': ('runs/score.html#_evaluation', 'glacier_nb/runs/score.py'),
                                        'glacier_nb.runs.score._pixel_rules': ('runs/score.html#_pixel_rules', 'glacier_nb/runs/score.py'),

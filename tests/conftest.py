@@ -106,7 +106,15 @@ def fork_server():
     "A server that has imported everything forks a process in milliseconds; a new interpreter takes seconds."
     from glacier_nb.parallel.ranks import PRELOAD
 
-    PRELOAD.extend(["glacier_nb.experiments.train", "cut_runs", "glacier_nb.plot.curves", "nbdev.test"])
+    PRELOAD.extend(
+        [
+            "glacier_nb.experiments.command",
+            "glacier_nb.experiments.train",
+            "cut_runs",
+            "glacier_nb.plot.curves",
+            "nbdev.test",
+        ]
+    )
     multiprocessing.set_forkserver_preload(PRELOAD)
 
 

@@ -45,7 +45,7 @@ def write_config(project: Path, name: str = "run.json", **parameters) -> str:
 
 
 class Process(_SERVER.Process):
-    "`python -m glacier_nb.experiments.train` in a project, forked; `said` is all that it printed."
+    "`glacier-nb train` in a project, forked; `said` is all that it printed."
 
     def __init__(self, project: Path, *arguments: str, before=None, after=None):
         self.log = project / f"log-{time.monotonic_ns()}"
@@ -79,12 +79,12 @@ def _train(project: Path, arguments: tuple[str, ...], log: Path, before, after) 
     )  # a background job may inherit that it is ignored
     torch.set_num_threads(1)
     os.chdir(project)
-    from glacier_nb.experiments.train import main
+    from glacier_nb.experiments.command import main
 
     if before:
         before(project)
     try:
-        status = main(list(arguments))
+        status = main(["train", *arguments])
     finally:
         sys.stdout.flush()
         if after:

@@ -82,18 +82,24 @@ def _diagnose(options: argparse.Namespace) -> int:
         report = diagnose(replace(cfg, run=name), live=not options.quick)
         folder = project_root() / "outputs" / f"diagnosis-{name}"
     saved = report.save(folder)
-    print(report.text(), f"\nSaved as {short_path(saved.with_suffix('.md'))}")
+    print(report, f"\nSaved as {short_path(saved.with_suffix('.md'))}")
     return int(any(f.severity == "fatal" for f in report.findings))
 
 # %% ../../nbs/experiments/07_command.ipynb #78041b95
 def _compare(options: argparse.Namespace) -> int:
     "Print the table of runs, and which finished ones differ significantly."
-    from glacier_nb.runs.compare import compare_runs
-    from glacier_nb.runs.folder import runs_table
+    from glacier_nb.runs.compare import comparable, compare_runs
+    from glacier_nb.runs.folder import read_metrics, runs_table
 
     table = runs_table(options.outputs, options.runs or None)
     print(table.round(3).to_string(na_rep="-"))
-    for found in compare_runs(table.index[table["state"] == "finished"], outputs=options.outputs):
+    finished = {
+        name: read_metrics(Path(options.outputs, name)) for name in table.index[table["state"] == "finished"]
+    }
+    for group in comparable(finished):
+        if len(group) < 2:
+            continue
+        found = compare_runs({name: finished[name] for name in group})
         print(f"\n{found.tiles} held-out tiles; difference in MCC, 95 % interval, p after Holm's correction:")
         print(found.pairs.round(4).to_string(index=False))
     return 0

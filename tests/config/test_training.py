@@ -7,7 +7,8 @@ import pytest
 
 from glacier_nb.augment.photometric import POLICIES
 from glacier_nb.config.fields import ConfigError
-from glacier_nb.config.training import TrainConfig, from_namespace, load_config, loss_weights, save_config
+from glacier_nb.config.files import read_config
+from glacier_nb.config.training import TrainConfig, from_namespace, loss_weights, save_config
 from glacier_nb.files.paths import atomic_write, project_root
 from glacier_nb.training.callbacks import run_path
 from glacier_nb.training.schedules import SCHEDULES
@@ -79,7 +80,7 @@ def test_four_given_weights_are_used_as_they_are():
 
 def test_json_round_trip(tmp_path):
     cfg = TrainConfig(run="x", lr=3e-4, mcc_weight=1, encoder_weights="imagenet", focal_gamma="2,2,1,0")
-    assert load_config(save_config(cfg, tmp_path / "config.json")) == cfg
+    assert read_config(save_config(cfg, tmp_path / "config.json")) == cfg
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from glacier_nb.config.fields import config_differences
+from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.experiments.jobs import read_parameters
 from glacier_nb.experiments.proposals import NoProposal, Proposal, next_run
 from glacier_nb.experiments.rules import (
     MEASURED,

@@ -15,8 +15,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from glacier_nb.config.fields import ConfigError, config_differences
-from glacier_nb.experiments.jobs import Job, end_processes, read_parameters, run_job
-from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, cores, main, plan, sweep
+from glacier_nb.config.files import read_parameters
+from glacier_nb.experiments.command import main
+from glacier_nb.experiments.jobs import Job, end_processes, run_job
+from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, cores, plan, sweep
 from glacier_nb.files.locks import run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.runs.folder import run_state
@@ -140,7 +142,7 @@ def with_root() -> str:
 
 def command(project: Path, *arguments: str) -> subprocess.Popen:
     "The command line of a sweep, in a process of its own."
-    line = [sys.executable, "-m", "glacier_nb.experiments.sweep", *arguments]
+    line = [sys.executable, "-m", "glacier_nb", "sweep", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=project, env=os.environ | {"PYTHONPATH": with_root()}, **pipes)
 
@@ -163,7 +165,7 @@ def test_a_stopped_command_leaves_no_process_and_continues_later(project, capsys
     assert gone(family)
     assert [run_state(f) for f in folders] == ["unfinished", "unfinished"]
     assert not (project / "outputs/x-three").exists()
-    assert main(line) == 0
+    assert main(["sweep", *line]) == 0
     out = capsys.readouterr().out
     status = {words[0]: words[1] for words in map(str.split, out.splitlines()) if words[0].startswith("x-")}
     assert status == {"x-one": "resumed", "x-two": "resumed", "x-three": "done"}
@@ -174,11 +176,11 @@ def test_exit_status_and_output_of_the_command(project, capsys):
     for run, lr in (("good", "0.5"), ("bad", "1.0"), ("typo", "0.5\nepoch: 3")):
         write_text(project / f"{run}.yaml", f"lr: {lr}\n")
     put(project / "outputs/good-2", metrics_json={"mcc": 0.5, "parameters": {"lr": 0.5, "epochs": 3}})
-    assert main(["good.yaml", "bad.yaml", "--suffix", "-2", "-p", "epochs", "3"]) == 1
+    assert main(["sweep", "good.yaml", "bad.yaml", "--suffix", "-2", "-p", "epochs", "3"]) == 1
     out = capsys.readouterr().out
     assert "good-2  skipped 0.500" in out
     assert "bad-2 failed: FloatingPointError" in out
-    assert main(["good.yaml", "typo.yaml"]) == 2
+    assert main(["sweep", "good.yaml", "typo.yaml"]) == 2
     err = capsys.readouterr().err
     assert "typo.yaml: unknown parameter 'epoch': did you mean 'epochs'?" in err
     assert not (project / "outputs/good").exists()
@@ -261,8 +263,8 @@ def test_a_parameter_file_is_checked_and_named(tmp_path, text, words):
 
 def test_a_missing_or_binary_parameter_file_is_named(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name in ("missing", "binary"):
-        with pytest.raises(ConfigError, match=rf"{name}\.yaml cannot be read"):
+    for name, found in (("missing", "does not exist"), ("binary", "cannot be read")):
+        with pytest.raises(ConfigError, match=rf"{name}\.yaml {found}"):
             read_parameters(tmp_path / f"{name}.yaml")
 
 

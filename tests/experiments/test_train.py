@@ -13,11 +13,11 @@ import yaml
 from matplotlib import pyplot as plt
 
 from glacier_nb.config.fields import ConfigError
-from glacier_nb.config.training import load_config
+from glacier_nb.config.files import read_config
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.autopilot import autopilot
+from glacier_nb.experiments.command import main
 from glacier_nb.experiments.sweep import sweep
-from glacier_nb.experiments.train import main
 from glacier_nb.files.locks import holds_run
 from glacier_nb.report.findings import Finding
 from glacier_nb.report.report import Report
@@ -113,7 +113,7 @@ def test_run_folder_is_complete(first, run_files):
     keys = {"mcc", "mcc_valid", "ci95", "per_class", "per_tile", "baseline_mcc", "seconds"}
     assert keys <= set(json.loads((first / "metrics.json").read_text()))
     assert len((first / "history.jsonl").read_text().splitlines()) == TINY["epochs"]
-    assert load_config(first / "config.json").epochs == TINY["epochs"]
+    assert read_config(first / "config.json").epochs == TINY["epochs"]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,33 @@ def second(project):
 
 def test_same_seed_same_metrics_from_jupyterlab(project, first, second):
     assert metrics(project, RUN) == metrics(project, "second")
+
+
+def test_notebook_and_command_write_the_same_metrics(project, first, capsys):
+    "Key by key, with test-time augmentation, an ensemble and the baselines; only clocks differ."
+    evaluated = {"tta": "flips", "tta_scales": "1,1.25", "ensemble": RUN}
+    run_cells(project, project, run="by-notebook", **evaluated)
+    (project / "by-command.json").write_text(json.dumps(TINY | evaluated | {"run": "by-command"}))
+    assert main(["train", "--config", "by-command.json"]) == 0
+    assert "beat" in capsys.readouterr().out, "the command ends with the scores"
+    by_notebook, by_command = metrics(project, "by-notebook"), metrics(project, "by-command")
+    for found in (by_notebook, by_command):
+        assert found["evaluation"]["asked"] == "both"
+        assert list(found["evaluation"]["choices"]) == ["plain", "tta", "ensemble", "both"]
+        assert found["baselines"]["boosting"] == found["baseline_mcc"]
+        for choice in found["evaluation"]["choices"].values():
+            assert choice.pop("seconds") > 0
+            assert choice.pop("cost") > 0
+    assert by_notebook.keys() == by_command.keys()
+    for key, value in by_notebook.items():
+        assert value == by_command[key], key
+
+
+def test_a_missing_member_stops_the_command_before_training(project, capsys):
+    (project / "alone.json").write_text(json.dumps(TINY | {"run": "alone", "ensemble": "nothing-there"}))
+    assert main(["train", "--config", "alone.json"]) == 2
+    assert "nothing-there" in capsys.readouterr().err
+    assert not holds_run(project / "outputs/alone")
 
 
 def test_the_checks_before_a_run_are_shown_and_saved(project, second):
@@ -141,7 +168,7 @@ def test_a_starved_run_does_not_start(project, capsys):
     "With the default of `checks`; the diagnosis is saved, no run is left behind."
     parameters = {k: v for k, v in TINY.items() if k != "checks"} | {"run": "starved"}
     (project / "starved.json").write_text(json.dumps(parameters))
-    assert main(["--config", "starved.json"]) == 2
+    assert main(["train", "--config", "starved.json"]) == 2
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     assert "4 optimizer steps" in err
@@ -177,5 +204,5 @@ def test_run_that_exists_is_not_overwritten(project, first):
 
 def test_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"lr": ')
-    with pytest.raises(ConfigError, match=r"config\.json is not a config"):
-        load_config(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        read_config(tmp_path / "config.json")

@@ -10,9 +10,9 @@ import nbformat
 import papermill
 import pytest
 
+from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
-from glacier_nb.experiments.jobs import read_parameters
 from glacier_nb.files.paths import write_text
 from glacier_nb.report.report import read_report
 

@@ -147,7 +147,7 @@ def agents(project: Path, config: str, *arguments: str) -> list[Agent]:
         port = free.getsockname()[1]
     group = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"]
     group += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    line = [*group, "-m", "glacier_nb.experiments.train", "--config", config, *arguments]
+    line = [*group, "-m", "glacier_nb", "train", "--config", config, *arguments]
     return [Agent(project, line) for _ in range(2)]
 
 

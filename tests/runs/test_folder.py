@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glacier_nb.experiments.run import load_run
 from glacier_nb.files.locks import LockError, run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.landsat import CLASSES
@@ -22,7 +23,6 @@ from glacier_nb.runs.folder import (
     run_parameters,
     run_state,
     runs_table,
-    show_run,
     verdict,
 )
 
@@ -161,16 +161,15 @@ def test_parameters_of_another_version_are_read(outputs):
     assert differing_parameters([found, run_parameters(outputs / "03_interrupted"), {}]) == ["gone"]
 
 
-def test_show_run_prints_what_is_there(outputs, capsys):
-    show_run(outputs / "01_high")
-    shown = capsys.readouterr().out
+def test_a_run_prints_what_is_there(outputs):
+    shown = str(load_run(outputs / "01_high"))
     assert "all classes" in shown
     assert "beats" in shown
     assert "metrics.json" in shown
     assert "best.pt" not in shown
 
 
-def test_a_pre_training_run_has_a_row_without_a_baseline(outputs, capsys):
+def test_a_pre_training_run_has_a_row_without_a_baseline(outputs):
     from glacier_nb.runs.compare import comparable
 
     reading = {"patch_size": 128, "min_glacier": 0.1, "thermal": True, "water": "none"}
@@ -186,8 +185,7 @@ def test_a_pre_training_run_has_a_row_without_a_baseline(outputs, capsys):
     assert "has no per-pixel baseline" in verdict(read_metrics(folder))
     assert comparable({"hkh-demo": read_metrics(folder)}) == []
     write_text(folder / "pretrain.ipynb", "{}")
-    show_run(folder)
-    shown = capsys.readouterr().out
+    shown = str(load_run(folder))
     assert "has no per-pixel baseline" in shown
     assert "pretrain.ipynb" in shown
     write_text(folder / "config.json", json.dumps({"lr": 0.002, **reading}))  # extra names are columns

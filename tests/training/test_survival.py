@@ -32,7 +32,7 @@ from cut_runs import (
     write_config,
 )
 
-from glacier_nb.experiments.train import main
+from glacier_nb.experiments.command import main
 from glacier_nb.files.locks import LOCK_VARIABLE, run_lock
 from glacier_nb.parallel import launch
 from glacier_nb.runs.folder import run_state
@@ -78,7 +78,7 @@ def assert_one_line_error(capsys, status: int, *words: str) -> None:
 def command(root: Path, monkeypatch, *arguments: str, **parameters) -> int:
     "The command in this process; its exit status."
     monkeypatch.chdir(root)
-    return main(["--config", write_config(root, "this.json", **parameters), *arguments])
+    return main(["train", "--config", write_config(root, "this.json", **parameters), *arguments])
 
 
 # a whole run, and its config
@@ -127,7 +127,7 @@ def test_an_error_that_the_user_can_fix_is_one_line(project, whole, monkeypatch,
     if text is not None:
         (project / name).write_text(text)
     monkeypatch.chdir(project)
-    assert_one_line_error(capsys, main(["--config", name]), *words)
+    assert_one_line_error(capsys, main(["train", "--config", name]), *words)
     assert sorted(p.name for p in (project / "outputs").iterdir()) == before
 
 
@@ -457,7 +457,7 @@ def slow_forked_ranks(project: Path) -> None:
 
 
 def command_line(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "glacier_nb.experiments.train", "--config", *arguments]
+    return [sys.executable, "-m", "glacier_nb", "train", "--config", *arguments]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.storage import run_tiles
 from glacier_nb.demo.tiles import cached_demo
-from glacier_nb.experiments.train import train
+from glacier_nb.experiments.train import fit_run
 from glacier_nb.parallel.launch import launch
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.checkpoints import read_checkpoint
@@ -83,7 +83,7 @@ def test_a_run_stopped_on_one_rank_stops_on_all_and_resumes_to_the_same_end(both
 @pytest.mark.slow
 def test_the_launching_process_shows_progress_and_holds_the_final_weights(cfg, tmp_path, capsys):
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), tmp_path / "run")
-    history = train(learner)
+    history = fit_run(learner)
     saved = read_checkpoint(tmp_path / "run/last.pt")
     assert [r["epoch"] for r in history] == [1, 2]
     assert all(torch.equal(saved["weights"][k], v) for k, v in learner.model.state_dict().items())

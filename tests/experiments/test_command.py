@@ -1,0 +1,120 @@
+"""The command `glacier-nb`, in this process: what it prints, where it writes, and its exit status."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.experiments.command import _HELP, main
+from glacier_nb.runs.folder import read_metrics
+
+TINY = {
+    **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False},
+    **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 1, "n_folds": 3},
+    **{"warmup_epochs": 0.0, "precision": "fp32", "checks": "off"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "An empty folder outside any project with two finished runs; the working directory."
+    folder = tmp_path_factory.mktemp("anywhere")
+    (folder / "data").mkdir()
+    (folder / "data/demo").symlink_to(cached_demo())
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "-f", "tiny.yaml", "-p", "run", "one"]) == 0
+        assert main(["train", "-f", "tiny.yaml", "-p", "run", "two", "-p", "seed", "1"]) == 0
+        yield folder
+
+
+@pytest.mark.parametrize("name", _HELP)
+def test_help_explains_each_command_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"usage: glacier-nb {name}" in shown
+    assert f"  glacier-nb {name}" in shown.split("example")[1]
+
+
+def test_a_run_is_written_below_the_working_directory(folder):
+    assert {p.name for p in folder.iterdir()} <= {"data", "outputs", "tiny.yaml"}
+    assert read_metrics(folder / "outputs/one")["parameters"] == json.loads(
+        (folder / "outputs/one/config.json").read_text()
+    )
+
+
+def test_a_run_without_a_name_is_named_after_its_tiles(folder, capsys):
+    assert main(["train", "-f", "tiny.yaml"]) == 0
+    assert (folder / "outputs/demo/metrics.json").is_file()
+    assert "outputs/demo: finished" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_trained_again(folder, capsys):
+    assert main(["train", "-f", "tiny.yaml", "-p", "run", "one", "--resume"]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert main(["train", "-f", "tiny.yaml", "-p", "run", "one"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_diagnose_saves_its_report_and_reports_errors_in_its_exit_status(folder, capsys):
+    assert main(["diagnose", "--quick", "-f", "tiny.yaml"]) == 1, "two steps are an error"
+    assert "outputs/diagnosis-tiny/diagnosis.md" in capsys.readouterr().out
+    assert (folder / "outputs/diagnosis-tiny/diagnosis.md").is_file()
+    assert main(["diagnose", "--quick", "one"]) == 1
+    assert (folder / "outputs/one/diagnosis.json").is_file()
+    assert main(["diagnose", "one", "-p", "lr", "1.0"]) == 2
+    assert main(["diagnose", "onne"]) == 2
+    assert "did you mean 'one'" in capsys.readouterr().err
+
+
+def test_compare_names_both_runs(folder, capsys):
+    assert main(["compare", "one", "two"]) == 0
+    shown = capsys.readouterr().out
+    assert "held-out tiles" in shown
+    assert shown.count("one") >= 2
+    assert main(["compare", "three"]) == 2
+
+
+def test_next_writes_a_parameter_file_that_train_reads(folder, capsys):
+    assert main(["diagnose", "--quick", "one"]) == 1
+    assert main(["next", "one"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("glacier-nb train --config outputs/one/")
+    assert main(["train", "--config", line.split()[-1], "-p", "epochs", "0"]) == 2, (
+        "its other parameters are right"
+    )
+    assert "epochs = 0" in capsys.readouterr().err
+
+
+def test_sweep_trains_by_the_command_where_there_is_no_notebook(folder, capsys):
+    assert main(["sweep", "tiny.yaml", "--prefix", "swept-", "-p", "lr", "0.002", "--threads", "1"]) == 0
+    assert "swept-tiny" in capsys.readouterr().out
+    run = folder / "outputs/swept-tiny"
+    assert read_metrics(run)["parameters"]["lr"] == 0.002
+    assert "swept-tiny: finished" in (run / "train.log").read_text()
+    assert not (run / "train.ipynb").exists()
+
+
+def test_sweep_records_the_error_of_the_command(folder, capsys):
+    bad = TINY | {"data_dir": "data/nothing"}
+    (folder / "bad.yaml").write_text(yaml.safe_dump(bad))
+    assert main(["sweep", "bad.yaml", "--threads", "1"]) == 1
+    record = json.loads((folder / "outputs/bad/failed.json").read_text())
+    os.unlink("bad.yaml")
+    assert record["error_type"] == "TileError"
+    assert "data/nothing" in record["error"]
+
+
+def test_demo_and_parameters(tmp_path, capsys):
+    assert main(["demo", str(tmp_path / "tiles"), "--tiles", "4", "--size", "64"]) == 0
+    assert len(list(Path(tmp_path, "tiles/Band1").glob("*.tif"))) == 4
+    assert main(["demo", str(tmp_path / "tiles")]) == 2, "an existing folder is not overwritten"
+    assert main(["parameters", "lr"]) == 0
+    assert "peak learning rate" in capsys.readouterr().out
+    assert main(["parameters", "lerning"]) == 2
