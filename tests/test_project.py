@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import fields
 from pathlib import Path
 from runpy import run_path
@@ -140,28 +139,6 @@ def test_size_of_modules_and_functions(path):
     assert len(text.splitlines()) <= 600
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     assert not {f.name for f in functions if f.end_lineno - f.lineno >= 40}
-
-
-def test_a_wheel_holds_every_module(tmp_path):
-    "In an environment that has the requirements and the wheel, and no checkout, every module is imported."
-    source, environment = tmp_path / "source", tmp_path / "venv"
-    shutil.copytree(ROOT / "glacier_nb", source / "glacier_nb", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", tmp_path, source], check=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    (site,) = environment.glob("lib/python*/site-packages")
-    (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "install", *offline, "--target", site, wheel], check=True)
-    # a path file adds a folder without running the path files in it, so not the checkout either
-    (site / "requirements.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    names = [f"glacier_nb.{dotted(path)}" for path in MODULES]
-    code = f"import importlib; print(*[importlib.import_module(n).__file__ for n in {names}], sep='\\n')"
-    command = [environment / "bin/python", "-I", "-c", code]
-    found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert [Path(line).is_relative_to(site) for line in found.stdout.split()] == [True] * len(MODULES)
 
 
 def parameters() -> dict[str, tuple[object, str]]:

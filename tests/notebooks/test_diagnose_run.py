@@ -96,7 +96,7 @@ def test_the_diagnosis_of_a_run_is_saved_in_its_folder(project, monkeypatch):
         ({"run": "cut", "parameters": "tiny.yaml"}, "run = 'cut' together with parameters or data_dir"),
         ({"run": "cut", "data_dir": "data/demo"}, "run = 'cut' together with parameters or data_dir"),
         ({"run": "nowhere"}, "has no run 'nowhere'"),
-        ({"parameters": "tin.yaml"}, "tin.yaml does not exist, expected a parameter file"),
+        ({"parameters": "tin.yaml"}, "tin.yaml does not exist (looked for"),
         ({"rum": "cut"}, "unknown parameter 'rum': did you mean 'run'"),
     ],
 )
