@@ -142,7 +142,8 @@ def score(
         **summary(*cms, learner.data.classes, seed=learner.cfg.seed),
         "best_epoch": best["metrics"]["epoch"],
         "tile_confusions": counts,
-        "started_from": learner.model.started_from,
+        "started_from": str(learner.model.started_from),
+        "initial_weights": learner.model.started_from.to_dict(),
         "parameters": asdict(learner.cfg),
         "seconds": round(seconds, 1),
     }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.tileset import reflect_index
 from .scratch import ScratchUNet
-from .weights import FIRST_CONVS, WeightsError, load_pretrained
+from .weights import FIRST_CONVS, InitialWeights, WeightKind, WeightsError, load_pretrained
 
 # %% ../../nbs/models/02_build.ipynb #3d8ea91c
 SMP_CLASSES = {
@@ -124,7 +124,7 @@ def build_unet(
         else:
             model = _smp_network(architecture, encoder, in_channels, n_classes, decoder_attention)
     model.network = _describe(architecture, encoder, decoder_attention, in_channels, n_classes)
-    model.started_from = f"random weights (seed {seed})"
+    model.started_from = InitialWeights(WeightKind.RANDOM, seed=seed)
     if encoder_weights is not None:
         model.started_from = load_pretrained(
             model.encoder, encoder, encoder_weights, weights_dir, first_conv, seed

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['FIRST_CONVS', 'RGB_OF_BANDS', 'STEM', 'SQUEEZE', 'BLOCK', 'NARROW', 'SUFFIXES', 'WeightsError', 'widen', 'read_state',
-           'load_matching', 'load_encoder', 'local_weights', 'encoder_state', 'load_pretrained', 'init_from']
+           'load_matching', 'load_encoder', 'local_weights', 'encoder_state', 'WeightKind', 'InitialWeights',
+           'load_pretrained', 'init_from']
 
 # %% ../../nbs/models/01_weights.ipynb #d7e209d1
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +19,7 @@ import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..files.paths import project_root
@@ -135,13 +139,6 @@ def load_matching(
     return report
 
 
-def _counts(report: Mapping[str, str]) -> str:
-    "Counts of a report."
-    loaded, adapted = (list(report.values()).count(word) for word in ("loaded", "adapted"))
-    rest = len(report) - loaded - adapted
-    return f"{loaded} tensors loaded, {adapted} adapted" + (f", {rest} not" if rest else "")
-
-
 def load_encoder(
     encoder: nn.Module,  # of an smp network
     state: Mapping[str, Tensor],  # from `encoder_state`
@@ -220,6 +217,76 @@ def encoder_state(
     inside = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     return inside or state
 
+# %% ../../nbs/models/01_weights.ipynb #652407b7
+class WeightKind(StrEnum):
+    "What kind of weights a network starts from."
+
+    RANDOM = "random"
+    IMAGENET = "imagenet"  # in the encoder
+    FILE = "file"  # in the encoder
+    RUN = "run"  # another run, perhaps in all layers
+    UNKNOWN = "unknown"  # the network was not built here
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    "What a network starts from; as text a sentence."
+
+    kind: WeightKind
+    source: str = ""  # a file, or the hub; of unknown weights what the network says
+    loaded: int = 0  # tensors taken from it
+    adapted: int = 0  # tensors taken from it for another number of channels
+    left: int = 0  # tensors that it does not have
+    first_conv: str = ""  # how tensors were adapted
+    seed: int | None = None  # of the random weights
+    missing: str = ""  # why weights that were asked for if found are not used
+
+    def __str__(self) -> str:
+        if self.kind is WeightKind.UNKNOWN:
+            return self.source or "unknown initial weights"
+        if self.kind is WeightKind.RANDOM:
+            why = f": ImageNet weights were asked for if found, and were not: {self.missing}"
+            return f"random weights (seed {self.seed})" + why * bool(self.missing)
+        counts = f"{self.loaded} tensors loaded, {self.adapted} adapted" + f", {self.left} not" * bool(
+            self.left
+        )
+        if self.kind is WeightKind.RUN:
+            return f"weights of {self.source}: {counts}"
+        what = "ImageNet weights" if self.kind is WeightKind.IMAGENET else "weights"
+        how = f", first convolution adapted by {self.first_conv}" * bool(self.adapted)
+        return f"{what} from {self.source}{how}: {counts}; all else random (seed {self.seed})"
+
+# %% ../../nbs/models/01_weights.ipynb #652407b8
+@patch
+def to_dict(self: InitialWeights) -> dict:  # plain values
+    "For a checkpoint or a JSON file."
+    return asdict(self) | {"kind": self.kind.value}
+
+
+@patch(cls_method=True)
+def from_dict(
+    cls: InitialWeights,
+    values: Mapping,  # from `to_dict`
+):
+    "From a checkpoint or a JSON file."
+    return cls(**{**values, "kind": WeightKind(values["kind"])})
+
+
+@patch(cls_method=True)
+def of(
+    cls: InitialWeights,
+    model: nn.Module,  # any network
+):
+    "What a network starts from; unknown where it was not built here."
+    found = getattr(model, "started_from", "")
+    return found if isinstance(found, cls) else cls(WeightKind.UNKNOWN, str(found))
+
+
+def _counts(report: Mapping[str, str]) -> dict[str, int]:
+    "How many tensors of a report were loaded, adapted and left as they were."
+    loaded, adapted = (list(report.values()).count(word) for word in ("loaded", "adapted"))
+    return {"loaded": loaded, "adapted": adapted, "left": len(report) - loaded - adapted}
+
 # %% ../../nbs/models/01_weights.ipynb #9d2fdac1
 def _relative(path: str | os.PathLike) -> str:
     "A path, relative to the project's root if it lies inside."
@@ -233,8 +300,8 @@ def load_pretrained(
     encoder_weights: str,  # imagenet, imagenet-if-found, or path of a weights file
     weights_dir: str | os.PathLike = "",  # local folder that is searched before the hub
     first_conv: str = "bands",  # bands, cycle or mean
-    seed: int = 0,  # of the random weights, for the sentence
-) -> str:  # what the encoder starts from, in a sentence
+    seed: int = 0,  # of the random weights
+) -> InitialWeights:
     "Find and load weights; raises WeightsError when they are not available or do not fit."
     imagenet = encoder_weights in ("imagenet", "imagenet-if-found")
     path = local_weights(name, weights_dir) if imagenet else encoder_weights
@@ -246,12 +313,11 @@ def load_pretrained(
     except WeightsError as e:
         if path or encoder_weights != "imagenet-if-found":
             raise
-        return f"random weights (seed {seed}): ImageNet weights were asked for if found, and were not: {e}"
+        return InitialWeights(WeightKind.RANDOM, seed=seed, missing=str(e))
     source = _relative(path) if path else "the hub"
     report = load_encoder(encoder, state, source, first_conv)
-    adapted = f", first convolution adapted by {first_conv}" if "adapted" in report.values() else ""
-    what = "ImageNet weights" if imagenet else "weights"
-    return f"{what} from {source}{adapted}: {_counts(report)}; all else random (seed {seed})"
+    kind = WeightKind.IMAGENET if imagenet else WeightKind.FILE
+    return InitialWeights(kind, source, **_counts(report), first_conv=first_conv, seed=seed)
 
 # %% ../../nbs/models/01_weights.ipynb #83c62b84
 def _network_in(state: object) -> str:
@@ -282,7 +348,7 @@ def init_from(
             f"{_network_in(content)}, this run has {here}. Choose the same architecture and encoder, "
             "or start without init_from"
         )
-    model.started_from = f"weights of {_relative(path)}: {_counts(report)}"
+    model.started_from = InitialWeights(WeightKind.RUN, _relative(path), **_counts(report))
     rows = {k: (r, "") if r in ("loaded", "adapted") else ("unchanged", r) for k, r in report.items()}
     rows |= {k: ("unused", "the network has no such tensor") for k in state if k not in own}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["result", "why"]).rename_axis("tensor")

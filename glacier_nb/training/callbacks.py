@@ -24,6 +24,7 @@ from ..data.stats import BandStats
 from ..files.locks import holds_run, run_lock
 from ..files.paths import project_root, write_text
 from ..landsat import BINARY_CLASSES, BINARY_CODES, LABEL_CODES
+from ..models.weights import InitialWeights
 from ..parallel.device import rng_state, seed_everything, set_rng_state
 from ..parallel.ranks import ranks_here
 from ..progress import progress_bar
@@ -64,6 +65,7 @@ def checkpoint(
     learner: Learner,  # after a step
 ) -> dict:  # plain types and tensors only
     "All that prediction needs: weights, config, statistics, classes, versions, metrics."
+    initial = InitialWeights.of(learner.model)
     return {
         "weights": {k: v.cpu() for k, v in learner.eval_model.state_dict().items()},
         "config": asdict(learner.cfg),
@@ -71,7 +73,8 @@ def checkpoint(
         "classes": list(learner.data.classes),
         "codes": list(BINARY_CODES if learner.data.classes == BINARY_CLASSES else LABEL_CODES),
         "versions": {name: version(name) for name in ("glacier_nb", "torch", "segmentation-models-pytorch")},
-        "started_from": getattr(learner.model, "started_from", "unknown initial weights"),
+        "started_from": str(initial),
+        "initial_weights": initial.to_dict(),
         "metrics": learner.history[-1] if learner.history else {},
     }
 
@@ -102,7 +105,7 @@ def restore(
     "Set a learner to a saved state."
     learner.set_precision(Precision.from_dict(state["precision"]))
     learner.model.load_state_dict(state["trained"] or state["weights"])
-    learner.model.started_from = state["started_from"]
+    learner.model.started_from = InitialWeights.from_dict(state["initial_weights"])
     if learner.average:
         learner.average.load_state_dict(state["average"])
     for name in ("optimizer", "scaler", "rate"):
@@ -183,7 +186,9 @@ def _resume(self: RunFolder, learner: Learner) -> None:
         raise ConfigError(
             f"{path} belongs to another config: {changed}. Resume with the values of its config.json"
         )
-    if missing := [key for key in ("precision", "progress", "rng", "split") if key not in state]:
+    if missing := [
+        key for key in ("initial_weights", "precision", "progress", "rng", "split") if key not in state
+    ]:
         raise ConfigError(
             f"{path} has no {', '.join(missing)}: an older version of glacier_nb wrote it, and it cannot be "
             "resumed. Train again under another `run` name; init_from can start from its weights"

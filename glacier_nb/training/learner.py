@@ -19,8 +19,6 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..augment.mixing import make_mixer
-from ..augment.photometric import make_augment
 from ..config.training import TrainConfig
 from ..data.tileset import TileSet
 from ..metrics.scores import mcc, tile_confusion
@@ -30,15 +28,17 @@ from ..parallel.device import pick_device
 from ..parallel.launch import StopRequest
 from ..parallel.ranks import ALONE, Ranks, ranks_here
 from ..sampling.loader import CropLoader
-from ..sampling.samplers import config_sampler
 from .ema import WeightAverage
 from .precision import Precision, choose_precision
 from glacier_nb.training.recipe import (
     RunData,
     batch_shape,
     freeze_unused,
-    parameter_groups,
+    run_augment,
     run_loss,
+    run_mixer,
+    run_optimizer,
+    run_sampler,
     run_schedule,
     steps_per_epoch,
 )
@@ -125,13 +125,12 @@ class Learner:
         self.model = synchronise_norms(model, self.ranks) if cfg.sync_batchnorm else model
         self.network = self.model  # called in the steps, see `prepare_network`
         self.loss = run_loss(cfg, data)
-        self.sampler = config_sampler(data.train, cfg)
-        self.augment = make_augment(cfg.augment, cfg.seed)
-        self.mix = make_mixer(cfg.mixup, cfg.cutmix, len(data.classes), cfg.seed)
+        self.sampler = run_sampler(cfg, data.train)
+        self.augment = run_augment(cfg)
+        self.mix = run_mixer(cfg, len(data.classes))
         self.steps_per_epoch = steps_per_epoch(cfg, data.train)
         self.rate = run_schedule(cfg, self.steps_per_epoch)
-        groups = parameter_groups(self.model, cfg.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=cfg.lr, fused=True)  # half the time, also on CPUs
+        self.optimizer = run_optimizer(cfg, self.model)
         self.set_precision(self.ranks.broadcast(self._choose_precision() if self.ranks.rank == 0 else None))
         self.average = WeightAverage(self.model, cfg.ema) if cfg.ema else None
         self.epoch = self.step = 0  # finished ones
@@ -163,10 +162,12 @@ class Learner:
 # %% ../../nbs/training/05_learner.ipynb #0cbb9f2b
 @patch
 def _choose_precision(self: Learner) -> Precision:
-    "What the config asks for, or what is fastest on this device for one rank's shard of a batch."
+    "What the config asks for; `measure` is for one rank's shard of a batch, and not when a run is resumed."
     crops, *shape = batch_shape(self.cfg, self.data.train)
-    shape = (math.ceil(crops / self.ranks.size), *shape)
-    return choose_precision(self.cfg.precision, self.cfg.memory_format, self.model, shape, self.device)
+    shape, asked = (math.ceil(crops / self.ranks.size), *shape), (self.cfg.precision, self.cfg.memory_format)
+    if self.cfg.resume:  # in the precision that last.pt names
+        asked = ("auto" if name == "measure" else name for name in asked)
+    return choose_precision(*asked, self.model, shape, self.device)
 
 
 @patch

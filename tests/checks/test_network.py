@@ -32,6 +32,7 @@ from glacier_nb.checks.trial import (
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.models.weights import InitialWeights, WeightKind
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import prepare_data
@@ -56,7 +57,7 @@ class Small(nn.Module):
         self.encoder = nn.Sequential(*self.block(7, 32, norm), *self.block(32, 64, norm, 2))
         self.decoder = nn.Sequential(nn.Upsample(scale_factor=2), *self.block(64, 32, norm))
         self.head = nn.Conv2d(32, 4, 1)
-        self.started_from = "random weights (seed 0)"
+        self.started_from = InitialWeights(WeightKind.RANDOM, seed=0)
 
     @staticmethod
     def block(n, m, norm, stride=1):
@@ -184,13 +185,14 @@ def test_few_steps_are_no_evidence(make):
 def test_frozen_parts(make):
     assert set(first_step(make()).parameters["state"]) == {"trains"}
     for part, start, severity in [
-        ("encoder", "random weights (seed 0)", "fatal"),
-        ("encoder", "weights of best.pt", "warning"),
-        ("head", "weights of best.pt", "fatal"),
+        ("encoder", WeightKind.RANDOM, "fatal"),
+        ("encoder", WeightKind.RUN, "warning"),
+        ("encoder", WeightKind.UNKNOWN, "warning"),
+        ("head", WeightKind.RUN, "fatal"),
     ]:
         learner = make()
         learner.model.get_submodule(part).requires_grad_(False)
-        learner.model.started_from = start
+        learner.model.started_from = InitialWeights(start)
         (found,) = frozen(learner)
         assert (found.severity, list(found.numbers["parts"])) == (severity, [part])
     everything = make()

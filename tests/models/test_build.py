@@ -132,7 +132,7 @@ def test_batch_of_one_crop_with_deeplab():
 
 def test_description_of_a_network():
     model = build_unet(7, 4, "resnet18", seed=3)
-    assert model.started_from == "random weights (seed 3)"
+    assert str(model.started_from) == "random weights (seed 3)"
     assert model.network == (
         "architecture = 'Unet', encoder = 'resnet18', 7 channels in, 4 classes out; "
         "decoder_attention = 'scse'"
