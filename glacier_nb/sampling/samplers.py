@@ -111,7 +111,7 @@ def crop_shares(
     "The share of each class in a set of crops."
     counts = crop_classes(tileset, positions, crop_size).sum(0)
     pixels = len(positions) * math.prod(crop_shape(tileset, crop_size))
-    shares = [*(counts / max(counts.sum(), 1)), 1 - counts.sum() / max(pixels, 1)]
+    shares = [*(counts / max(counts.sum(), 1)), (pixels - counts.sum()) / max(pixels, 1)]
     return pd.Series(shares, [*tileset.classes, "no label"])
 
 # %% ../../nbs/sampling/01_samplers.ipynb #e95dd24d

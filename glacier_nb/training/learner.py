@@ -6,11 +6,13 @@
 __all__ = ['TrainingError', 'Callback', 'tile_batch', 'validate_tiles', 'broadcast_buffers', 'Learner']
 
 # %% ../../nbs/training/05_learner.ipynb #353085d1
+import copy
 import math
 import os
+import random
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import numpy as np
@@ -366,3 +368,36 @@ def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid
         broadcast_buffers(self.eval_model, self.ranks)
     scores, self.matrices = validate_tiles(self.data.val, self.predict, self.loss, self.device, self.ranks)
     return scores
+
+# %% ../../nbs/training/05_learner.ipynb #7a1a0002
+def _copied(part: object, learner: Learner) -> object:
+    "A copy of a user's object that shares the tiles; objects of this package have no state."
+    train = learner.data.train
+    ours = type(part).__module__.startswith("glacier_nb.")
+    return part if ours else copy.deepcopy(part, {id(train): train, id(learner): learner})
+
+
+@patch
+@contextmanager
+def trial(
+    self: Learner,  # unchanged
+    rate: Callable[[int], float],  # step from 0 -> learning rate
+) -> Iterator[Learner]:
+    "A copy of the learner before its first step; raises ValueError for several processes."
+    if self.ranks.size > 1:
+        raise ValueError(f"{self.ranks.size} processes share the batches: expected a single process")
+    trial = copy.copy(self)
+    trial.model, trial.optimizer, trial.scaler = copy.deepcopy((self.model, self.optimizer, self.scaler))
+    trial.optimizer.state.clear()
+    trial.network, trial.average, trial.rate, trial.step = trial.model, None, rate, 0
+    for name in ("sampler", "augment", "mix", "loss"):
+        setattr(trial, name, _copied(getattr(self, name), self))
+    trial.model.train()
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002 - a user's augmentation may draw here
+    with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        try:
+            yield trial
+        finally:
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])

@@ -6,7 +6,6 @@
 __all__ = ['smoothed', 'LrFind', 'lr_find']
 
 # %% ../../nbs/training/07_lr_find.ipynb #ba19c4d1
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,28 +13,12 @@ from itertools import count, islice
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.ndimage import gaussian_filter1d
 
 from ..config.fields import ConfigError
 from .learner import Learner, TrainingError
 
 # %% ../../nbs/training/07_lr_find.ipynb #4632de1b
-def _copied(
-    learner: Learner,  # is not changed
-    rates: Sequence[float],  # learning rate of each step
-) -> Learner:
-    "A copy of the learner, from step 0, with its own weights and these learning rates."
-    trial = copy.copy(learner)
-    trial.model, trial.optimizer, trial.scaler = copy.deepcopy(
-        (learner.model, learner.optimizer, learner.scaler)
-    )
-    trial.network, trial.average = trial.model, None
-    trial.rate, trial.step = rates.__getitem__, 0
-    trial.model.train()
-    return trial
-
-
 def _step_groups(learner: Learner) -> Iterator[list[dict]]:
     "The batches of each optimizer step, epoch after epoch without end."
     for epoch in count(learner.epoch):
@@ -106,8 +89,8 @@ def lr_find(
 ) -> LrFind:
     "Learning-rate range test (Smith 2017); raises TrainingError when not even the first loss is finite."
     rates, losses, ended = _rates(low, high, steps), [], f"all {steps} rates were tried"
-    trial, width = _copied(learner, rates), 0.25 * (steps - 1) / math.log10(high / low)  # a quarter decade
-    with torch.random.fork_rng([learner.device] if learner.device.type == "cuda" else []):
+    width = 0.25 * (steps - 1) / math.log10(high / low)  # a quarter decade
+    with learner.trial(rates.__getitem__) as trial:
         for lr, group in zip(rates, _step_groups(trial), strict=False):
             try:
                 losses.append(trial.train_step(group)["train_loss"])

@@ -37,7 +37,8 @@ from glacier_nb.losses.terms import (
     soft_mcc,
     tversky_loss,
 )
-from glacier_nb.parallel.ranks import ALONE, Ranks, run_ranks
+from glacier_nb.parallel.launch import run_ranks
+from glacier_nb.parallel.ranks import ALONE, Ranks
 
 AREAS = ("dice", "mcc", "tversky", "lovasz")  # 0 for a prediction that equals a soft target
 

@@ -13,6 +13,7 @@ from timm.models import adapt_input_conv
 from glacier_nb.models.build import build_unet
 from glacier_nb.models.weights import (
     FIRST_CONVS,
+    InitialWeights,
     WeightsError,
     encoder_state,
     init_from,
@@ -216,8 +217,9 @@ def test_hub_weights_are_adapted(monkeypatch, pretrained):
     monkeypatch.setattr("glacier_nb.models.weights.smp.encoders.get_encoder", lambda *args, **kwargs: encoder)
     state = encoder_state("resnet18", "imagenet")
     assert load_matching(target, state)["conv1.weight"] == "adapted"
-    sentence = load_pretrained(target, "resnet18", "imagenet-if-found")
-    assert sentence.startswith(
+    started = load_pretrained(target, "resnet18", "imagenet-if-found")
+    assert InitialWeights.from_dict(started.to_dict()) == started
+    assert str(started).startswith(
         "ImageNet weights from the hub, first convolution adapted by bands: 119 tensors"
     )
 

@@ -17,7 +17,8 @@ from glacier_nb.parallel.batchnorm import (
     batch_statistics,
     synchronise_norms,
 )
-from glacier_nb.parallel.ranks import ALONE, Ranks, run_ranks
+from glacier_nb.parallel.launch import run_ranks
+from glacier_nb.parallel.ranks import ALONE, Ranks
 
 TWO = Ranks(0, 2)
 
