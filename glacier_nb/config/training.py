@@ -202,36 +202,6 @@ def parameter_table() -> pd.DataFrame:  # one row a parameter: default, allowed,
     ]
     return pd.DataFrame(rows).set_index("parameter")
 
-# %% ../../nbs/config/01_training.ipynb #c0f1a002
-def _changed(cfg: TrainConfig) -> dict[str, object]:
-    "The values that differ from the defaults."
-    return {f.name: getattr(cfg, f.name) for f in fields(cfg) if getattr(cfg, f.name) != f.default}
-
-
-@patch
-def __repr__(self: TrainConfig) -> str:
-    "What differs from the defaults: `TrainConfig(run='x', lr=0.01)`."
-    return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in _changed(self).items())})"
-
-
-def _table(cfg: TrainConfig, names: Iterable[str]) -> str:
-    "These parameters as an HTML table: value, default, meaning."
-    rows = {f.name: (getattr(cfg, f.name), f.default, f.metadata["meaning"]) for f in fields(cfg)}
-    cells = [(name, *map(repr, rows[name][:2]), rows[name][2]) for name in names]
-    head = "<tr><th>parameter</th><th>value</th><th>default</th><th>meaning</th></tr>"
-    body = ("".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) for row in cells)
-    return f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
-
-
-@patch
-def _repr_html_(self: TrainConfig) -> str:
-    "A table of what differs from the defaults, the others folded."
-    changed = _changed(self)
-    others = [f.name for f in fields(self) if f.name not in changed]
-    first = _table(self, changed) if changed else "<p>All values are defaults.</p>"
-    folded = f"<details><summary>{len(others)} defaults</summary>{_table(self, others)}</details>"
-    return f"<p><b>TrainConfig</b></p>{first}{folded}"
-
 # %% ../../nbs/config/01_training.ipynb #c434a7ec
 def _raise_if(
     wrong,  # true when the values contradict each other
@@ -363,6 +333,36 @@ def loss_weights(
         name: max(rest, 0.0) * DEFAULT_LOSS_WEIGHTS[name] / default if w is None else w
         for name, w in given.items()
     }
+
+# %% ../../nbs/config/01_training.ipynb #c0f1a002
+def _changed(cfg: TrainConfig) -> dict[str, object]:
+    "The values that differ from the defaults."
+    return {f.name: getattr(cfg, f.name) for f in fields(cfg) if getattr(cfg, f.name) != f.default}
+
+
+@patch
+def __repr__(self: TrainConfig) -> str:
+    "What differs from the defaults: `TrainConfig(run='x', lr=0.01)`."
+    return f"TrainConfig({', '.join(f'{name}={value!r}' for name, value in _changed(self).items())})"
+
+
+def _table(cfg: TrainConfig, names: Iterable[str]) -> str:
+    "These parameters as an HTML table: value, default, meaning."
+    rows = {f.name: (getattr(cfg, f.name), f.default, f.metadata["meaning"]) for f in fields(cfg)}
+    cells = [(name, *map(repr, rows[name][:2]), rows[name][2]) for name in names]
+    head = "<tr><th>parameter</th><th>value</th><th>default</th><th>meaning</th></tr>"
+    body = ("".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) for row in cells)
+    return f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+
+
+@patch
+def _repr_html_(self: TrainConfig) -> str:
+    "A table of what differs from the defaults, the others folded."
+    changed = _changed(self)
+    others = [f.name for f in fields(self) if f.name not in changed]
+    first = _table(self, changed) if changed else "<p>All values are defaults.</p>"
+    folded = f"<details><summary>{len(others)} defaults</summary>{_table(self, others)}</details>"
+    return f"<p><b>TrainConfig</b></p>{first}{folded}"
 
 # %% ../../nbs/config/01_training.ipynb #ef502fb5
 def check_names(

@@ -8,13 +8,16 @@ __all__ = ['RunData', 'prepare_data', 'empty_network', 'run_network', 'batch_sha
 
 # %% ../../nbs/training/03_recipe.ipynb #6003fed1
 import copy
+import html
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..augment.mixing import make_mixer
@@ -24,6 +27,7 @@ from ..config.training import TrainConfig, loss_weights
 from ..data.stats import BandStats
 from ..data.storage import run_stats, store_folder
 from ..data.tileset import TileSet
+from ..files.errors import listing
 from ..files.paths import project_root
 from ..losses.combined import CombinedLoss, class_weights
 from ..losses.terms import signed_distance
@@ -60,6 +64,39 @@ def prepare_data(
     distance = partial(signed_distance, n_classes=len(classes)) if loss_weights(cfg)["boundary"] > 0 else None
     train, val = (TileSet.build(t, stats, distance, folder) for t in (train_tiles, val_tiles))
     return RunData(train, val, train_tiles, val_tiles, stats, classes)
+
+# %% ../../nbs/training/03_recipe.ipynb #0da7a002
+def _fractions(data: RunData) -> pd.DataFrame:
+    "The fraction of each class among the labelled valid pixels of both sides."
+    counts = [sum(class_counts(tile) for tile in tiles) for tiles in (data.train_tiles, data.val_tiles)]
+    shares = {side: n / max(n.sum(), 1) for side, n in zip(("training", "validation"), counts, strict=True)}
+    return pd.DataFrame(shares, index=list(data.classes))
+
+
+@patch
+def __repr__(self: RunData) -> str:
+    "Tiles, classes and channels, in a line each."
+    shares = [f"{name} {a:.1%} / {b:.1%}" for name, a, b in _fractions(self).itertuples()]
+    return (
+        f"RunData: {len(self.train)} training tiles, {len(self.val)} for validation: {listing(self.val.ids, 9)}\n"
+        f"  pixels of training / validation: {', '.join(shares)}\n"
+        f"  {len(self.stats.names)} channels: {', '.join(self.stats.names)}"
+    )
+
+
+@patch
+def _repr_html_(self: RunData) -> str:
+    "Tiles, and tables of classes and channels."
+    tiles = f"{len(self.train)} training tiles, {len(self.val)} for validation: {listing(self.val.ids, 60)}"
+    stats = zip(self.stats.names, self.stats.center, self.stats.scale, strict=True)
+    channels = pd.DataFrame(stats, columns=["channel", "centre", "scale"]).set_index("channel")
+    tables = {
+        "Fractions of the labelled pixels": _fractions(self).map("{:.1%}".format),
+        "Channels: input = (value - centre) / scale": channels.map("{:.5g}".format).rename_axis(None),
+    }
+    parts = (f"<div><p>{name}</p>{table.to_html(border=0)}</div>" for name, table in tables.items())
+    side_by_side = f"<div style='display:flex;flex-wrap:wrap;gap:2em'>{''.join(parts)}</div>"
+    return f"<p><b>RunData</b> {html.escape(tiles)}</p>{side_by_side}"
 
 # %% ../../nbs/training/03_recipe.ipynb #b7fbbe46
 def empty_network(

@@ -16,10 +16,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from glacier_nb.config.fields import ConfigError, config_differences
 from glacier_nb.experiments.jobs import Job, end_processes, read_parameters, run_job
-from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, cores, main, plan, sweep
+from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, main, plan, sweep
 from glacier_nb.files.locks import run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.runs.folder import run_state
+from glacier_nb.texture.glcm import cores
 
 ROOT = Path(__file__).parents[2]
 # the learning rate chooses what the stand-in does
