@@ -2125,6 +2125,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'glacier_nb/training/recipe.py'),
                                             'glacier_nb.training.recipe._parameter_groups': ( 'training/recipe.html#_parameter_groups',
                                                                                               'glacier_nb/training/recipe.py'),
+                                            'glacier_nb.training.recipe._tiles': ( 'training/recipe.html#_tiles',
+                                                                                   'glacier_nb/training/recipe.py'),
                                             'glacier_nb.training.recipe.batch_shape': ( 'training/recipe.html#batch_shape',
                                                                                         'glacier_nb/training/recipe.py'),
                                             'glacier_nb.training.recipe.check_batches': ( 'training/recipe.html#check_batches',

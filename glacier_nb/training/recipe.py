@@ -73,12 +73,17 @@ def _fractions(data: RunData) -> pd.DataFrame:
     return pd.DataFrame(shares, index=list(data.classes))
 
 
+def _tiles(data: RunData, n: int) -> str:
+    "How many tiles there are, and the first `n` of those held out."
+    return f"{len(data.train)} training tiles, {len(data.val)} for validation: {listing(data.val.ids, n)}"
+
+
 @patch
 def __repr__(self: RunData) -> str:
     "Tiles, classes and channels, in a line each."
     shares = [f"{name} {a:.1%} / {b:.1%}" for name, a, b in _fractions(self).itertuples()]
     return (
-        f"RunData: {len(self.train)} training tiles, {len(self.val)} for validation: {listing(self.val.ids, 9)}\n"
+        f"RunData: {_tiles(self, 9)}\n"
         f"  pixels of training / validation: {', '.join(shares)}\n"
         f"  {len(self.stats.names)} channels: {', '.join(self.stats.names)}"
     )
@@ -87,7 +92,6 @@ def __repr__(self: RunData) -> str:
 @patch
 def _repr_html_(self: RunData) -> str:
     "Tiles, and tables of classes and channels."
-    tiles = f"{len(self.train)} training tiles, {len(self.val)} for validation: {listing(self.val.ids, 60)}"
     stats = zip(self.stats.names, self.stats.center, self.stats.scale, strict=True)
     channels = pd.DataFrame(stats, columns=["channel", "centre", "scale"]).set_index("channel")
     tables = {
@@ -96,7 +100,7 @@ def _repr_html_(self: RunData) -> str:
     }
     parts = (f"<div><p>{name}</p>{table.to_html(border=0)}</div>" for name, table in tables.items())
     side_by_side = f"<div style='display:flex;flex-wrap:wrap;gap:2em'>{''.join(parts)}</div>"
-    return f"<p><b>RunData</b> {html.escape(tiles)}</p>{side_by_side}"
+    return f"<p><b>RunData</b> {html.escape(_tiles(self, 60))}</p>{side_by_side}"
 
 # %% ../../nbs/training/03_recipe.ipynb #b7fbbe46
 def empty_network(
