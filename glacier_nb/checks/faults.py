@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..data.stats import BandStats
 from ..data.tileset import TileSet
 from ..landsat import BINARY_CODES, CLASSES, IGNORE, LABEL_CODES, SR_OFFSET, SR_SCALE
-from ..losses.combined import Loss
 from ..losses.pixels import Pixels
+from ..losses.terms import Loss
 from ..tiles.read import Tile
 from ..training.learner import Learner
 from ..training.recipe import RunData, run_augment

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ONE_CLASS_PRIOR', 'dice_term', 'dice_loss', 'tversky_term', 'tversky_loss', 'soft_mcc', 'mcc_term', 'mcc_loss',
            'lovasz_term', 'lovasz_loss', 'focal_term', 'focal_loss', 'signed_distance', 'boundary_term',
-           'boundary_loss']
+           'boundary_loss', 'Loss', 'FocalLoss', 'TverskyLoss', 'DiceLoss', 'MCCLoss', 'LovaszLoss', 'BoundaryLoss']
 
 # %% ../../nbs/losses/01_terms.ipynb #efc885d1
 import math
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..landsat import IGNORE
 from .pixels import Pixels, masked_mean, prepared_batch
@@ -236,4 +236,77 @@ def boundary_loss(
 ) -> Tensor:  # scalar in [-1, 1], negative for good maps; 0 without a pixel that counts
     "Mean signed distance of the pixels that count, weighted by probability (Kervadec et al., 2019)."
     with prepared_batch(logits, target, valid, ranks) as pixels:
+        return boundary_term(pixels, distance)
+
+# %% ../../nbs/losses/01_terms.ipynb #78a95f83
+class Loss(nn.Module):
+    "Base of the loss modules: `forward` prepares the batch, `term` holds the formula."
+
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        with prepared_batch(logits, target, valid, ranks) as pixels:
+            return self.term(pixels)
+
+
+class FocalLoss(Loss):
+    "Module of `focal_loss`."
+
+    def __init__(
+        self,
+        gamma: float | Sequence[float] = 2.0,  # focusing exponent, one or one per class
+        class_weights: Sequence[float] | Tensor | None = None,  # (C,) by true class; None: all 1
+    ):
+        super().__init__()
+        self.gamma, self.class_weights = gamma, class_weights
+
+    def term(self, pixels: Pixels) -> Tensor:
+        return focal_term(pixels, self.gamma, self.class_weights)
+
+
+class TverskyLoss(Loss):
+    "Module of `tversky_loss`."
+
+    def __init__(
+        self,
+        alpha: float = 0.3,  # weight of a false alarm, > 0
+        beta: float = 0.7,  # weight of a miss, > 0
+        gamma: float = 1.0,  # exponent of each class's term, > 0
+    ):
+        super().__init__()
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+
+    def term(self, pixels: Pixels) -> Tensor:
+        return tversky_term(pixels, self.alpha, self.beta, self.gamma)
+
+# %% ../../nbs/losses/01_terms.ipynb #16520efb
+class DiceLoss(Loss):
+    "Module of `dice_loss`."
+
+    def term(self, pixels: Pixels) -> Tensor:
+        return dice_term(pixels)
+
+
+class MCCLoss(Loss):
+    "Module of `mcc_loss`."
+
+    def term(self, pixels: Pixels) -> Tensor:
+        return mcc_term(pixels)
+
+
+class LovaszLoss(Loss):
+    "Module of `lovasz_loss`."
+
+    def term(self, pixels: Pixels) -> Tensor:
+        return lovasz_term(pixels)
+
+
+class BoundaryLoss(Loss):
+    "Module of `boundary_loss`."
+
+    def forward(
+        self, logits: Tensor, target: Tensor, valid: Tensor, distance: Tensor, ranks: Ranks = ALONE
+    ) -> Tensor:
+        with prepared_batch(logits, target, valid, ranks) as pixels:
+            return self.term(pixels, distance)
+
+    def term(self, pixels: Pixels, distance: Tensor) -> Tensor:
         return boundary_term(pixels, distance)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..config.training import BOOSTS
+from ..config.training import TrainConfig
 from ..data.tileset import TileSet, crop_array
 from ..landsat import CLASSES, IGNORE
 from glacier_nb.sampling.index import (
@@ -136,6 +136,9 @@ def tile_weights(
     return weight / weight.sum()
 
 # %% ../../nbs/sampling/01_samplers.ipynb #852c2857
+_BOOSTS = {"lake": TrainConfig.lake_boost, "debris": TrainConfig.debris_boost}
+
+
 @dataclass(frozen=True)
 class WeightedTiles(RandomCrops):
     "Random crops from tiles that are drawn more often when they contain certain classes."
@@ -148,7 +151,7 @@ class WeightedTiles(RandomCrops):
 
     def weights(self) -> np.ndarray:  # (tiles,) sums to 1
         "The fraction of draws of each tile."
-        return tile_weights(self.index, BOOSTS if self.boosts is None else self.boosts)
+        return tile_weights(self.index, _BOOSTS if self.boosts is None else self.boosts)
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:  # (n, 3) tile, row, column
         "A labelled pixel of each drawn tile."

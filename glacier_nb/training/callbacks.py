@@ -7,6 +7,7 @@ __all__ = ['run_path', 'checkpoint', 'training_state', 'restore', 'RunFolder', '
            'make_learner']
 
 # %% ../../nbs/training/06_callbacks.ipynb #f97568d1
+import copy
 import json
 import os
 import time
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
+from torch import nn
 
 from ..config.fields import ConfigError, config_differences
 from ..config.training import TrainConfig, data_path, save_config
 from ..data.stats import BandStats
+from ..data.tileset import TileSet
 from ..files.locks import holds_run, run_lock
 from ..files.paths import project_root, write_text
 from ..landsat import BINARY_CLASSES, BINARY_CODES, LABEL_CODES
@@ -37,7 +40,7 @@ from glacier_nb.training.checkpoints import (
 )
 from .learner import Callback, Learner
 from .precision import Precision
-from .recipe import RunData, check_batches, run_network
+from .recipe import RunData, batch_shape, run_network
 
 # %% ../../nbs/training/06_callbacks.ipynb #aaae082f
 def run_path(
@@ -270,6 +273,36 @@ def epoch_line(
     end = f"lr {record['lr']:.1e}  {record['seconds']:.0f} s"
     return f"epoch {record['epoch']:>3}/{epochs}  {losses}  {score}  {end}"
 
+# %% ../../nbs/training/06_callbacks.ipynb #7ab43bdc
+def _check_batches(
+    cfg: TrainConfig,  # crop_size, samples_per_epoch, batch_size, accumulate
+    model: nn.Module,  # is not changed
+    train: TileSet,  # the training tiles
+    size: int = 1,  # processes that share each batch
+) -> None:
+    "Raise ConfigError where a process has no crop, or a single one that the network cannot train on."
+    crops, epoch = cfg.batch_size // cfg.accumulate, cfg.samples_per_epoch or len(train)
+    fewest = min(crops, epoch % crops or crops)
+    fix = "change samples_per_epoch, batch_size, accumulate or crop_size"
+    batches = f"{epoch} crops an epoch in batches of {crops} (batch_size / accumulate)"
+    if fewest < size:
+        raise ConfigError(
+            f"{batches} leave {fewest} in one batch, fewer than the {size} processes that share it. Expected "
+            f"at least {size}: {fix}, or use fewer devices"
+        )
+    single = 1 in (fewest // size, crops // size) and not (cfg.sync_batchnorm and size > 1)
+    if not single:
+        return
+    shape = batch_shape(cfg, train)[2:]
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).train()(torch.zeros(1, train.images[0].shape[0], *shape))
+    except ValueError as e:
+        raise ConfigError(
+            f"architecture = {cfg.architecture!r} cannot train on one crop of {shape[0]} pixels ({e}), and "
+            f"{batches} leave a single one in a batch. Expected at least 2 in each: {fix}"
+        ) from e
+
 # %% ../../nbs/training/06_callbacks.ipynb #02b1bea3
 def make_learner(
     cfg: TrainConfig,  # every parameter of the run
@@ -280,7 +313,7 @@ def make_learner(
     "The learner of a run with its folder, early stopping and progress; on this rank, if there are several."
     seed_everything(cfg.seed)
     model, report = run_network(cfg, data)
-    check_batches(cfg, model, data.train, ranks_here().size)
+    _check_batches(cfg, model, data.train, ranks_here().size)
     callbacks = [RunFolder(folder), EarlyStop(cfg.patience), *[Progress()] * progress]
     learner = Learner(cfg, data, model, callbacks)
     learner.init_report = report

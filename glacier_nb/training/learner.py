@@ -35,7 +35,6 @@ from .precision import Precision, choose_precision
 from glacier_nb.training.recipe import (
     RunData,
     batch_shape,
-    freeze_unused,
     run_augment,
     run_loss,
     run_mixer,
@@ -161,6 +160,20 @@ class Learner:
         "The network that is validated and saved: the moving average of the weights, if there is one."
         return self.average.model if self.average else self.model
 
+# %% ../../nbs/training/05_learner.ipynb #f2457bc9
+def _freeze_unused(
+    model: nn.Module,  # its parameters without effect on the logits are frozen
+    channels: int,  # of its input
+) -> list[str]:  # their names
+    "Freeze the parameters that get no gradient."
+    copied = copy.deepcopy(model).eval()
+    like = next(model.parameters())
+    copied(torch.zeros(1, channels, 64, 64, device=like.device, dtype=like.dtype)).sum().backward()
+    unused = [name for name, p in copied.named_parameters() if p.grad is None and p.requires_grad]
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    return unused
+
 # %% ../../nbs/training/05_learner.ipynb #0cbb9f2b
 @patch
 def _choose_precision(self: Learner) -> Precision:
@@ -189,7 +202,7 @@ def prepare_network(self: Learner) -> None:
     if self.cfg.compile:
         self.network = torch.compile(self.model)
     if self.ranks.size > 1:
-        freeze_unused(self.model, batch_shape(self.cfg, self.data.train)[1])
+        _freeze_unused(self.model, batch_shape(self.cfg, self.data.train)[1])
         devices = [self.device] if self.device.type == "cuda" else None
         self.network = DistributedDataParallel(self.network, devices, gradient_as_bucket_view=True)
 

@@ -15,18 +15,15 @@ from torch.testing import assert_close
 
 from glacier_nb.landsat import IGNORE
 from glacier_nb.losses import pixels as pixels_module
-from glacier_nb.losses.combined import (
+from glacier_nb.losses.combined import CombinedLoss, class_weights
+from glacier_nb.losses.pixels import CLASS_FRACTIONS, soft_confusion
+from glacier_nb.losses.terms import (
     BoundaryLoss,
-    CombinedLoss,
     DiceLoss,
     FocalLoss,
     LovaszLoss,
     MCCLoss,
     TverskyLoss,
-    class_weights,
-)
-from glacier_nb.losses.pixels import CLASS_FRACTIONS, soft_confusion
-from glacier_nb.losses.terms import (
     _jaccard_growth,
     boundary_loss,
     dice_loss,
