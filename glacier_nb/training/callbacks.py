@@ -36,7 +36,6 @@ from glacier_nb.training.checkpoints import (
     read_checkpoint,
     save_checkpoint,
     saving,
-    state_bytes,
 )
 from .learner import Callback, Learner
 from .precision import Precision
@@ -131,10 +130,8 @@ class RunFolder(Callback):
     def before_fit(self, learner):
         if learner.ranks.rank == 0:
             self.lock.enter_context(run_lock(self.folder))
-            size = state_bytes(learner.model.state_dict())
-            check_folder(
-                self.folder, (8 + 2 * bool(learner.average)) * size
-            )  # while replaced, each file exists twice
+            copies = 8 + 2 * bool(learner.average)  # while replaced, each file exists twice
+            check_folder(self.folder, learner.model.state_dict(), copies)
         if learner.cfg.resume:
             self._resume(learner)
         elif learner.ranks.rank == 0:

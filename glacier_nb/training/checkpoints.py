@@ -74,9 +74,11 @@ def save_checkpoint(
 # %% ../../nbs/training/04_checkpoints.ipynb #6933553f
 def check_folder(
     folder: str | os.PathLike,  # of a run; made if missing
-    needed: int,  # bytes that the run will write
+    weights: dict,  # tensors by name, of the network
+    copies: int,  # of them that the run will write
 ) -> None:
     "Raise SaveError when a run cannot be saved there."
+    needed = copies * state_bytes(weights)
     folder = Path(folder)
     with saving(folder, needed):
         folder.mkdir(parents=True, exist_ok=True)
