@@ -20,15 +20,15 @@ from glacier_nb.checks.network import (
     check_terms,
 )
 from glacier_nb.checks.trial import (
-    CROPS,
+    _CROPS,
     Overfit,
-    first_crops,
+    _first_crops,
+    _peak_lr,
     first_step,
     fixed_batch,
     gradient_shares,
     norm_lag,
     overfit,
-    peak_lr,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
@@ -317,12 +317,12 @@ def test_the_network_takes_one_step_before_a_run(make):
     loss = learner.loss
     learner.loss = lambda *batch: (calls.append(len(batch[0])), loss(*batch))[1]
     assert not check_network(learner)
-    assert calls == [CROPS]
+    assert calls == [_CROPS]
 
 
 def test_wide_crops_are_fewer():
     wide = {"image": torch.zeros(8, 7, 256, 256), "label": torch.zeros(8, 256, 256)}
-    assert {len(v) for v in first_crops(wide).values()} == {2}
+    assert {len(v) for v in _first_crops(wide).values()} == {2}
 
 
 def test_a_network_of_one_width_is_tried_at_that_width(make):
@@ -386,10 +386,10 @@ def test_a_rate_within_a_hundred_of_the_usual_is_at_most_a_warning(make, lr):
 
 def test_crops_are_mixed_and_of_several_tiles(make):
     batch = fixed_batch(make())
-    assert batch["image"].shape == (CROPS, 7, 32, 32)
+    assert batch["image"].shape == (_CROPS, 7, 32, 32)
     pairs = zip(batch["label"], batch["valid"], strict=True)
     assert all(len(label[valid].unique()) > 1 for label, valid in pairs)
 
 
 def test_the_peak_learning_rate(make):
-    assert peak_lr(make(lr=2e-3)) == pytest.approx(2e-3)
+    assert _peak_lr(make(lr=2e-3)) == pytest.approx(2e-3)

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from glacier_nb.landsat import IGNORE
 from glacier_nb.losses import pixels as pixels_module
 from glacier_nb.losses.combined import CombinedLoss, class_weights
-from glacier_nb.losses.pixels import CLASS_FRACTIONS, soft_confusion
+from glacier_nb.losses.pixels import _CLASS_FRACTIONS, soft_confusion
 from glacier_nb.losses.terms import (
     BoundaryLoss,
     DiceLoss,
@@ -345,7 +345,7 @@ def test_float32_sums_are_accurate_over_many_pixels(name, soft):
     "A batch of a million pixels; the reference is the same loss in float64."
     generator = torch.Generator().manual_seed(0)
     shape = (4, 4, 512, 512)
-    target = torch.multinomial(torch.tensor(CLASS_FRACTIONS), 4 * 512 * 512, True, generator=generator)
+    target = torch.multinomial(torch.tensor(_CLASS_FRACTIONS), 4 * 512 * 512, True, generator=generator)
     target = target.view(4, 512, 512)
     valid = torch.ones_like(target, dtype=torch.bool)
     if soft:

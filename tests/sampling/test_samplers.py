@@ -15,9 +15,9 @@ from glacier_nb.sampling.samplers import (
     PixelCrops,
     RandomCrops,
     WeightedTiles,
+    _draw_fractions,
     crop_classes,
     crop_shares,
-    draw_fractions,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -123,7 +123,7 @@ def test_default_fractions_follow_the_square_root_and_skip_absent_classes(tiles)
         [replace(t, label=np.where(t.label == 3, 0, t.label).astype(np.uint8)) for t in tiles], STATS
     )
     sampler = PixelCrops(dry, 16, 64)
-    pixels, fractions = sampler.index.ends[-1, :-1], draw_fractions(sampler.index)
+    pixels, fractions = sampler.index.ends[-1, :-1], _draw_fractions(sampler.index)
     np.testing.assert_allclose(fractions, np.sqrt(pixels) / np.sqrt(pixels).sum())
     assert fractions[3] == 0
     assert len(sampler.positions(0)) == 64
@@ -238,7 +238,7 @@ def reference_pixel_crops(sampler, epoch):
     "The crops of the pixel sampler without interfaces."
     tileset, index = sampler.tileset, sampler.index
     rng, n, size = np.random.default_rng((sampler.seed, epoch)), sampler.n, sampler.crop_size
-    drawn = draw_from(rng, n, draw_fractions(index, sampler.class_fractions))
+    drawn = draw_from(rng, n, _draw_fractions(index, sampler.class_fractions))
     pixels = np.empty((n, 3), int)
     for c in np.unique(drawn):
         numbers = draw_integers(rng, (drawn == c).sum(), index.ends[-1, c])

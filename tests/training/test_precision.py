@@ -14,10 +14,10 @@ from glacier_nb.training import precision as module
 from glacier_nb.training.precision import (
     Precision,
     _candidates,
+    _fastest,
+    _measure_precision,
     _native_dtypes,
     choose_precision,
-    fastest,
-    measure_precision,
     pick_dtype,
 )
 
@@ -41,7 +41,7 @@ def made_up(monkeypatch, seconds):
         asked.append((shape, list(candidates)))
         return {a: seconds[a] for a in candidates}
 
-    monkeypatch.setattr(module, "measure_precision", measure)
+    monkeypatch.setattr(module, "_measure_precision", measure)
     return asked
 
 
@@ -139,14 +139,14 @@ def test_what_was_asked_for_is_not_measured(monkeypatch):
 
 
 def test_margin():
-    assert fastest({PLAIN: 1.0, SHORT: 0.96}) == PLAIN
-    assert fastest({PLAIN: 1.0, SHORT: 0.95}) == SHORT
-    assert fastest({PLAIN: 1.0, SHORT: 2.0}) == PLAIN
-    assert fastest({PLAIN: math.inf, SHORT: 2.0}) == SHORT
+    assert _fastest({PLAIN: 1.0, SHORT: 0.96}) == PLAIN
+    assert _fastest({PLAIN: 1.0, SHORT: 0.95}) == SHORT
+    assert _fastest({PLAIN: 1.0, SHORT: 2.0}) == PLAIN
+    assert _fastest({PLAIN: math.inf, SHORT: 2.0}) == SHORT
     with pytest.raises(
         ConfigError, match=r"memory is too small .*float32, channels last, nor in bfloat16.*batch"
     ):
-        fastest({PLAIN: math.inf, SHORT: math.inf})
+        _fastest({PLAIN: math.inf, SHORT: math.inf})
 
 
 def test_measuring_leaves_no_trace():
@@ -156,7 +156,7 @@ def test_measuring_leaves_no_trace():
     before = copy.deepcopy(model.state_dict()), [copy.deepcopy(p.grad) for p in model.parameters()]
     layout, state, python = model[0].weight.stride(), torch.get_rng_state(), random.getstate()
     candidates = _candidates("measure", "measure", CPU)
-    seconds = measure_precision(model, (2, 3, 8, 8), candidates, CPU, rounds=2)
+    seconds = _measure_precision(model, (2, 3, 8, 8), candidates, CPU, rounds=2)
     assert list(seconds) == candidates
     assert all(0 < s < 10 for s in seconds.values())
     assert all(torch.equal(v, before[0][k]) for k, v in model.state_dict().items())
@@ -180,7 +180,7 @@ def test_what_is_measured(monkeypatch):
             return y
 
     candidates = [Precision(d, last) for d in (torch.float32, torch.bfloat16) for last in (True, False)]
-    measure_precision(Spy(3, 4, 3, padding=1).eval(), (2, 3, 16, 32), candidates, CPU, rounds=2)
+    _measure_precision(Spy(3, 4, 3, padding=1).eval(), (2, 3, 16, 32), candidates, CPU, rounds=2)
     expected = [((2, 3, 16, 32), True, a.dtype, a.channels_last, a.channels_last) for a in candidates]
     assert seen == expected * 3
 
@@ -209,7 +209,7 @@ class Clock:
 def test_first_round_does_not_count_and_memory_may_be_too_small(monkeypatch):
     clock = Clock({PLAIN: 0.5, SHORT: math.inf})
     monkeypatch.setattr(module, "_trial", clock.trial)
-    found = measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU)
+    found = _measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU)
     assert found == {PLAIN: 0.5, SHORT: math.inf}
     assert clock.calls == [PLAIN, SHORT] * 6
 
@@ -218,7 +218,7 @@ def test_budget_ends_measuring_after_a_whole_round(monkeypatch):
     clock = Clock({PLAIN: 3.0, SHORT: 2.0})
     monkeypatch.setattr(module, "_trial", clock.trial)
     monkeypatch.setattr(module, "time", clock)
-    found = measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU, rounds=50, budget=520.0)
+    found = _measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU, rounds=50, budget=520.0)
     assert found == {PLAIN: 3.0, SHORT: 2.0}
     assert (
         clock.calls == [PLAIN, SHORT] * 6
