@@ -27,7 +27,7 @@ from ..parallel.device import pick_device
 from ..tiles.read import Tile
 from ..tiles.splits import LeakageError
 from ..training.checkpoints import read_checkpoint
-from ..training.precision import pick_dtype
+from ..training.precision import choose_precision
 from ..training.recipe import empty_network
 
 # %% ../../nbs/prediction/01_members.ipynb #4bdc6dfb
@@ -158,9 +158,8 @@ def load_member(
     _load_weights(model, state["weights"], path)
     device = pick_device(devices)
     model = model.eval().to(device, memory_format=torch.channels_last)
-    return Member(
-        path, model, cfg, stats, classes, codes, device, pick_dtype(precision or cfg.precision, device)
-    )
+    dtype = choose_precision(precision or cfg.precision, "channels_last", device).dtype
+    return Member(path, model, cfg, stats, classes, codes, device, dtype)
 
 # %% ../../nbs/prediction/01_members.ipynb #255f8911
 def check_members(

@@ -177,12 +177,11 @@ def _freeze_unused(
 # %% ../../nbs/training/05_learner.ipynb #0cbb9f2b
 @patch
 def _choose_precision(self: Learner) -> Precision:
-    "What the config asks for; `measure` is for one rank's shard of a batch, and not when a run is resumed."
+    "What the config asks for, on one rank's shard of a batch."
     crops, *shape = batch_shape(self.cfg, self.data.train)
-    shape, asked = (math.ceil(crops / self.ranks.size), *shape), (self.cfg.precision, self.cfg.memory_format)
-    if self.cfg.resume:  # in the precision that last.pt names
-        asked = ("auto" if name == "measure" else name for name in asked)
-    return choose_precision(*asked, self.model, shape, self.device)
+    shape = (math.ceil(crops / self.ranks.size), *shape)
+    model = None if self.cfg.resume else self.model  # last.pt names the precision of a resumed run
+    return choose_precision(self.cfg.precision, self.cfg.memory_format, self.device, model, shape)
 
 
 @patch
