@@ -28,9 +28,7 @@ def version() -> str:
 class Task(SemanticSegmentationTask):
     "torchgeo's task with its network, its optimizer and its augmentation given from outside."
 
-    augment: Callable | None = (
-        None  # as `glacier_nb.augment.photometric.make_augment` gives it; None: batches come ready
-    )
+    augment: Callable | None = None  # as `run_augment` gives it; None: batches come ready
     optimizer: torch.optim.Optimizer | None = None  # None: torchgeo's own; the same in all blocks
     seen = 0  # batches of the epoch so far
 

@@ -27,7 +27,7 @@ from glacier_nb.landsat import IGNORE
 from glacier_nb.parallel.device import seed_everything
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.learner import Learner
-from glacier_nb.training.recipe import RunData, parameter_groups, prepare_data, run_network
+from glacier_nb.training.recipe import RunData, _parameter_groups, prepare_data, run_network
 
 OURS, BARE, PLAIN = "ours", "bare loop, our loss", "bare loop, cross-entropy"
 FOCAL = "ours, focal loss alone"
@@ -102,7 +102,7 @@ def like(
     "The same kind of optimizer, with the same settings, for another network."
     takes = inspect.signature(type(optimizer)).parameters
     settings = {name: value for name, value in optimizer.defaults.items() if name in takes}
-    return type(optimizer)(parameter_groups(network, weight_decay), **settings)
+    return type(optimizer)(_parameter_groups(network, weight_decay), **settings)
 
 
 def masked(

@@ -104,23 +104,25 @@ def run_files():
 @pytest.fixture(autouse=True, scope="session")
 def fork_server():
     "A server that has imported everything forks a process in milliseconds; a new interpreter takes seconds."
-    from glacier_nb.parallel.ranks import PRELOAD
-
-    PRELOAD.extend(
-        [
-            "glacier_nb.experiments.command",
-            "glacier_nb.experiments.train",
-            "cut_runs",
-            "glacier_nb.plot.curves",
-            "nbdev.test",
-        ]
-    )
-    multiprocessing.set_forkserver_preload(PRELOAD)
+    modules = ["glacier_nb.experiments.command", "glacier_nb.experiments.train", "cut_runs"]
+    modules += ["glacier_nb.plot.curves", "nbdev.test"]
+    multiprocessing.set_forkserver_preload(modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            multiprocessing, "set_forkserver_preload", lambda modules: None
+        )  # `run_ranks` needs fewer
+        yield
 
 
 @pytest.fixture(scope="module")
 def forked_ranks():
     "`launch` forks its processes from that server."
+    from glacier_nb.parallel import launch
+
+    def forked(*args, start_method):
+        return start_processes(*args, start_method="forkserver")
+
+    start_processes = launch.start_processes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glacier_nb.parallel.launch.START_METHOD", "forkserver")
+        patch.setattr(launch, "start_processes", forked)
         yield

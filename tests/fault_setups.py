@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glacier_nb.augment.photometric import make_augment
 from glacier_nb.checks import diagnosis
 from glacier_nb.checks import faults as f
 from glacier_nb.config.training import TrainConfig
@@ -25,7 +24,7 @@ from glacier_nb.tiles.lazy import class_counts
 from glacier_nb.tiles.read import Tile, read_tiles
 from glacier_nb.tiles.splits import split
 from glacier_nb.training.learner import Learner
-from glacier_nb.training.recipe import RunData, batch_shape, prepare_data, run_network
+from glacier_nb.training.recipe import RunData, batch_shape, prepare_data, run_augment, run_network
 
 SMALL = {
     **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "precision": "fp32", "n_folds": 3},
@@ -188,12 +187,12 @@ def not_a_number(learner):
 def one_set(learner):
     "Training and validation are one object without augmentation."
     learner.data = replace(learner.data, val=learner.data.train)
-    learner.augment = make_augment("none", 0)
+    learner.augment = run_augment(replace(learner.cfg, augment="none"))
 
 
 def augment_image_only(learner):
     "Geometry for the image alone."
-    learner.augment = f.augment_image_only(make_augment("geometric", 0))
+    learner.augment = f.augment_image_only(run_augment(replace(learner.cfg, augment="geometric")))
 
 
 def without_lake(learner):

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from glacier_nb.landsat import IGNORE
 from glacier_nb.losses.combined import CombinedLoss
-from glacier_nb.losses.pixels import CLASS_FRACTIONS
+from glacier_nb.losses.pixels import _CLASS_FRACTIONS
 from glacier_nb.losses.terms import signed_distance
 
 NAMES = ("focal", "dice", "mcc", "boundary", "tversky", "lovasz")
@@ -18,7 +18,7 @@ def scene(seed, n_classes=4, size=96):
     "Target (2, size, size), valid and signed distances of contiguous classes in realistic fractions."
     rng = np.random.default_rng(seed)
     fields = gaussian_filter(rng.normal(size=(4, size, size)), (0, 5, 5), mode="wrap")
-    cuts = np.quantile(fields[:2], np.cumsum(CLASS_FRACTIONS)[: n_classes - 1])
+    cuts = np.quantile(fields[:2], np.cumsum(_CLASS_FRACTIONS)[: n_classes - 1])
     label, valid = np.digitize(fields[:2], cuts), fields[2:] < np.quantile(fields[2:], 0.74)
     distance = [signed_distance(y, n_classes, valid=v) for y, v in zip(label, valid, strict=True)]
     return torch.from_numpy(label), torch.from_numpy(valid), torch.from_numpy(np.stack(distance))

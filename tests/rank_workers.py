@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from glacier_nb.parallel.launch import describe_rank, send_message
+from glacier_nb.parallel.launch import _describe_rank, send_message
 from glacier_nb.parallel.ranks import ranks_here
 
 
@@ -16,7 +16,7 @@ def answer(cfg, name: str) -> dict:
     for i in range(3):
         send_message((name, ranks.rank, i))
     time.sleep(0.3 * (ranks.size - 1 - ranks.rank))
-    return describe_rank(cfg) | {
+    return _describe_rank(cfg) | {
         "name": name,
         "pid": os.getpid(),
         "all": ranks.gather_objects(10 * ranks.rank),

@@ -17,15 +17,14 @@ import rasterio
 import torch
 from torch import Tensor, nn
 
-from ..augment.photometric import make_augment
 from ..data.stats import BandStats
 from ..data.tileset import TileSet
 from ..landsat import BINARY_CODES, CLASSES, IGNORE, LABEL_CODES, SR_OFFSET, SR_SCALE
-from ..losses.combined import Loss
 from ..losses.pixels import Pixels
+from ..losses.terms import Loss
 from ..tiles.read import Tile
 from ..training.learner import Learner
-from ..training.recipe import RunData
+from ..training.recipe import RunData, run_augment
 
 # %% ../../nbs/checks/13_faults.ipynb #a49559a6
 def rewrite_rasters(
@@ -145,13 +144,13 @@ def augment_validation(
     policy: str,  # a photometric one
 ) -> None:
     "Augment the validation tiles."
-    augment = make_augment(policy, learner.cfg.seed)
+    augment = run_augment(replace(learner.cfg, augment=policy))
     augmented = AugmentedTiles(**vars(learner.data.val), augment=augment)
     learner.data = replace(learner.data, val=augmented)
 
 # %% ../../nbs/checks/13_faults.ipynb #ebc2db26
 def augment_image_only(
-    augment: Callable,  # as in `glacier_nb.augment.photometric.make_augment`
+    augment: Callable,  # from `run_augment`
 ) -> Callable:
     "The same augmentation, applied to the image alone."
     return lambda batch, *where: batch | {"image": augment(batch, *where)["image"]}

@@ -21,6 +21,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from ..config.training import DEFAULT_LOSS_WEIGHTS
 from ..landsat import IGNORE
 from ..losses.combined import CombinedLoss
 from ..losses.pixels import prepared_batch, soft_confusion
@@ -401,7 +402,7 @@ def _change(loss: Callable, cause: str, name: str, slopes: pd.DataFrame) -> dict
     if not isinstance(loss, CombinedLoss):
         return {}
     if name == "loss":
-        weights = {"focal_weight": 0.3, "dice_weight": 0.3, "mcc_weight": 0.3, "boundary_weight": 0.1}
+        weights = {f"{name}_weight": weight for name, weight in DEFAULT_LOSS_WEIGHTS.items()}
         return weights if cause == "loss-majority" else {}
     if cause == "loss-drowned":
         share = slopes.loc[name, "share"]

@@ -28,6 +28,7 @@ from glacier_nb.checks.trial import (
     norm_lag,
     overfit,
 )
+from ..models.weights import InitialWeights, WeightKind
 from ..report.findings import Finding, Picture, curves
 from ..training.learner import Learner, TrainingError
 
@@ -56,13 +57,12 @@ def check_frozen(
     if step.error is not None:
         return []  # `check_step` reports it
     table = step.parameters
-    parts, start = _frozen_parts(table), getattr(learner.model, "started_from", "unknown initial weights")
+    parts, start = _frozen_parts(table), InitialWeights.of(learner.model)
     if parts.empty:
         return []
     share, last = parts["size"].sum() / table["size"].sum(), table["part"].iloc[-1]
-    bad = (
-        start.startswith("random") or last in parts.index or not parts["state"].eq("needs no gradient").all()
-    )
+    deliberate = parts["state"].eq("needs no gradient").all() and last not in parts.index
+    bad = start.kind is WeightKind.RANDOM or not deliberate
     listed = "; ".join(
         f"{part}: {p['share']:.0%} of {p['size']} ({p['state']})" for part, p in parts.T.items()
     )

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from ..config.training import TrainConfig, check_names, data_path
 from ..data.stats import BandStats, channels, normalise
 from ..files.paths import project_root
-from ..models.build import build_unet, predict_logits
+from ..models.build import predict_logits
 from ..models.weights import WeightsError, load_matching
 from ..parallel.device import pick_device
 from ..tiles.read import Tile
 from ..tiles.splits import LeakageError
 from ..training.checkpoints import read_checkpoint
-from ..training.precision import pick_dtype
+from ..training.precision import choose_precision
+from ..training.recipe import empty_network
 
 # %% ../../nbs/prediction/01_members.ipynb #4bdc6dfb
 class PredictError(ValueError):
@@ -120,17 +121,6 @@ def _parts(state: dict, path: Path) -> tuple[TrainConfig, BandStats, tuple, tupl
     return cfg, stats, classes, codes
 
 # %% ../../nbs/prediction/01_members.ipynb #639c4f9a
-def _network(
-    n_channels: int,  # of the input
-    n_classes: int,  # of the logits
-    cfg: TrainConfig,  # of the run
-) -> nn.Module:
-    "The network that a config describes, with random weights."
-    return build_unet(
-        n_channels, n_classes, cfg.encoder, None, cfg.decoder_attention, cfg.seed, cfg.architecture
-    )
-
-
 def _load_weights(
     model: nn.Module,  # network that receives the weights
     weights: Mapping[str, Tensor],  # of the checkpoint
@@ -162,15 +152,14 @@ def load_member(
     state = _read(path)
     cfg, stats, classes, codes = _parts(state, path)
     try:
-        model = _network(len(stats.names), len(classes), cfg)
+        model = empty_network(cfg, len(stats.names), len(classes))
     except ValueError as e:
         raise WeightsError(f"{path}: the network of its config cannot be built: {e}") from e
     _load_weights(model, state["weights"], path)
     device = pick_device(devices)
     model = model.eval().to(device, memory_format=torch.channels_last)
-    return Member(
-        path, model, cfg, stats, classes, codes, device, pick_dtype(precision or cfg.precision, device)
-    )
+    dtype = choose_precision(precision or cfg.precision, "channels_last", device).dtype
+    return Member(path, model, cfg, stats, classes, codes, device, dtype)
 
 # %% ../../nbs/prediction/01_members.ipynb #255f8911
 def check_members(

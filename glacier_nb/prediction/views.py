@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..augment.geometry import turn
-from ..config.fields import ConfigError, check_known, parse_numbers
+from ..config.fields import check_known
+from ..config.training import parse_scales
 
 # %% ../../nbs/prediction/00_views.ipynb #e574b6f0
 @dataclass(frozen=True)
@@ -67,13 +68,7 @@ def make_views(
 ) -> tuple[View, ...]:
     "The views to average; raises ConfigError."
     check_known([tta], TTA, "tta")
-    sizes = parse_numbers(scales, "tta_scales")
-    if not all(0.25 <= s <= 4 for s in sizes) or len(set(sizes)) < len(sizes):
-        raise ConfigError(
-            f"tta_scales = {scales!r} is not allowed: expected different numbers from 0.25 to 4, "
-            "such as '0.75,1,1.25'"
-        )
-    return tuple(View(turned, scale) for scale in sizes for turned in TTA[tta])
+    return tuple(View(turned, scale) for scale in parse_scales(scales) for turned in TTA[tta])
 
 # %% ../../nbs/prediction/00_views.ipynb #d2ee9b30
 def view_probs(

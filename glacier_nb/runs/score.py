@@ -56,7 +56,8 @@ def score_run(
         "best_epoch": best["metrics"]["epoch"],
         "tile_confusions": counts,
         "evaluation": _evaluation(learner, folder, progress),
-        "started_from": learner.model.started_from,
+        "started_from": str(learner.model.started_from),
+        "initial_weights": learner.model.started_from.to_dict(),
         "parameters": asdict(learner.cfg),
     }
 

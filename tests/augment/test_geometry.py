@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from glacier_nb.augment.geometry import Warp, affine_field, bend_field, dihedral, resample, turn
+from glacier_nb.augment.geometry import Warp, _affine_field, _bend_field, _resample, dihedral, turn
 from glacier_nb.data.stats import DataError
 from glacier_nb.landsat import IGNORE
 from glacier_nb.losses.terms import signed_distance
@@ -50,7 +50,7 @@ def one(batch, k=0):
 
 
 def field_of(degrees=0.0, zoom=1.0, shear=0.0, shift=(0.0, 0.0), size=(64, 64)):
-    return affine_field(*(torch.tensor([v]) for v in (degrees, zoom, shear, shift)), size)[0]
+    return _affine_field(*(torch.tensor([v]) for v in (degrees, zoom, shear, shift)), size)[0]
 
 
 def test_labels_move_with_their_pixels(batch):
@@ -116,14 +116,14 @@ def test_affine_is_torchvisions(size, degrees, zoom, shear, shift, mode):
 
 def test_bends_pass_through_their_nodes_and_are_smooth():
     nodes = torch.randn((2, 2, 3, 5), generator=seeded())
-    field = bend_field(nodes, (33, 65))
+    field = _bend_field(nodes, (33, 65))
     assert_close(field[:, ::16, ::16].movedim(-1, 1), nodes, rtol=0, atol=1e-5)
     assert field.diff(dim=1).abs().max() < 2 * nodes.diff(dim=2).abs().max() / 16
 
 
 @pytest.mark.parametrize("view", range(1, 4))
 def test_a_quarter_turn_by_field_is_the_exact_one(batch, view):
-    moved = resample(one(batch), field_of(-90.0 * view))
+    moved = _resample(one(batch), field_of(-90.0 * view))
     exact = {name: turn(x, view) for name, x in one(batch).items()}
     assert torch.equal(moved["label"], exact["label"])
     assert torch.equal(moved["valid"], exact["valid"])
@@ -132,7 +132,7 @@ def test_a_quarter_turn_by_field_is_the_exact_one(batch, view):
 
 
 def test_whole_pixels_shift_exactly_and_what_comes_from_outside_is_unknown(batch):
-    moved, crop = resample(one(batch), field_of(shift=(10.0, -6.0))), one(batch)
+    moved, crop = _resample(one(batch), field_of(shift=(10.0, -6.0))), one(batch)
     for name in ("label", "valid"):
         assert torch.equal(moved[name][:-6, 10:], crop[name][6:, :-10])
     assert_close(moved["image"][:, :-6, 10:], crop["image"][:, 6:, :-10], rtol=0, atol=2e-3)
@@ -181,7 +181,7 @@ def test_nodata_does_not_bleed(batch):
         dirty = batch | {"image": torch.where(batch["valid"][:, None], batch["image"], filler)}
         for b in range(8):
             field = Warp(p=1).draw((1, 64, 64), seeded(b))[0][0]
-            clean, from_dirty = resample(one(batch, b), field), resample(one(dirty, b), field)
+            clean, from_dirty = _resample(one(batch, b), field), _resample(one(dirty, b), field)
             assert all(torch.equal(clean[k], from_dirty[k]) for k in clean)
     ones = batch | {"image": batch["valid"][:, None].float()}
     out = Warp(p=1)(ones, seeded())
@@ -193,7 +193,7 @@ def test_unknown_labels_do_not_bleed_into_distances(batch):
     known = batch["valid"] & (batch["label"] != IGNORE)
     flat = batch | {"distance": torch.where(known[:, None], 0.5, 0.0).expand(-1, 4, -1, -1).contiguous()}
     for b in range(8):
-        out = resample(one(flat, b), Warp(p=1).draw((1, 64, 64), seeded(b))[0][0])
+        out = _resample(one(flat, b), Warp(p=1).draw((1, 64, 64), seeded(b))[0][0])
         known = out["valid"] & (out["label"] != IGNORE)
         assert_close(out["distance"][:, known], torch.full((4, int(known.sum())), 0.5))
         assert (out["distance"][:, ~known] == 0).all()
@@ -216,7 +216,7 @@ def large_scene(size):
 def distance_errors(field, zoom, size=192, rim=40):
     "Errors in pixels of moved distances against recomputed ones, away from the rim; and the recomputed ones."
     whole = large_scene(size)
-    moved = [resample(one(whole, b), field, zoom) for b in range(4)]
+    moved = [_resample(one(whole, b), field, zoom) for b in range(4)]
     errors, fresh = [], []
     for out in moved:
         again = torch.from_numpy(signed_distance(out["label"].numpy(), 4, valid=out["valid"].numpy()))

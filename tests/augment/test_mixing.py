@@ -7,7 +7,7 @@ from scipy.stats import kstest
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from glacier_nb.augment.mixing import CutMix, MixUp, boxes, make_mixer, own_shares, partners, soft_label
+from glacier_nb.augment.mixing import CutMix, MixUp, _boxes, _own_shares, _partners, _soft_label, make_mixer
 from glacier_nb.augment.photometric import batch_generator
 from glacier_nb.data.stats import DataError
 from glacier_nb.landsat import IGNORE
@@ -37,19 +37,19 @@ def batch():
 def drawn(batch, alpha, seed=0):
     "The partners and shares that MixUp and CutMix of this seed use."
     generator, n = seeded(seed), len(batch["label"])
-    return partners(n, generator), own_shares(n, alpha, generator)
+    return _partners(n, generator), _own_shares(n, alpha, generator)
 
 
 @pytest.mark.parametrize("n", [2, 3, 16])
 def test_every_crop_is_the_partner_of_one_other(n):
     for seed in range(50):
-        other = partners(n, seeded(seed))
+        other = _partners(n, seeded(seed))
         assert sorted(other.tolist()) == list(range(n))
         assert (other != torch.arange(n)).all()
 
 
 def test_any_other_crop_may_be_the_partner():
-    found = torch.stack([partners(5, seeded(s)) for s in range(500)])
+    found = torch.stack([_partners(5, seeded(s)) for s in range(500)])
     counts = torch.stack([(found == k).sum(0) for k in range(5)])
     assert counts.diagonal().sum() == 0
     assert counts[~torch.eye(5, dtype=torch.bool)].min() > 80
@@ -57,12 +57,12 @@ def test_any_other_crop_may_be_the_partner():
 
 @pytest.mark.parametrize("alpha", [0.4, 1.0, 8.0])
 def test_shares_are_beta(alpha):
-    assert kstest(own_shares(5000, alpha, seeded()).numpy(), "beta", (alpha, alpha)).pvalue > 0.001
+    assert kstest(_own_shares(5000, alpha, seeded()).numpy(), "beta", (alpha, alpha)).pvalue > 0.001
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 1e6])
 def test_extreme_shares_are_still_shares(alpha):
-    share = own_shares(1000, alpha, seeded())
+    share = _own_shares(1000, alpha, seeded())
     assert ((share >= 0) & (share <= 1)).all()
 
 
@@ -92,8 +92,8 @@ def test_mixup_of_images_and_classes_is_torchvisions():
         "valid": torch.ones(6, 8, 8).bool(),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glacier_nb.augment.mixing.partners", lambda n, g: torch.arange(n).roll(1))
-        patch.setattr("glacier_nb.augment.mixing.own_shares", lambda n, a, g: torch.full((n,), 0.3))
+        patch.setattr("glacier_nb.augment.mixing._partners", lambda n, g: torch.arange(n).roll(1))
+        patch.setattr("glacier_nb.augment.mixing._own_shares", lambda n, a, g: torch.full((n,), 0.3))
         out = MixUp(1.0, 4)(batch, seeded())
     assert_close(out["image"], wanted)
     assert_close(out["label"], wanted_label[:, :, None, None].expand(6, 4, 8, 8))
@@ -125,7 +125,7 @@ def test_labels_that_are_not_classes_are_errors(batch, unknown):
     with pytest.raises(DataError, match=rf"found class indices \[{unknown}\], expected 0 to 3 or 255"):
         MixUp(1.0, 4)(batch, seeded())
     batch["valid"][0, 0, 0] = False
-    assert soft_label(batch["label"], batch["valid"] & (batch["label"] != IGNORE), 4)[0, :, 0, 0].sum() == 0
+    assert _soft_label(batch["label"], batch["valid"] & (batch["label"] != IGNORE), 4)[0, :, 0, 0].sum() == 0
 
 
 def test_cutmix_takes_every_pixel_whole_from_one_of_both(batch):
@@ -156,10 +156,10 @@ def test_pasted_pixels_are_one_rectangle(batch):
 @pytest.mark.parametrize("size", [(64, 64), (32, 96)])
 def test_boxes_have_the_area_and_proportions_asked_for(size):
     share = torch.linspace(0, 1, 21)
-    box = boxes(share, torch.full((21, 2), 0.5), size)
+    box = _boxes(share, torch.full((21, 2), 0.5), size)
     assert_close(box.float().mean((1, 2)), 1 - share, rtol=0, atol=0.05)
     assert_close(box.any(1).float().mean(1), (1 - share).sqrt(), rtol=0, atol=0.04)
-    corner = boxes(share, torch.zeros(21, 2), size)
+    corner = _boxes(share, torch.zeros(21, 2), size)
     assert_close(corner.float().mean((1, 2)), (1 - share) / 4, rtol=0, atol=0.04)
 
 

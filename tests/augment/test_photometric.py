@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glacier_nb.augment.photometric import (
-    POLICIES,
+    _POLICIES,
     BandDropout,
     Noise,
     Photometric,
@@ -21,7 +21,7 @@ from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.recipe import prepare_data
 
-NAMES = tuple(POLICIES)
+NAMES = tuple(_POLICIES)
 
 
 @pytest.fixture

@@ -20,18 +20,19 @@ from glacier_nb.checks.network import (
     check_terms,
 )
 from glacier_nb.checks.trial import (
-    CROPS,
+    _CROPS,
     Overfit,
-    first_crops,
+    _first_crops,
+    _peak_lr,
     first_step,
     fixed_batch,
     gradient_shares,
     norm_lag,
     overfit,
-    peak_lr,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.models.weights import InitialWeights, WeightKind
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import prepare_data
@@ -56,7 +57,7 @@ class Small(nn.Module):
         self.encoder = nn.Sequential(*self.block(7, 32, norm), *self.block(32, 64, norm, 2))
         self.decoder = nn.Sequential(nn.Upsample(scale_factor=2), *self.block(64, 32, norm))
         self.head = nn.Conv2d(32, 4, 1)
-        self.started_from = "random weights (seed 0)"
+        self.started_from = InitialWeights(WeightKind.RANDOM, seed=0)
 
     @staticmethod
     def block(n, m, norm, stride=1):
@@ -184,13 +185,14 @@ def test_few_steps_are_no_evidence(make):
 def test_frozen_parts(make):
     assert set(first_step(make()).parameters["state"]) == {"trains"}
     for part, start, severity in [
-        ("encoder", "random weights (seed 0)", "fatal"),
-        ("encoder", "weights of best.pt", "warning"),
-        ("head", "weights of best.pt", "fatal"),
+        ("encoder", WeightKind.RANDOM, "fatal"),
+        ("encoder", WeightKind.RUN, "warning"),
+        ("encoder", WeightKind.UNKNOWN, "warning"),
+        ("head", WeightKind.RUN, "fatal"),
     ]:
         learner = make()
         learner.model.get_submodule(part).requires_grad_(False)
-        learner.model.started_from = start
+        learner.model.started_from = InitialWeights(start)
         (found,) = frozen(learner)
         assert (found.severity, list(found.numbers["parts"])) == (severity, [part])
     everything = make()
@@ -315,12 +317,12 @@ def test_the_network_takes_one_step_before_a_run(make):
     loss = learner.loss
     learner.loss = lambda *batch: (calls.append(len(batch[0])), loss(*batch))[1]
     assert not check_network(learner)
-    assert calls == [CROPS]
+    assert calls == [_CROPS]
 
 
 def test_wide_crops_are_fewer():
     wide = {"image": torch.zeros(8, 7, 256, 256), "label": torch.zeros(8, 256, 256)}
-    assert {len(v) for v in first_crops(wide).values()} == {2}
+    assert {len(v) for v in _first_crops(wide).values()} == {2}
 
 
 def test_a_network_of_one_width_is_tried_at_that_width(make):
@@ -384,10 +386,10 @@ def test_a_rate_within_a_hundred_of_the_usual_is_at_most_a_warning(make, lr):
 
 def test_crops_are_mixed_and_of_several_tiles(make):
     batch = fixed_batch(make())
-    assert batch["image"].shape == (CROPS, 7, 32, 32)
+    assert batch["image"].shape == (_CROPS, 7, 32, 32)
     pairs = zip(batch["label"], batch["valid"], strict=True)
     assert all(len(label[valid].unique()) > 1 for label, valid in pairs)
 
 
 def test_the_peak_learning_rate(make):
-    assert peak_lr(make(lr=2e-3)) == pytest.approx(2e-3)
+    assert _peak_lr(make(lr=2e-3)) == pytest.approx(2e-3)

@@ -5,13 +5,13 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from glacier_nb.augment.photometric import POLICIES
+from glacier_nb.augment.photometric import _POLICIES
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.files import read_config
 from glacier_nb.config.training import TrainConfig, from_namespace, loss_weights, save_config
 from glacier_nb.files.paths import atomic_write, project_root
 from glacier_nb.training.callbacks import run_path
-from glacier_nb.training.schedules import SCHEDULES
+from glacier_nb.training.schedules import _SCHEDULES
 
 WRONG_TYPE = {"int": 0.5, "float": "fast", "bool": 1, "str": 7, "float | None": "half", "str | None": 3}
 
@@ -127,8 +127,8 @@ def test_resume_without_a_checkpoint(tmp_path):
 
 def test_choices_are_the_names_that_the_modules_define():
     choices = {f.name: f.metadata["choices"] for f in fields(TrainConfig)}
-    assert choices["schedule"] == tuple(SCHEDULES)
-    assert choices["augment"] == tuple(POLICIES)
+    assert choices["schedule"] == tuple(_SCHEDULES)
+    assert choices["augment"] == tuple(_POLICIES)
 
 
 @pytest.mark.parametrize(

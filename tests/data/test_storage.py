@@ -21,7 +21,6 @@ from glacier_nb.demo.tiles import write_tile
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BINARY_CODES, IGNORE
 from glacier_nb.sampling.loader import CropLoader
-from glacier_nb.sampling.samplers import config_sampler
 from glacier_nb.tiles import lazy as lazy_module
 from glacier_nb.tiles.lazy import (
     bands_digest,
@@ -34,7 +33,7 @@ from glacier_nb.tiles.lazy import (
 )
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import leakage_audit, near_box, near_tiles, spatial_folds, split, with_transforms
-from glacier_nb.training.recipe import prepare_data, run_loss
+from glacier_nb.training.recipe import prepare_data, run_loss, run_sampler
 
 SIDE = 48
 CFG = TrainConfig(
@@ -243,7 +242,7 @@ def test_a_run_on_disk_sees_the_same_numbers(folder, normalisation, boundary):
         assert same_tiles(a.val_tiles, other.val_tiles)
     for kind in ("random", "weighted", "pixel"):
         given = replace(cfg, sampler=kind, interface_fraction=0.3 if kind == "pixel" else 0.0)
-        drawn = [config_sampler(d.train, given).positions(3) for d in (a, b)]
+        drawn = [run_sampler(given, d.train).positions(3) for d in (a, b)]
         np.testing.assert_array_equal(*drawn)
         batches = [
             list(CropLoader(d.train, [drawn[0][:20], drawn[0][20:]], 32, w)) for d, w in ((a, 0), (b, 2))
@@ -333,7 +332,7 @@ def _few_files(folder, cache, out):
     cfg, before = TrainConfig(data_dir=str(folder), **given), open_files()
     data = prepare_data(cfg, run_tiles(cfg))
     prepared, seen = open_files(), set()
-    for _ in CropLoader(data.train, np.array_split(config_sampler(data.train, cfg).positions(0), 30), 32, 2):
+    for _ in CropLoader(data.train, np.array_split(run_sampler(cfg, data.train).positions(0), 30), 32, 2):
         seen.add(open_files())
     arrays = [data.train.images[i][...] for i in range(len(data.train))]
     assert len(arrays) == len(data.train)
@@ -372,7 +371,7 @@ def test_memory_does_not_grow_with_the_tiles(tmp_path):
             read_lazy.cache_clear()
             tracemalloc.start()
             data = prepare_data(cfg, run_tiles(cfg))
-            positions = config_sampler(data.train, cfg).positions(0)
+            positions = run_sampler(cfg, data.train).positions(0)
             for _ in CropLoader(data.train, np.array_split(positions, 5), 32):
                 pass
             peaks[n, start] = tracemalloc.get_traced_memory()[1]

@@ -18,10 +18,11 @@ from glacier_nb.config.fields import ConfigError, config_differences
 from glacier_nb.config.files import read_parameters
 from glacier_nb.experiments.command import main
 from glacier_nb.experiments.jobs import Job, end_processes, run_job
-from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, cores, plan, sweep
+from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, plan, sweep
 from glacier_nb.files.locks import run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.runs.folder import run_state
+from glacier_nb.texture.glcm import cores
 
 ROOT = Path(__file__).parents[2]
 # the learning rate chooses what the stand-in does

@@ -15,18 +15,15 @@ from torch.testing import assert_close
 
 from glacier_nb.landsat import IGNORE
 from glacier_nb.losses import pixels as pixels_module
-from glacier_nb.losses.combined import (
+from glacier_nb.losses.combined import CombinedLoss, class_weights
+from glacier_nb.losses.pixels import _CLASS_FRACTIONS, soft_confusion
+from glacier_nb.losses.terms import (
     BoundaryLoss,
-    CombinedLoss,
     DiceLoss,
     FocalLoss,
     LovaszLoss,
     MCCLoss,
     TverskyLoss,
-    class_weights,
-)
-from glacier_nb.losses.pixels import CLASS_FRACTIONS, soft_confusion
-from glacier_nb.losses.terms import (
     _jaccard_growth,
     boundary_loss,
     dice_loss,
@@ -37,7 +34,8 @@ from glacier_nb.losses.terms import (
     soft_mcc,
     tversky_loss,
 )
-from glacier_nb.parallel.ranks import ALONE, Ranks, run_ranks
+from glacier_nb.parallel.launch import run_ranks
+from glacier_nb.parallel.ranks import ALONE, Ranks
 
 AREAS = ("dice", "mcc", "tversky", "lovasz")  # 0 for a prediction that equals a soft target
 
@@ -347,7 +345,7 @@ def test_float32_sums_are_accurate_over_many_pixels(name, soft):
     "A batch of a million pixels; the reference is the same loss in float64."
     generator = torch.Generator().manual_seed(0)
     shape = (4, 4, 512, 512)
-    target = torch.multinomial(torch.tensor(CLASS_FRACTIONS), 4 * 512 * 512, True, generator=generator)
+    target = torch.multinomial(torch.tensor(_CLASS_FRACTIONS), 4 * 512 * 512, True, generator=generator)
     target = target.view(4, 512, 512)
     valid = torch.ones_like(target, dtype=torch.bool)
     if soft:

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from glacier_nb.models.build import ARCHITECTURES, VERSATILE_ENCODERS, build_unet, predict_logits
+from glacier_nb.models.build import _ARCHITECTURES, _VERSATILE_ENCODERS, build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError
 
-SMP = ARCHITECTURES[:-1]
+SMP = _ARCHITECTURES[:-1]
 # smp builds these and does not use them: attention over a skip that is not there, the head of a classifier
 NEVER_USED = ("blocks.4.attention1", "blocks.x_0_4.attention1", "encoder._conv_head", "encoder._bn1")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("encoder", VERSATILE_ENCODERS[1:])
+@pytest.mark.parametrize("architecture", _ARCHITECTURES)
+@pytest.mark.parametrize("encoder", _VERSATILE_ENCODERS[1:])
 def test_versatile_encoders_work_with_every_architecture(architecture, encoder):
     model = build_unet(7, 4, encoder, architecture=architecture)
     assert model.training
@@ -24,11 +24,11 @@ def test_versatile_encoders_work_with_every_architecture(architecture, encoder):
 
 @pytest.mark.parametrize("architecture", SMP)
 def test_default_encoder_works_with_every_architecture(architecture):
-    assert VERSATILE_ENCODERS[0] == "resnet34"
+    assert _VERSATILE_ENCODERS[0] == "resnet34"
     assert predict_logits(build_unet(5, 2, architecture=architecture).eval(), torch.randn(1, 5, 32, 32)).shape
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", _ARCHITECTURES)
 def test_same_seed_same_weights_and_the_generator_is_left_alone(architecture):
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -132,7 +132,7 @@ def test_batch_of_one_crop_with_deeplab():
 
 def test_description_of_a_network():
     model = build_unet(7, 4, "resnet18", seed=3)
-    assert model.started_from == "random weights (seed 3)"
+    assert str(model.started_from) == "random weights (seed 3)"
     assert model.network == (
         "architecture = 'Unet', encoder = 'resnet18', 7 channels in, 4 classes out; "
         "decoder_attention = 'scse'"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from glacier_nb.models.scratch import HALVINGS, ScratchUNet, double_conv
+from glacier_nb.models.scratch import _HALVINGS, ScratchUNet, _double_conv
 
 
 def seeded(*args, **kwargs):
@@ -23,13 +23,13 @@ def test_logits_have_the_size_of_the_image(channels, classes, height, width):
 @pytest.mark.parametrize("width", [1, 4, 16])
 def test_number_of_weights(width):
     "Counted by hand from the diagram of the network."
-    c, n, w = 7, 4, [width * 2**i for i in range(HALVINGS + 1)]
+    c, n, w = 7, 4, [width * 2**i for i in range(_HALVINGS + 1)]
 
     def block(i, o):
         return 9 * i * o + 9 * o * o + 4 * o
 
-    down = block(c, w[0]) + sum(block(w[i], w[i + 1]) for i in range(HALVINGS))
-    up = sum(4 * w[i + 1] * w[i] + w[i] + block(2 * w[i], w[i]) for i in range(HALVINGS))
+    down = block(c, w[0]) + sum(block(w[i], w[i + 1]) for i in range(_HALVINGS))
+    up = sum(4 * w[i + 1] * w[i] + w[i] + block(2 * w[i], w[i]) for i in range(_HALVINGS))
     assert sum(p.numel() for p in ScratchUNet(c, n, width).parameters()) == down + up + n * w[0] + n
 
 
@@ -47,9 +47,9 @@ def test_same_function_as_written_with_plain_calls():
 
     def level(i, x):
         inner = block(net.down[i], x)
-        if i == HALVINGS:
+        if i == _HALVINGS:
             return inner
-        k = HALVINGS - 1 - i
+        k = _HALVINGS - 1 - i
         deep = level(i + 1, F.max_pool2d(inner, 2))
         up = F.conv_transpose2d(deep, net.up[k].weight, net.up[k].bias, stride=2)
         return block(net.merge[k], torch.cat([inner, up], dim=1))
@@ -113,4 +113,4 @@ def test_size_that_cannot_be_halved(size):
 
 
 def test_block_has_no_negative_output():
-    assert double_conv(3, 4)(torch.randn(2, 3, 8, 8)).min() == 0
+    assert _double_conv(3, 4)(torch.randn(2, 3, 8, 8)).min() == 0

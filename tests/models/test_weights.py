@@ -13,15 +13,16 @@ from timm.models import adapt_input_conv
 from glacier_nb.models.build import build_unet
 from glacier_nb.models.weights import (
     FIRST_CONVS,
+    InitialWeights,
     WeightsError,
-    encoder_state,
+    _encoder_state,
+    _load_encoder,
+    _read_state,
+    _widen,
     init_from,
-    load_encoder,
     load_matching,
     load_pretrained,
     local_weights,
-    read_state,
-    widen,
 )
 
 LITE = "tu-tf_efficientnet_lite0"
@@ -70,7 +71,7 @@ def test_cycle_is_what_smp_and_timm_do(pretrained, channels):
     conv = torch.nn.Conv2d(3, 64, 7, bias=False)
     conv.weight.data = pretrained["conv1.weight"].clone()
     patch_first_conv(torch.nn.Sequential(conv), channels, pretrained=True)
-    cycle = widen(pretrained["conv1.weight"], channels, "cycle")
+    cycle = _widen(pretrained["conv1.weight"], channels, "cycle")
     assert torch.equal(cycle, conv.weight)
     assert torch.equal(cycle, adapt_input_conv(channels, pretrained["conv1.weight"]))
 
@@ -79,25 +80,25 @@ def test_cycle_is_what_smp_and_timm_do(pretrained, channels):
 @pytest.mark.parametrize("channels", [4, 5, 7, 15])
 def test_adapted_kernels_respond_to_grey_like_the_rgb_ones(pretrained, channels, first_conv):
     kernels, grey = pretrained["conv1.weight"], torch.rand(1, 1, 16, 16)
-    wide = torch.nn.functional.conv2d(grey.expand(1, channels, -1, -1), widen(kernels, channels, first_conv))
+    wide = torch.nn.functional.conv2d(grey.expand(1, channels, -1, -1), _widen(kernels, channels, first_conv))
     torch.testing.assert_close(wide, torch.nn.functional.conv2d(grey.expand(1, 3, -1, -1), kernels))
 
 
 def test_visible_bands_get_the_kernel_of_their_colour(pretrained):
     red, green, blue = pretrained["conv1.weight"].unbind(1)
-    wide = widen(pretrained["conv1.weight"], 5) * 5 / 3
+    wide = _widen(pretrained["conv1.weight"], 5) * 5 / 3
     torch.testing.assert_close(torch.stack([blue, green, red], 1), wide[:, :3])
     torch.testing.assert_close(wide[:, 3], (red + green + blue) / 3)
 
 
 def test_mean_gives_every_channel_the_same(pretrained):
-    wide = widen(pretrained["conv1.weight"], 7, "mean")
+    wide = _widen(pretrained["conv1.weight"], 7, "mean")
     assert all(torch.equal(wide[:, 0], wide[:, i]) for i in range(7))
 
 
 def test_unknown_first_conv(pretrained):
     with pytest.raises(WeightsError, match="first_conv = 'copy' is unknown: expected bands, cycle, mean"):
-        widen(pretrained["conv1.weight"], 5, "copy")
+        _widen(pretrained["conv1.weight"], 5, "copy")
 
 
 # files
@@ -108,27 +109,27 @@ def test_unknown_first_conv(pretrained):
 def test_local_file_fills_the_whole_encoder(file, pretrained, channels, first_conv):
     model = build_unet(channels, 4, "resnet18", encoder_weights=file, first_conv=first_conv)
     rgb = pretrained["conv1.weight"]
-    expected = rgb if channels == 3 else widen(rgb, channels, first_conv)
+    expected = rgb if channels == 3 else _widen(rgb, channels, first_conv)
     torch.testing.assert_close(model.encoder.conv1.weight.data, expected)
     own = model.encoder.state_dict()
     assert all(torch.equal(own[k], v) for k, v in pretrained.items() if k != "conv1.weight")
     how = "120 tensors loaded, 0 adapted" if channels == 3 else "119 tensors loaded, 1 adapted"
-    assert model.started_from.startswith(f"weights from {file}")
-    assert how in model.started_from
-    assert (f"adapted by {first_conv}" in model.started_from) is (channels != 3)
+    assert str(model.started_from).startswith(f"weights from {file}")
+    assert how in str(model.started_from)
+    assert (f"adapted by {first_conv}" in str(model.started_from)) is (channels != 3)
 
 
 def test_file_with_code_in_it_is_not_run(tmp_path):
     torch.save({"weights": object()}, tmp_path / "evil.pt")
     with pytest.raises(WeightsError, match=r"evil\.pt: not a weights file that loads without running code"):
-        read_state(str(tmp_path / "evil.pt"))
+        _read_state(str(tmp_path / "evil.pt"))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"weights": {"a": "b"}}, torch.zeros(2)])
 def test_file_without_tensors_by_name(tmp_path, content):
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(WeightsError, match=r"odd\.pt: found .*expected tensors by name"):
-        read_state(tmp_path / "odd.pt")
+        _read_state(tmp_path / "odd.pt")
 
 
 def test_weights_of_another_architecture(tmp_path):
@@ -200,10 +201,10 @@ def test_weights_dir_that_is_no_folder(tmp_path, name):
 def test_weights_dir_comes_before_the_hub(tmp_path, pretrained, no_hub, encoder_weights):
     torch.save(pretrained, tmp_path / "resnet18-f37072fd.pth")
     model = build_unet(7, 4, "resnet18", encoder_weights, weights_dir=tmp_path, first_conv="cycle", seed=4)
-    assert torch.equal(model.encoder.conv1.weight, widen(pretrained["conv1.weight"], 7, "cycle"))
+    assert torch.equal(model.encoder.conv1.weight, _widen(pretrained["conv1.weight"], 7, "cycle"))
     where = f"ImageNet weights from {tmp_path / 'resnet18-f37072fd.pth'}"
     how = "first convolution adapted by cycle: 119 tensors loaded, 1 adapted; all else random (seed 4)"
-    assert model.started_from == f"{where}, {how}"
+    assert str(model.started_from) == f"{where}, {how}"
 
 
 # the hub
@@ -214,10 +215,11 @@ def test_hub_weights_are_adapted(monkeypatch, pretrained):
     encoder.load_state_dict(pretrained)
     target = build_unet(5, 2, "resnet18").encoder
     monkeypatch.setattr("glacier_nb.models.weights.smp.encoders.get_encoder", lambda *args, **kwargs: encoder)
-    state = encoder_state("resnet18", "imagenet")
+    state = _encoder_state("resnet18", "imagenet")
     assert load_matching(target, state)["conv1.weight"] == "adapted"
-    sentence = load_pretrained(target, "resnet18", "imagenet-if-found")
-    assert sentence.startswith(
+    started = load_pretrained(target, "resnet18", "imagenet-if-found")
+    assert InitialWeights.from_dict(started.to_dict()) == started
+    assert str(started).startswith(
         "ImageNet weights from the hub, first convolution adapted by bands: 119 tensors"
     )
 
@@ -236,7 +238,7 @@ def test_hub_without_the_weights(monkeypatch, error, words):
 
     monkeypatch.setattr("glacier_nb.models.weights.smp.encoders.get_encoder", fail)
     with pytest.raises(WeightsError, match=words):
-        encoder_state("resnet18", "imagenet")
+        _encoder_state("resnet18", "imagenet")
 
 
 @pytest.mark.parametrize("folder", ["", "empty"])
@@ -248,7 +250,7 @@ def test_if_found_falls_back_to_random_and_says_so(tmp_path, no_hub, folder):
     plain = build_unet(5, 4, "resnet18", seed=2)
     pairs = zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert model.started_from == (
+    assert str(model.started_from) == (
         "random weights (seed 2): ImageNet weights were asked for if found, and were not: the weights of "
         "resnet18 are not on this machine and could not be downloaded (OSError)"
     )
@@ -277,7 +279,7 @@ def test_names_of_efficientnet_pytorch_with_squeeze():
     torch.manual_seed(3)
     old = smp.encoders.get_encoder("efficientnet-b0", weights=None).eval()
     new = smp.encoders.get_encoder("tu-tf_efficientnet_b0", weights=None).eval()
-    load_encoder(new, old.state_dict(), "efficientnet-b0")
+    _load_encoder(new, old.state_dict(), "efficientnet-b0")
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         for a, b in list(zip(old(image), new(image), strict=True))[2:]:  # smp takes its first one elsewhere
@@ -295,19 +297,19 @@ def lite_path():
 def test_real_imagenet_weights_fill_the_whole_encoder(lite_path, encoder):
     model = build_unet(7, 4, encoder, lite_path, first_conv="cycle")
     own = model.encoder.state_dict()
-    report = load_encoder(model.encoder, read_state(lite_path), lite_path, "cycle")
+    report = _load_encoder(model.encoder, _read_state(lite_path), lite_path, "cycle")
     assert set(report.values()) == {"loaded", "adapted"}
     assert len(report) == len(own)
     first = next(k for k in own if k.endswith("conv_stem.weight"))
-    stem = read_state(lite_path)["_conv_stem.weight"]
+    stem = _read_state(lite_path)["_conv_stem.weight"]
     assert [k for k, r in report.items() if r == "adapted"] == [first]
-    assert torch.equal(own[first], widen(stem, 7, "cycle"))
+    assert torch.equal(own[first], _widen(stem, 7, "cycle"))
 
 
 def test_real_imagenet_weights_give_the_features_of_timm(lite_path):
     "timm's own classifier, filled in the order of its tensors, which the names do not enter."
     theirs = timm.create_model("tf_efficientnet_lite0").eval()
-    values = read_state(lite_path).values()
+    values = _read_state(lite_path).values()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
     image = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
@@ -322,7 +324,7 @@ def test_real_imagenet_weights_give_the_features_of_timm(lite_path):
 
 def test_real_imagenet_weights_are_trained_weights(lite_path):
     "Random kernels of a stem have no structure; trained ones have neighbours that are alike."
-    stem = read_state(lite_path)["_conv_stem.weight"]
+    stem = _read_state(lite_path)["_conv_stem.weight"]
     pairs = torch.stack([stem[:, 0].flatten(), stem[:, 1].flatten()])
     assert float(torch.corrcoef(pairs)[0, 1]) > 0.3
 
@@ -350,7 +352,7 @@ def test_init_from_loads_everything_that_fits(run_file):
     assert report.loc[unchanged[1], "why"] == "shape (2,) in the file, (4,) here"
     for name, value in model.state_dict().items():
         assert torch.equal(value, (before if name in unchanged else source.state_dict())[name]), name
-    assert model.started_from == f"weights of {path}: {len(report) - 2} tensors loaded, 0 adapted, 2 not"
+    assert str(model.started_from) == f"weights of {path}: {len(report) - 2} tensors loaded, 0 adapted, 2 not"
 
 
 def test_init_from_reports_what_only_the_file_has(tmp_path):
@@ -371,7 +373,7 @@ def test_init_from_of_another_network_names_both(run_file):
     model = build_unet(5, 4, architecture="scratch")
     with pytest.raises(WeightsError, match=words):
         init_from(model, path)
-    assert model.started_from == "random weights (seed 0)"
+    assert str(model.started_from) == "random weights (seed 0)"
 
 
 def test_init_from_a_file_without_a_config(tmp_path):

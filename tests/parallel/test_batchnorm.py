@@ -12,12 +12,13 @@ from torch.testing import assert_close
 from glacier_nb.models.build import build_unet
 from glacier_nb.parallel.batchnorm import (
     NormError,
-    WholeBatchNorm2d,
-    WholeBatchNormAct2d,
-    batch_statistics,
+    _batch_statistics,
+    _WholeBatchNorm2d,
+    _WholeBatchNormAct2d,
     synchronise_norms,
 )
-from glacier_nb.parallel.ranks import ALONE, Ranks, run_ranks
+from glacier_nb.parallel.launch import run_ranks
+from glacier_nb.parallel.ranks import ALONE, Ranks
 
 TWO = Ranks(0, 2)
 
@@ -91,7 +92,7 @@ def all_at_once(ranks):
     return {
         "layers": {name: two_steps(ranks, norm, torch.float32) for name, norm in layers.items()},
         "half": two_steps(ranks, with_weights(nn.BatchNorm2d(3)), torch.bfloat16),
-        "one each": batch_statistics(seeded(1, 3, 1, 1, seed=ranks.rank), ranks),
+        "one each": _batch_statistics(seeded(1, 3, 1, 1, seed=ranks.rank), ranks),
         "networks": {name: unet_step(ranks, model, image) for name, model in networks().items()},
     }
 
@@ -145,7 +146,7 @@ def test_networks_under_ddp_are_one_network(two, name):
 def test_networks_hold_the_right_layers():
     model = synchronise_norms(networks()["timm"], TWO)
     kinds = {type(m) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
-    assert kinds == {WholeBatchNorm2d, WholeBatchNormAct2d}
+    assert kinds == {_WholeBatchNorm2d, _WholeBatchNormAct2d}
 
 
 def test_parameters_hooks_and_mode_stay():
@@ -154,7 +155,7 @@ def test_parameters_hooks_and_mode_stay():
     parameters, state = list(model.parameters()), copy.deepcopy(model.state_dict())
     assert synchronise_norms(model, TWO) is model
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    assert type(model[1]) is WholeBatchNorm2d
+    assert type(model[1]) is _WholeBatchNorm2d
     assert not model[1].training
     model(seeded(2, 3, 4, 4))
     assert seen == [1]
@@ -169,11 +170,11 @@ def test_a_layer_used_twice_stays_one():
     model = nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": norm})
     synchronise_norms(model, TWO)
     assert model["a"] is model["b"][0] is model["c"]
-    assert type(model["a"]) is WholeBatchNorm2d
+    assert type(model["a"]) is _WholeBatchNorm2d
 
 
 def test_the_network_may_be_a_single_layer():
-    assert type(synchronise_norms(nn.BatchNorm2d(3), TWO)) is WholeBatchNorm2d
+    assert type(synchronise_norms(nn.BatchNorm2d(3), TWO)) is _WholeBatchNorm2d
 
 
 def test_one_rank_changes_nothing():
@@ -202,12 +203,12 @@ def test_unknown_layers_are_refused_and_nothing_is_changed(norm):
 
 
 def test_a_subclass_that_inherits_its_forward_is_accepted():
-    assert type(synchronise_norms(Named(3), TWO)) is WholeBatchNorm2d
+    assert type(synchronise_norms(Named(3), TWO)) is _WholeBatchNorm2d
 
 
 def test_a_single_value_is_refused():
     with pytest.raises(NormError, match="found 1 values per channel on all processes together"):
-        batch_statistics(torch.zeros(1, 3, 1, 1))
+        _batch_statistics(torch.zeros(1, 3, 1, 1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

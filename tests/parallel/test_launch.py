@@ -24,6 +24,7 @@ from cut_runs import (
     write_config,
 )
 from torch.distributed.run import main
+from torch.multiprocessing.spawn import start_processes
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
@@ -78,7 +79,7 @@ def test_when_a_rank_dies_all_end_and_it_is_named(forked_ranks, worker, parts):
 
 def test_an_error_has_its_type_and_its_traceback(monkeypatch):
     "In new interpreters, as in a run."
-    monkeypatch.setattr("glacier_nb.parallel.launch.START_METHOD", "spawn")
+    monkeypatch.setattr("glacier_nb.parallel.launch.start_processes", start_processes)
     with pytest.raises(FileNotFoundError, match=r"tile\.tif") as error:
         launch(rank_workers.fail, TWO)
     assert isinstance(error.value.__cause__, RankDied)

@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from glacier_nb.parallel.launch import RankDied, run_ranks
 from glacier_nb.parallel.ranks import (
     ALONE,
     RankError,
     Ranks,
     Shard,
     ranks_here,
-    run_ranks,
     shard_of,
     shared_gradient,
 )
@@ -234,10 +234,14 @@ def fail(ranks, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "match"), [("raise", "rank 1 failed.*this is why"), ("kill", "SIGKILL|Connection")]
+    ("how", "error", "match"),
+    [("raise", ValueError, "this is why"), ("kill", RankDied, "SIGKILL|Connection")],
 )
-def test_a_failing_rank_ends_all_with_its_traceback(how, match):
+def test_a_failing_rank_ends_all_with_its_traceback(how, error, match):
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=f"(?s){match}"):
+    with pytest.raises(error, match=match) as raised:
         run_ranks(fail, 2, how)
     assert time.monotonic() - start < 60
+    if how == "raise":
+        assert "rank 1 of 2 failed" in str(raised.value.__cause__)
+        assert "in fail\n" in str(raised.value.__cause__)

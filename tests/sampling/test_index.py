@@ -15,12 +15,12 @@ from glacier_nb.sampling.index import (
     InterfaceIndex,
     PixelIndex,
     SamplerError,
+    _class_pair,
+    _interface_pixels,
+    _near_interface,
+    _spread,
     check_interface,
-    class_pair,
     draw_from,
-    interface_pixels,
-    near_interface,
-    spread,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -68,9 +68,9 @@ def test_index_lists_exactly_the_used_pixels_of_each_class(tiles, tileset):
 
 
 def test_spread_puts_one_point_in_each_stratum():
-    points = spread(np.random.default_rng(0), 50)
+    points = _spread(np.random.default_rng(0), 50)
     np.testing.assert_array_equal(np.sort((points * 50).astype(int)), np.arange(50))
-    assert spread(np.random.default_rng(0), 0).size == 0
+    assert _spread(np.random.default_rng(0), 0).size == 0
 
 
 def test_a_share_of_zero_at_the_end_changes_no_draw():
@@ -88,25 +88,25 @@ def test_interface_is_the_pixels_near_those_that_touch(tiles, pair, width):
         touch = touching(label, pair)
         assert touch.any()
         near = distance_transform_cdt(~touch, "chessboard") < width
-        np.testing.assert_array_equal(near_interface(label, pair, width), near & np.isin(label, pair))
+        np.testing.assert_array_equal(_near_interface(label, pair, width), near & np.isin(label, pair))
 
 
 def test_width_one_is_the_inner_and_outer_boundary_of_scikit_image():
     label = np.kron(np.random.default_rng(0).integers(0, 2, (9, 11)), np.ones((5, 5), int)).astype(np.uint8)
-    np.testing.assert_array_equal(near_interface(label, (0, 1), 1), find_boundaries(label, connectivity=2))
+    np.testing.assert_array_equal(_near_interface(label, (0, 1), 1), find_boundaries(label, connectivity=2))
 
 
 def test_interface_does_not_cross_a_gap_or_use_unlabelled_pixels():
     label = np.array([[1, 1, IGNORE, 2, 2], [1, 1, 0, 2, 2]], np.uint8)
-    assert not near_interface(label, (1, 2), 9).any()
+    assert not _near_interface(label, (1, 2), 9).any()
     label[1, 2] = 2
-    np.testing.assert_array_equal(near_interface(label, (1, 2), 9), label != IGNORE)
+    np.testing.assert_array_equal(_near_interface(label, (1, 2), 9), label != IGNORE)
 
 
 @pytest.mark.parametrize("width", [1, 3, 40])
 def test_interface_index_lists_exactly_the_interface(tiles, tileset, width):
     interface = InterfaceIndex(tileset, ("glacier", "debris"), width)
-    masks = [near_interface(np.where(t.valid, t.label, IGNORE), (1, 2), width) for t in tiles]
+    masks = [_near_interface(np.where(t.valid, t.label, IGNORE), (1, 2), width) for t in tiles]
     expected = np.concatenate([np.c_[np.full(m.sum(), i), np.argwhere(m)] for i, m in enumerate(masks)])
     np.testing.assert_array_equal(interface.locate(-1, np.arange(interface.ends[-1, -1])), expected)
     np.testing.assert_array_equal(interface.per_tile()[:, 0], [m.sum() for m in masks])
@@ -122,9 +122,9 @@ def test_interface_does_not_depend_on_the_order_of_the_names(tileset):
 
 
 def test_pair_is_given_or_chosen_by_the_classes():
-    assert class_pair(CLASSES) == (1, 2)
-    assert class_pair(BINARY_CLASSES) == (0, 1)
-    assert class_pair(CLASSES, ["lake", "glacier"]) == (3, 1)
+    assert _class_pair(CLASSES) == (1, 2)
+    assert _class_pair(BINARY_CLASSES) == (0, 1)
+    assert _class_pair(CLASSES, ["lake", "glacier"]) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_pair_is_given_or_chosen_by_the_classes():
 )
 def test_wrong_pairs_are_refused(names):
     with pytest.raises(SamplerError, match="expected two different ones of background"):
-        class_pair(CLASSES, names)
+        _class_pair(CLASSES, names)
     with pytest.raises(SamplerError, match="interface_classes debris, lake are not allowed"):
-        class_pair(BINARY_CLASSES, ("debris", "lake"))
+        _class_pair(BINARY_CLASSES, ("debris", "lake"))
 
 
 @pytest.mark.parametrize("width", [0, -1, 2.5, float("nan"), float("inf")])
@@ -144,7 +144,7 @@ def test_wrong_widths_are_refused(tileset, width):
 
 
 def test_interface_pixels_has_every_pair(tileset):
-    found = interface_pixels(tileset, 2)
+    found = _interface_pixels(tileset, 2)
     assert list(found) == [f"{a}-{b}" for a, b in combinations(CLASSES, 2)]
     assert found["debris-lake"] == InterfaceIndex(tileset, ("lake", "debris"), 2).ends[-1, 0]
 

@@ -1,14 +1,12 @@
 """Samplers against brute force, on sets with holes, odd sizes and missing classes."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import WeightedRandomSampler
 
-from glacier_nb.config.fields import ConfigError
-from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
@@ -17,14 +15,13 @@ from glacier_nb.sampling.samplers import (
     PixelCrops,
     RandomCrops,
     WeightedTiles,
-    class_shares,
-    config_sampler,
-    draw_fractions,
-    make_sampler,
-    sampling_config,
+    _draw_fractions,
+    crop_classes,
+    crop_shares,
 )
 from glacier_nb.tiles.read import Tile
 
+SAMPLERS = {"random": RandomCrops, "weighted": WeightedTiles, "pixel": PixelCrops}
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
 
 
@@ -50,19 +47,19 @@ def tileset(tiles):
 @pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
 @pytest.mark.parametrize("size", [8, 33, 64, 100])
 def test_positions_repeat_and_differ_by_epoch_and_seed(tileset, kind, size):
-    sampler = make_sampler(kind, tileset, size, n=40, seed=3)
+    sampler = SAMPLERS[kind](tileset, size, n=40, seed=3)
     first = sampler.positions(2)
     assert first.shape == (40, 3)
     assert np.issubdtype(first.dtype, np.integer)
-    np.testing.assert_array_equal(make_sampler(kind, tileset, size, n=40, seed=3).positions(2), first)
+    np.testing.assert_array_equal(SAMPLERS[kind](tileset, size, n=40, seed=3).positions(2), first)
     assert (sampler.positions(1) != first).any()
-    assert (make_sampler(kind, tileset, size, n=40, seed=4).positions(2) != first).any()
+    assert (SAMPLERS[kind](tileset, size, n=40, seed=4).positions(2) != first).any()
 
 
 @pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
 def test_crops_lie_inside_where_they_fit_and_always_show_a_label(tileset, kind):
     for size in (8, 48):
-        for i, row, col in make_sampler(kind, tileset, size, n=300).positions(0).tolist():
+        for i, row, col in SAMPLERS[kind](tileset, size, n=300).positions(0).tolist():
             height, width = tileset.shapes[i]
             assert 0 <= row <= height - size
             assert 0 <= col <= width - size
@@ -92,7 +89,7 @@ def test_whole_tiles_come_once_each_and_need_one_size(tiles, tileset):
     assert sorted(positions[:, 0]) == list(range(7))
     assert not positions[:, 1:].any()
     for kind in ("weighted", "pixel"):
-        assert not make_sampler(kind, equal, 0, 9).positions(0)[:, 1:].any()
+        assert not SAMPLERS[kind](equal, 0, 9).positions(0)[:, 1:].any()
     with pytest.raises(
         SamplerError, match=r"whole tiles .* sizes are \[\(48, 64\), \(64, 64\), \(80, 50\)\]"
     ):
@@ -126,7 +123,7 @@ def test_default_fractions_follow_the_square_root_and_skip_absent_classes(tiles)
         [replace(t, label=np.where(t.label == 3, 0, t.label).astype(np.uint8)) for t in tiles], STATS
     )
     sampler = PixelCrops(dry, 16, 64)
-    pixels, fractions = sampler.index.ends[-1, :-1], draw_fractions(sampler.index)
+    pixels, fractions = sampler.index.ends[-1, :-1], _draw_fractions(sampler.index)
     np.testing.assert_allclose(fractions, np.sqrt(pixels) / np.sqrt(pixels).sum())
     assert fractions[3] == 0
     assert len(sampler.positions(0)) == 64
@@ -164,7 +161,7 @@ def test_tiles_without_a_used_pixel_are_never_drawn(tiles):
     blank = replace(tiles[0], id="blank", label=np.full_like(tiles[0].label, IGNORE))
     tileset = TileSet.build([blank, *tiles, replace(blank, id="also")], STATS)
     for kind in ("random", "weighted", "pixel"):
-        assert set(make_sampler(kind, tileset, 16, 200).positions(0)[:, 0]) <= {1, 2, 3}
+        assert set(SAMPLERS[kind](tileset, 16, 200).positions(0)[:, 0]) <= {1, 2, 3}
     with pytest.raises(SamplerError, match="no labelled valid pixel"):
         RandomCrops(TileSet.build([blank], STATS), 16, 4)
 
@@ -173,7 +170,7 @@ def test_weighting_needs_a_class_to_weight_by(tiles):
     binary = TileSet.build(
         [make_tile("b", classes=BINARY_CLASSES), make_tile("c", classes=BINARY_CLASSES)], STATS
     )
-    alike = make_sampler("weighted", binary, 16, 4)  # no tile can hold a lake or debris
+    alike = WeightedTiles(binary, 16, 4)  # no tile can hold a lake or debris
     np.testing.assert_array_equal(alike.weights(), [0.5, 0.5])
     for boosts in ({}, {"lake": 15, "debri": 8}):
         with pytest.raises(SamplerError, match="no class to weight tiles by"):
@@ -183,17 +180,23 @@ def test_weighting_needs_a_class_to_weight_by(tiles):
             WeightedTiles(TileSet.build(tiles, STATS), 16, 4, boosts=boosts)
 
 
-def test_class_shares_count_the_pixels_of_the_crops(tileset):
+def test_pixels_of_the_crops_are_counted(tileset):
     positions = np.array([[0, 0, 0], [2, -5, 20], [1, 40, 40]])
     views = [tileset.crop(*p, 30) for p in positions.tolist()]
-    used = np.concatenate([np.where(v["valid"], v["label"], IGNORE).ravel() for v in views])
+    used = np.stack([np.where(v["valid"], v["label"], IGNORE) for v in views])
+    counts = crop_classes(tileset, positions, 30)
+    np.testing.assert_array_equal(counts, np.stack([(used == c).sum((1, 2)) for c in range(4)], 1))
     expected = [*(np.mean(used[used != IGNORE] == c) for c in range(4)), np.mean(used == IGNORE)]
-    np.testing.assert_allclose(class_shares(tileset, positions, 30), expected)
+    np.testing.assert_allclose(crop_shares(tileset, positions, 30), expected)
 
 
-def test_unknown_sampler_is_named(tileset):
-    with pytest.raises(SamplerError, match="'balanced' is unknown: expected random, weighted or pixel"):
-        make_sampler("balanced", tileset, 16)
+def test_whole_tiles_show_what_the_tiles_hold(tiles):
+    tileset = TileSet.build([make_tile(f"t{k}", k) for k in range(3)], STATS)
+    index, whole = PixelIndex(tileset), np.array([[k, 0, 0] for k in range(3)])
+    np.testing.assert_array_equal(crop_classes(tileset, whole, 0), index.per_tile()[:, :-1])
+    shares = crop_shares(tileset, whole, 0)
+    np.testing.assert_allclose(shares["no label"], 1 - index.ends[-1, -1] / (3 * 48 * 64))
+    assert not crop_shares(tileset, whole[:0], 0).any()
 
 
 def weighted_set(tiles):
@@ -217,7 +220,7 @@ def test_tiles_come_as_often_as_from_the_sampler_of_pytorch(tiles, size):
     generator = torch.Generator().manual_seed(0)
     peer = list(WeightedRandomSampler(factors, epochs * n, replacement=True, generator=generator))
     expected = epochs * n * factors / factors.sum()
-    sampler = make_sampler("weighted", tileset, size, n, boosts={"lake": 15, "debris": 8})
+    sampler = WeightedTiles(tileset, size, n, boosts={"lake": 15, "debris": 8})
     ours = np.concatenate([sampler.positions(k)[:, 0] for k in range(epochs)])
     for drawn in (peer, ours):  # within four standard deviations of independent draws
         scatter = 4 * np.sqrt(np.maximum(expected * (1 - factors / factors.sum()), 0))
@@ -235,7 +238,7 @@ def reference_pixel_crops(sampler, epoch):
     "The crops of the pixel sampler without interfaces."
     tileset, index = sampler.tileset, sampler.index
     rng, n, size = np.random.default_rng((sampler.seed, epoch)), sampler.n, sampler.crop_size
-    drawn = draw_from(rng, n, draw_fractions(index, sampler.class_fractions))
+    drawn = draw_from(rng, n, _draw_fractions(index, sampler.class_fractions))
     pixels = np.empty((n, 3), int)
     for c in np.unique(drawn):
         numbers = draw_integers(rng, (drawn == c).sum(), index.ends[-1, c])
@@ -249,7 +252,7 @@ def reference_pixel_crops(sampler, epoch):
 @pytest.mark.parametrize("fractions", [None, (0.1, 0.2, 0.3, 0.4), (0, 0, 1, 0), (0.5, 0.5, 0, 0)])
 @pytest.mark.parametrize("size", [8, 33, 64])
 def test_interface_fraction_0_changes_nothing(tileset, fractions, size):
-    sampler = make_sampler("pixel", tileset, size, 150, 3, fractions, interface_fraction=0.0)
+    sampler = PixelCrops(tileset, size, 150, 3, fractions, interface_fraction=0.0)
     for epoch in range(3):
         np.testing.assert_array_equal(sampler.positions(epoch), reference_pixel_crops(sampler, epoch))
     assert "interface" not in vars(sampler)  # nor is its index built
@@ -302,34 +305,3 @@ def test_interface_fraction_needs_an_interface(tiles):
     assert len(PixelCrops(dry, 16, 64).positions(0)) == 64
     with pytest.raises(SamplerError, match=r"glacier and debris touch .* debris 0, .* background-glacier \("):
         PixelCrops(dry, 16, 64, interface_fraction=0.1)
-
-
-@pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
-def test_config_makes_the_same_sampler(tileset, kind):
-    changed = {"sampler": kind, "crop_size": 32, "samples_per_epoch": 70, "seed": 4, "lake_boost": 3.0}
-    cfg = TrainConfig(**changed)
-    direct = make_sampler(kind, tileset, 32, 70, 4, boosts={"lake": 3, "debris": 8})
-    for given in (cfg, asdict(cfg), changed):
-        np.testing.assert_array_equal(config_sampler(tileset, given).positions(1), direct.positions(1))
-
-
-def test_config_reads_lists_and_the_interface(tileset):
-    given = {"class_fractions": "0.5, 0.5, 0, 0", "crop_size": 32, "samples_per_epoch": 40}
-    interface = {"interface_fraction": 0.3, "interface_classes": "lake, background", "interface_width": 2}
-    direct = PixelCrops(tileset, 32, 40, 0, (0.5, 0.5, 0, 0), 0.5, 0.3, ("lake", "background"), 2)
-    sampler = config_sampler(tileset, given | interface)
-    np.testing.assert_array_equal(sampler.positions(0), direct.positions(0))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"interface_fractions": 0.5}, "did you mean 'interface_fraction'"),
-        ({"samplr": "pixel"}, "did you mean 'sampler'"),
-        ({"sampler": "balanced"}, "one of 'random', 'weighted', 'pixel'"),
-        ({"batch_size": 0}, "batch_size = 0 is not allowed"),
-    ],
-)
-def test_parameters_are_checked(given, message):
-    with pytest.raises(ConfigError, match=message):
-        sampling_config(given)

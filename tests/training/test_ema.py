@@ -10,7 +10,7 @@ from torch import nn
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.models.build import build_unet
-from glacier_nb.training.ema import WeightAverage, decay_at
+from glacier_nb.training.ema import WeightAverage, _decay_at
 
 
 def network(seed=0, width=6):
@@ -61,11 +61,11 @@ def test_as_by_hand_in_float64(decay):
 
 
 def test_decay_warms_up_to_its_final_value():
-    values = [decay_at(step, 0.95) for step in range(400)]
+    values = [_decay_at(step, 0.95) for step in range(400)]
     assert values[:3] == [1 / 10, 2 / 11, 3 / 12]
     assert values == sorted(values)
     assert values[-1] == 0.95
-    assert decay_at(169, 0.95) < 0.95 == decay_at(171, 0.95)
+    assert _decay_at(169, 0.95) < 0.95 == _decay_at(171, 0.95)
 
 
 def test_averaging_does_not_touch_the_training():

@@ -18,7 +18,7 @@ from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.learner import TrainingError
-from glacier_nb.training.lr_find import LrFind, lr_find, smoothed
+from glacier_nb.training.lr_find import LrFind, _smoothed, lr_find
 from glacier_nb.training.recipe import prepare_data
 
 TINY = TrainConfig(
@@ -197,7 +197,7 @@ def curve(seed=None, scale=1.0):
     x = np.log10(lr)
     loss = 0.3 + 0.7 / (1 + np.exp(4 * (x + 3))) + 0.0017 * np.exp(6 * (x + 1.5))
     if seed is not None:
-        loss = smoothed(loss + np.random.default_rng(seed).normal(0, 0.05, 100), 3.5)
+        loss = _smoothed(loss + np.random.default_rng(seed).normal(0, 0.05, 100), 3.5)
     return LrFind(pd.DataFrame({"lr": lr, "loss": loss * scale, "smooth": loss * scale}), "")
 
 
@@ -225,8 +225,8 @@ def test_a_loss_that_never_fell_suggests_nothing():
 def test_smoothing_has_no_lag_and_preserves_the_mean():
     spike = np.zeros(41)
     spike[20] = 1
-    out = smoothed(spike, 3)
+    out = _smoothed(spike, 3)
     assert_allclose(out, out[::-1], atol=1e-15)
     assert out.argmax() == 20
     assert out.sum() == pytest.approx(1)
-    assert_allclose(smoothed([2.5] * 10, 3), 2.5)
+    assert_allclose(_smoothed([2.5] * 10, 3), 2.5)

@@ -13,22 +13,15 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.training import precision as module
 from glacier_nb.training.precision import (
     Precision,
+    _candidates,
+    _fastest,
+    _measure_precision,
+    _native_dtypes,
     choose_precision,
-    fastest,
-    measure_precision,
-    native_dtypes,
-    pick_dtype,
-    precision_candidates,
 )
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PLAIN, SHORT = Precision(torch.float32, True), Precision(torch.bfloat16, True)
-
-
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLACIER_NB_CACHE", str(tmp_path))
-    return tmp_path / "precision"
 
 
 def network():
@@ -47,7 +40,7 @@ def made_up(monkeypatch, seconds):
         asked.append((shape, list(candidates)))
         return {a: seconds[a] for a in candidates}
 
-    monkeypatch.setattr(module, "measure_precision", measure)
+    monkeypatch.setattr(module, "_measure_precision", measure)
     return asked
 
 
@@ -65,35 +58,42 @@ def made_up(monkeypatch, seconds):
 )
 def test_bf16_on_a_processor_that_has_it(monkeypatch, has, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    assert native_dtypes(CPU) == (torch.float32, torch.bfloat16)[: 1 + native]
-    assert pick_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
-    assert len(precision_candidates("auto", "auto", CPU)) == 2 + 2 * native
+    assert _native_dtypes(CPU) == [torch.float32, torch.bfloat16][: 1 + native]
+    assert choose_precision("auto", "auto", CPU) == PLAIN
+    assert len(_candidates("measure", "measure", CPU)) == 2 + 2 * native
 
 
-@pytest.mark.parametrize("ampere", [True, False])
-def test_candidates_of_a_gpu(monkeypatch, ampere):
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((6, 1), torch.float32), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
+def test_a_gpu(monkeypatch, capability, dtype):
+    ampere = capability >= (8, 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: ampere)
-    found = precision_candidates("auto", "auto", GPU)
-    assert found[0] == PLAIN
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    found = _candidates("measure", "measure", GPU)
+    assert found[0] == Precision(dtype, True)
     assert len(found) == len(set(found)) == (6 if ampere else 4)
     assert (SHORT in found) == ampere
-    assert pick_dtype("auto", GPU) == (torch.bfloat16 if ampere else torch.float16)
+    assert _candidates("auto", "auto", GPU) == [Precision(dtype, True)]
+    for name in ("auto", "measure"):  # without a network nothing is measured
+        assert choose_precision(name, "channels_last", GPU).dtype == dtype
 
 
 def test_unknown_names():
     for call in (
-        lambda: precision_candidates("bf15", "auto", CPU),
-        lambda: pick_dtype("bf15", CPU),
-        lambda: choose_precision("bf15", "contiguous", network(), (2, 3, 8, 8), CPU),
+        lambda: _candidates("bf15", "auto", CPU),
+        lambda: choose_precision("bf15", "channels_last", CPU),
+        lambda: choose_precision("bf15", "contiguous", CPU, network(), (2, 3, 8, 8)),
     ):
         with pytest.raises(
-            ConfigError, match="precision = 'bf15' is unknown: expected auto, fp32, fp16, bf16"
+            ConfigError, match="precision = 'bf15' is unknown: expected auto, measure, fp32, fp16, bf16"
         ):
             call()
     with pytest.raises(
-        ConfigError, match="memory_format = 'nhwc' is unknown: expected auto, channels_last, c"
+        ConfigError, match="memory_format = 'nhwc' is unknown: expected auto, measure, channels_last, c"
     ):
-        precision_candidates("fp32", "nhwc", CPU)
+        _candidates("fp32", "nhwc", CPU)
 
 
 # precision
@@ -105,7 +105,7 @@ def test_words_and_back(dtype, last):
     choice = Precision(dtype, last)
     words = json.loads(json.dumps(choice.to_dict()))
     assert Precision.from_dict(words) == choice
-    assert precision_candidates(words["precision"], words["memory_format"], CPU) == [choice]
+    assert _candidates(words["precision"], words["memory_format"], CPU) == [choice]
     with choice.autocast(CPU):
         x = torch.ones(1, 2, 3, 3).to(memory_format=choice.memory_format)
         y = nn.Conv2d(2, 2, 1)(x)
@@ -130,24 +130,23 @@ def test_wrong_words(wrong):
         Precision.from_dict(wrong)
 
 
-def test_what_was_asked_for_is_not_measured(monkeypatch, own_cache):
+def test_what_was_asked_for_is_not_measured(monkeypatch):
     asked = made_up(monkeypatch, {})
     for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        found = choose_precision(precision, "contiguous", network(), (2, 3, 8, 8), CPU)
+        found = choose_precision(precision, "contiguous", CPU, network(), (2, 3, 8, 8))
         assert found == Precision(dtype, False)
     assert not asked
-    assert not own_cache.exists()
 
 
 def test_margin():
-    assert fastest({PLAIN: 1.0, SHORT: 0.96}) == PLAIN
-    assert fastest({PLAIN: 1.0, SHORT: 0.95}) == SHORT
-    assert fastest({PLAIN: 1.0, SHORT: 2.0}) == PLAIN
-    assert fastest({PLAIN: math.inf, SHORT: 2.0}) == SHORT
+    assert _fastest({PLAIN: 1.0, SHORT: 0.96}) == PLAIN
+    assert _fastest({PLAIN: 1.0, SHORT: 0.95}) == SHORT
+    assert _fastest({PLAIN: 1.0, SHORT: 2.0}) == PLAIN
+    assert _fastest({PLAIN: math.inf, SHORT: 2.0}) == SHORT
     with pytest.raises(
         ConfigError, match=r"memory is too small .*float32, channels last, nor in bfloat16.*batch"
     ):
-        fastest({PLAIN: math.inf, SHORT: math.inf})
+        _fastest({PLAIN: math.inf, SHORT: math.inf})
 
 
 def test_measuring_leaves_no_trace():
@@ -156,8 +155,8 @@ def test_measuring_leaves_no_trace():
     model[0].weight.requires_grad_(False)
     before = copy.deepcopy(model.state_dict()), [copy.deepcopy(p.grad) for p in model.parameters()]
     layout, state, python = model[0].weight.stride(), torch.get_rng_state(), random.getstate()
-    candidates = precision_candidates("auto", "auto", CPU)
-    seconds = measure_precision(model, (2, 3, 8, 8), candidates, CPU, rounds=2)
+    candidates = _candidates("measure", "measure", CPU)
+    seconds = _measure_precision(model, (2, 3, 8, 8), candidates, CPU, rounds=2)
     assert list(seconds) == candidates
     assert all(0 < s < 10 for s in seconds.values())
     assert all(torch.equal(v, before[0][k]) for k, v in model.state_dict().items())
@@ -181,7 +180,7 @@ def test_what_is_measured(monkeypatch):
             return y
 
     candidates = [Precision(d, last) for d in (torch.float32, torch.bfloat16) for last in (True, False)]
-    measure_precision(Spy(3, 4, 3, padding=1).eval(), (2, 3, 16, 32), candidates, CPU, rounds=2)
+    _measure_precision(Spy(3, 4, 3, padding=1).eval(), (2, 3, 16, 32), candidates, CPU, rounds=2)
     expected = [((2, 3, 16, 32), True, a.dtype, a.channels_last, a.channels_last) for a in candidates]
     assert seen == expected * 3
 
@@ -210,7 +209,7 @@ class Clock:
 def test_first_round_does_not_count_and_memory_may_be_too_small(monkeypatch):
     clock = Clock({PLAIN: 0.5, SHORT: math.inf})
     monkeypatch.setattr(module, "_trial", clock.trial)
-    found = measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU)
+    found = _measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU)
     assert found == {PLAIN: 0.5, SHORT: math.inf}
     assert clock.calls == [PLAIN, SHORT] * 6
 
@@ -219,94 +218,38 @@ def test_budget_ends_measuring_after_a_whole_round(monkeypatch):
     clock = Clock({PLAIN: 3.0, SHORT: 2.0})
     monkeypatch.setattr(module, "_trial", clock.trial)
     monkeypatch.setattr(module, "time", clock)
-    found = measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU, rounds=50, budget=520.0)
+    found = _measure_precision(network(), (2, 3, 8, 8), [PLAIN, SHORT], CPU, rounds=50, budget=520.0)
     assert found == {PLAIN: 3.0, SHORT: 2.0}
     assert (
         clock.calls == [PLAIN, SHORT] * 6
     )  # 500 seconds of warm-up, then 5 each round until it is above 520
 
 
-# the answer is cached
+# what auto and measure stand for
 
 
-def test_same_question_same_answer(monkeypatch, own_cache):
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_auto_is_not_measured(monkeypatch, precision):
+    asked = made_up(monkeypatch, {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
+    assert choose_precision(precision, "auto", CPU, network(), (16, 3, 512, 64)) == PLAIN
+    assert not asked
+
+
+def test_measure_takes_the_fastest(monkeypatch):
     contiguous = Precision(torch.float32, False)
     asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
-    first = choose_precision("fp32", "auto", network(), (16, 3, 512, 64), CPU)
-    made_up(monkeypatch, {PLAIN: 0.5, contiguous: 1.0})  # the machine was busy: it would answer otherwise
-    again = choose_precision("fp32", "auto", network(), (8, 3, 300, 64), CPU)
-    assert first == again == contiguous
+    assert choose_precision("fp32", "measure", CPU, network(), (16, 3, 512, 64)) == contiguous
     assert asked == [((4, 3, 256, 64), [PLAIN, contiguous])]  # a CPU measures less than was asked
-    (file,) = own_cache.glob("*.json")
-    cached = json.loads(file.read_text())
-    assert cached["chosen"] == contiguous.to_dict()
-    assert cached["seconds"] == {"float32, channels last": 1.0, "float32, contiguous": 0.5}
 
 
-def test_other_questions_are_measured_anew(monkeypatch, own_cache):
-    contiguous = Precision(torch.float32, False)
-    asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
-    larger = nn.Sequential(*network(), nn.Conv2d(2, 2, 1))
-    named = network()
-    named.network = "a network with a name"
-    questions = [(network(), 2, 32), (network(), 3, 32), (network(), 2, 64), (larger, 2, 32), (named, 2, 32)]
-    for model, crops, size in questions:
-        choose_precision("fp32", "auto", model, (crops, 3, size, size), CPU)
-    assert len(asked) == len(questions) == len(list(own_cache.iterdir()))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    choose_precision("fp32", "auto", network(), (2, 3, 32, 32), CPU)
-    assert len(asked) == len(questions) + 1
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        "{}",
-        '{"chosen": {}}',
-        '{"chosen": null}',
-        "\x00" * 10,
-        '{"chosen": {"precision": "fp16", "memory_format": "contiguous"}}',
-    ],  # the last: no candidate here
-)
-def test_broken_answer_is_measured_anew(monkeypatch, own_cache, text):
-    contiguous = Precision(torch.float32, False)
-    asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
-    for _ in range(2):
-        assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
-        (file,) = own_cache.iterdir()
-        file.write_text(text)
-    assert len(asked) == 2
-    file.write_bytes(b"\xff\xfe\x80")
-    assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == contiguous
-
-
-def test_two_processes_that_measure_at_once_agree(monkeypatch, own_cache):
-    contiguous = Precision(torch.float32, False)
-    seconds = {PLAIN: 1.0, contiguous: 0.5}
-
-    def measure(*args, **kwargs):  # meanwhile another process, on a quieter machine, is done first
-        made_up(monkeypatch, {PLAIN: 0.5, contiguous: 1.0})
-        assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
-        return seconds
-
-    monkeypatch.setattr(module, "measure_precision", measure)
-    assert choose_precision("fp32", "auto", network(), (2, 3, 8, 8), CPU) == PLAIN
-
-
-def test_memory_too_small_on_a_gpu(monkeypatch, own_cache):
+def test_memory_too_small_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "mocked")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    seconds = dict.fromkeys(precision_candidates("auto", "auto", GPU), math.inf)
-    asked = made_up(monkeypatch, seconds | {SHORT: 1.0})
-    assert choose_precision("auto", "auto", network(), (64, 3, 512, 512), GPU) == SHORT
+    seconds = dict.fromkeys(_candidates("measure", "measure", GPU), math.inf)
+    asked = made_up(monkeypatch, seconds | {PLAIN: 1.0})
+    assert choose_precision("measure", "measure", GPU, network(), (64, 3, 512, 512)) == PLAIN
     assert asked[0][0] == (64, 3, 512, 512)  # a GPU measures the shape itself
-    (file,) = own_cache.iterdir()
-    assert json.loads(file.read_text())["seconds"]["float32, channels last"] is None
     made_up(monkeypatch, seconds)
     with pytest.raises(ConfigError, match=r"too small .* lower batch_size"):
-        choose_precision("auto", "auto", network(), (65, 3, 512, 512), GPU)
+        choose_precision("measure", "measure", GPU, network(), (65, 3, 512, 512))

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from torch.optim import lr_scheduler as peer
 
 from glacier_nb.config.fields import ConfigError
-from glacier_nb.training.schedules import SCHEDULES, Plateau, schedule
+from glacier_nb.training.schedules import _SCHEDULES, _Plateau, schedule
 
 LR, LR_MIN = 1e-3, 1e-5
 CLOSE = {"rtol": 1e-9, "atol": 1e-18}  # LinearLR multiplies its factors one by one
@@ -109,7 +109,7 @@ def test_plateau_is_reduce_lr_on_plateau(factor, patience, seed):
         mode="max",
         factor=factor,
         patience=patience,
-        threshold=Plateau.THRESHOLD,
+        threshold=_Plateau.THRESHOLD,
         threshold_mode="abs",
         min_lr=LR_MIN,
         eps=0,
@@ -136,7 +136,7 @@ def test_plateau_ignores_scores_of_the_warmup():
     assert rate(16) == LR / 2
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", _SCHEDULES)
 def test_resumed_after_any_epoch_it_continues_to_the_bit(name):
     def fresh():
         return schedule(name, LR, LR_MIN, 120, warmup_steps=2, cycle_steps=20, patience=2)
@@ -188,13 +188,13 @@ def rates_of_run(name, **kwargs):
 
 
 @pytest.mark.parametrize("parameter", CHANGED)
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", _SCHEDULES)
 def test_a_schedule_reads_its_listed_parameters_alone(name, parameter):
     before, after = (rates_of_run(name, **BASE | change) for change in ({}, CHANGED[parameter]))
-    assert (before != after) == (parameter in SCHEDULES[name])
+    assert (before != after) == (parameter in _SCHEDULES[name])
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", _SCHEDULES)
 def test_rates_lie_between_zero_and_the_peak_and_calls_have_no_side_effect(name):
     rate = schedule(name, LR, steps=100, **BASE)
     first = [rate(i) for i in range(150)]
@@ -203,13 +203,13 @@ def test_rates_lie_between_zero_and_the_peak_and_calls_have_no_side_effect(name)
     assert all(schedule(name, 0.0, steps=100, **BASE | {"lr_min": 0.0})(i) == 0 for i in range(100))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", _SCHEDULES)
 @pytest.mark.parametrize("cycle_mult", [1, 2])
 def test_restart_steps_are_where_the_rate_jumps_up(name, cycle_mult):
     rate = schedule(name, LR, steps=100, **BASE | {"cycle_mult": cycle_mult})
     jumps = tuple(i for i in range(1, 100) if rate(i) > 2 * rate(i - 1) and rate(i) == LR)
     assert rate.restart_steps == jumps
-    assert bool(jumps) == ("restart_epochs" in SCHEDULES[name])
+    assert bool(jumps) == ("restart_epochs" in _SCHEDULES[name])
 
 
 def test_a_cycle_as_long_as_the_run_never_restarts():

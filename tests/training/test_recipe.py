@@ -1,0 +1,93 @@
+"""The parts of a run against what they are made of."""
+
+import math
+
+import numpy as np
+import pytest
+
+from glacier_nb.config.fields import ConfigError
+from glacier_nb.config.training import TrainConfig, from_namespace
+from glacier_nb.data.stats import BandStats
+from glacier_nb.data.tileset import TileSet
+from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
+from glacier_nb.sampling.index import SamplerError
+from glacier_nb.sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
+from glacier_nb.tiles.read import Tile
+from glacier_nb.training.recipe import run_sampler, steps_per_epoch
+
+STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
+CROPS = {"crop_size": 32, "samples_per_epoch": 40, "batch_size": 16}
+
+
+def make_set(classes=CLASSES, shapes=((64, 96),) * 5):
+    "Tiles of blocks with holes and ignored labels."
+    rng, tiles = np.random.default_rng(0), []
+    for k, shape in enumerate(shapes):
+        blocks = rng.choice(len(classes), (13, 13))
+        label = np.kron(blocks, np.ones((8, 8), int))[: shape[0], : shape[1]].astype(np.uint8)
+        label[rng.random(shape) < 0.05] = IGNORE
+        valid = rng.random(shape) > 0.2
+        tiles.append(Tile(f"t{k}", np.ones((5, *shape), np.float32), valid, label, None, None, classes))
+    return TileSet.build(tiles, STATS)
+
+
+@pytest.mark.parametrize("kind", ["random", "weighted", "pixel"])
+def test_config_makes_the_same_sampler(kind):
+    tileset = make_set()
+    cfg = TrainConfig(sampler=kind, crop_size=32, samples_per_epoch=70, seed=4, lake_boost=3.0)
+    direct = {
+        "random": RandomCrops(tileset, 32, 70, 4),
+        "weighted": WeightedTiles(tileset, 32, 70, 4, {"lake": 3, "debris": 8}),
+        "pixel": PixelCrops(tileset, 32, 70, 4),
+    }[kind]
+    sampler = run_sampler(cfg, tileset)
+    assert type(sampler) is type(direct)
+    np.testing.assert_array_equal(sampler.positions(1), direct.positions(1))
+
+
+def test_defaults_are_those_of_the_config():
+    tileset = make_set()
+    weighted = run_sampler(TrainConfig(sampler="weighted", **CROPS), tileset)
+    np.testing.assert_array_equal(weighted.weights(), WeightedTiles(tileset, 32).weights())
+
+
+def test_config_reads_lists_and_the_interface():
+    tileset = make_set()
+    given = {"class_fractions": "0.5, 0.5, 0, 0", "crop_size": 32, "samples_per_epoch": 40}
+    interface = {"interface_fraction": 0.3, "interface_classes": "lake, background", "interface_width": 2}
+    direct = PixelCrops(tileset, 32, 40, 0, (0.5, 0.5, 0, 0), 0.5, 0.3, ("lake", "background"), 2)
+    sampler = run_sampler(TrainConfig(**given | interface), tileset)
+    np.testing.assert_array_equal(sampler.positions(0), direct.positions(0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"interface_fractions": 0.5}, "did you mean 'interface_fraction'"),
+        ({"samplr": "pixel"}, "did you mean 'sampler'"),
+        ({"sampler": "balanced"}, "one of 'random', 'weighted', 'pixel'"),
+        ({"batch_size": 0}, "batch_size = 0 is not allowed"),
+    ],
+)
+def test_parameters_are_checked(given, message):
+    with pytest.raises(ConfigError, match=message):
+        from_namespace(given)
+
+
+def test_parameters_that_do_not_fit_the_tiles_are_refused():
+    with pytest.raises(SamplerError, match="whole tiles"):
+        run_sampler(TrainConfig(crop_size=0), make_set(shapes=((64, 64), (90, 40))))
+    with pytest.raises(SamplerError, match="leave no tile"):
+        run_sampler(TrainConfig(sampler="weighted", debris_boost=0, lake_boost=0, **CROPS), make_set())
+
+
+def test_weighted_tiles_of_binary_labels_are_all_alike():
+    positions = run_sampler(TrainConfig(sampler="weighted", **CROPS), make_set(BINARY_CLASSES)).positions(0)
+    assert len(np.unique(positions[:, 0])) == 5
+
+
+@pytest.mark.parametrize(("n", "batch"), [(20, 32), (256, 16), (257, 16), (0, 2), (1, 1)])
+def test_steps_are_the_batches_of_an_epoch(n, batch):
+    cfg, tileset = TrainConfig(samples_per_epoch=n, batch_size=batch, crop_size=32), make_set()
+    crops = len(run_sampler(cfg, tileset).positions(0))
+    assert steps_per_epoch(cfg, tileset) == math.ceil(crops / batch) == math.ceil((n or 5) / batch)
