@@ -1,7 +1,9 @@
 """HKH patches: their format, hostile files, splits, the class without labels, a run that starts from it."""
 
 import json
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,10 +21,11 @@ from glacier_nb.hkh.patches import (
     CHANNELS,
     OVERLAP,
     HkhError,
+    HkhReading,
     hkh_bands,
-    hkh_data,
     hkh_label,
     hkh_patches,
+    hkh_run_data,
     hkh_split,
     leave_out,
     ndwi,
@@ -41,6 +44,7 @@ from glacier_nb.training.recipe import prepare_data
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
+READING = HkhReading(SIZE, min_glacier=0)
 ENCODER = "tu-mobilenetv3_small_050"
 TINY = {
     **{"encoder": ENCODER, "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
@@ -134,11 +138,11 @@ def test_min_glacier_selects(patches, folder):
 
 
 def test_bands_are_the_matching_channels(patches):
-    image, tile = np.load(patches[0].image), read_patch(patches[0], SIZE)
+    image, tile = np.load(patches[0].image), read_patch(patches[0], READING)
     for k, channel in enumerate(("B1", "B2", "B3", "B5", "B6_VCID_1")):
         plane = image[..., CHANNELS.index(channel)]
         np.testing.assert_array_equal(tile.bands[k][tile.valid], plane[tile.valid], err_msg=BANDS[k])
-    high = read_patch(patches[0], SIZE, thermal="B6_VCID_2")
+    high = read_patch(patches[0], replace(READING, thermal="B6_VCID_2"))
     np.testing.assert_array_equal(high.bands[4][tile.valid], image[tile.valid, 6])
     assert not tile.bands[:, ~tile.valid].any()
     assert tile.bands.dtype == np.float32
@@ -177,7 +181,7 @@ def test_pixels_of_both_kinds_are_ignored_up_to_a_share():
 def test_water_is_ignored_in_the_background_alone(patches):
     for patch in patches[:3]:
         image = np.load(patch.image)
-        plain, dry = read_patch(patch, SIZE, water=None), read_patch(patch, SIZE)
+        plain, dry = read_patch(patch, replace(READING, water=None)), read_patch(patch, READING)
         green, nir = (image[..., k].clip(min=0) for k in (1, 3))
         with np.errstate(invalid="ignore", divide="ignore"):
             wet = (green - nir) / (green + nir) > 0.3
@@ -210,7 +214,7 @@ HOSTILE = [
 def test_files_that_are_not_as_published_are_errors(copy, kind, change, message):
     patch = damage(copy, kind, change)
     with pytest.raises(HkhError, match=message):
-        read_patch(patch, SIZE)
+        read_patch(patch, READING)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 60, 5000])
@@ -219,14 +223,14 @@ def test_truncated_file_is_named(copy, kind, n_bytes):
     path = getattr(hkh_patches(copy)[0], kind)
     path.write_bytes(path.read_bytes()[:n_bytes])
     with pytest.raises(HkhError, match=rf"{path.name}: found {n_bytes} bytes.*a complete \.npy file"):
-        read_patch(hkh_patches(copy)[0], SIZE)
+        read_patch(hkh_patches(copy)[0], READING)
 
 
 def test_pickled_objects_are_not_loaded(copy):
     patch = hkh_patches(copy)[0]
     np.save(patch.image, np.array([{"code": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(HkhError, match="allow_pickle"):
-        read_patch(patch, SIZE)
+        read_patch(patch, READING)
 
 
 @pytest.mark.parametrize("kind", ["img", "mask"])
@@ -263,7 +267,7 @@ def test_folder_without_patches_says_where_they_are(tmp_path, copy):
 
 def test_unknown_thermal_band(patches):
     with pytest.raises(HkhError, match=r"'B6'.*B6_VCID_1 or B6_VCID_2"):
-        read_patch(patches[0], SIZE, thermal="B6")
+        read_patch(patches[0], replace(READING, thermal="B6"))
 
 
 # splits
@@ -295,25 +299,33 @@ def test_impossible_splits(patches):
 
 
 @pytest.fixture(scope="module")
-def data(patches):
-    "Run data of one fold, with texture as in training."
-    return hkh_data(TrainConfig(**TINY), patches, size=SIZE)
+def cfg(folder):
+    "A config of one fold, with texture as in training."
+    return TrainConfig(**TINY, data_dir=str(folder), tile_store="memory")
+
+
+@pytest.fixture(scope="module")
+def data(cfg):
+    "Run data of one fold."
+    return hkh_run_data(cfg, READING)
 
 
 def test_statistics_are_those_of_training_patches_alone(data, patches):
     train, _ = hkh_split(patches, 0, 3)
-    pixels = np.concatenate([t.bands[:, t.valid] for t in (read_patch(p, SIZE) for p in train)], axis=1)
+    pixels = np.concatenate([t.bands[:, t.valid] for t in (read_patch(p, READING) for p in train)], axis=1)
     np.testing.assert_allclose(data.stats.center[:5], pixels.mean(1, dtype=np.float64), rtol=1e-5)
     np.testing.assert_allclose(data.stats.scale[:5], pixels.std(1, dtype=np.float64), rtol=1e-5)
     assert data.classes == CLASSES
     assert data.train.images[0].shape == (7, SIZE, SIZE)
 
 
-def test_cached_arrays_are_the_same(data, patches, tmp_path):
-    cached = hkh_data(TrainConfig(**TINY), patches, tmp_path, size=SIZE)
+def test_cached_arrays_are_the_same(cfg, data):
+    cached = hkh_run_data(*pickle.loads(pickle.dumps((replace(cfg, tile_store="auto"), READING))))
     for a, b in zip(cached.train.images, data.train.images, strict=True):
         np.testing.assert_array_equal(a, b)
     assert isinstance(cached.train.images[0], DiskArray)
+    assert cached.stats == data.stats
+    assert [t.id for t in cached.train_tiles[:2]] == [t.id for t in data.train_tiles][:2]
 
 
 def test_lake_weights_change_by_weight_decay_alone(data):
@@ -339,6 +351,7 @@ def test_left_out_class_is_restored(data):
         plain = model(x)
         handle = leave_out(model)
         masked = model(x)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), masked)
         handle.remove()
         torch.testing.assert_close(model(x), plain)
     torch.testing.assert_close(masked.softmax(1)[:, :3], plain[:, :3].softmax(1))
