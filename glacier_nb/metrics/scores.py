@@ -9,6 +9,7 @@ __all__ = ['confusion', 'ConfusionMatrix', 'mcc_defined', 'mcc', 'class_table', 
 # %% ../../nbs/metrics/00_scores.ipynb #a7029fd1
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -194,6 +195,12 @@ def mcc_many(
     return np.divide(covariance, norm, out=np.zeros_like(norm), where=norm > 0)
 
 
+@lru_cache(maxsize=1)
+def _times_drawn(tiles: int, n: int, seed: int) -> np.ndarray:
+    "How often (n, tiles) each draw takes each tile; the same for all runs that are compared."
+    return np.random.default_rng(seed).multinomial(tiles, np.full(tiles, 1 / tiles), size=n)
+
+
 def bootstrap_mcc(
     cms: Sequence[np.ndarray],  # one (C, C) matrix of counts per tile
     n: int = 2000,  # draws
@@ -202,7 +209,7 @@ def bootstrap_mcc(
     "Pooled MCC of tiles drawn with replacement (Efron, 1979)."
     stack = np.stack([_matrix(cm).astype(np.float64) for cm in cms])
     tiles = len(stack)
-    drawn = np.random.default_rng(seed).multinomial(tiles, np.full(tiles, 1 / tiles), size=n)
+    drawn = _times_drawn(tiles, n, seed)
     return mcc_many((drawn @ stack.reshape(tiles, -1)).reshape(n, *stack.shape[1:]))
 
 # %% ../../nbs/metrics/00_scores.ipynb #1421ea3c

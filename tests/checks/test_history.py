@@ -21,6 +21,7 @@ from glacier_nb.checks.history import (
     turning_point,
 )
 from glacier_nb.checks.scores import (
+    _paired,
     ablations,
     baseline_scores,
     check_ablations,
@@ -28,11 +29,10 @@ from glacier_nb.checks.scores import (
     check_noise,
     largest_share,
     one_change,
-    paired,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
-from glacier_nb.runs.compare import compare_runs
+from glacier_nb.runs.compare import comparable, compare_runs
 from glacier_nb.tiles.read import read_tiles
 
 FOLDER = Path(__file__).parents[2] / "configs/iterations"
@@ -214,10 +214,10 @@ def test_maps_of_one_class():
 
 def test_paired_is_that_of_compare_runs():
     runs = {n: RECORD["competition"][n] for n in ("04_heavy_mcc", "05_enough_steps")}
-    pair, table = paired(*runs.values()), compare_runs(runs, n=2000).pairs.iloc[0]
+    pair, table = _paired(*comparable(runs)[0].values()), compare_runs(runs, n=2000).pairs.iloc[0]
     for name in ("difference", "low", "high", "p"):
         assert math.isclose(pair[name], table[name])
-    one = paired(run([[5, 5], [1, 9]]), run([[9, 1], [1, 9]]))
+    one = _paired(*({"t0": np.array(m)} for m in ([[5, 5], [1, 9]], [[9, 1], [1, 9]])))
     assert math.isnan(one["low"])
     assert one["tiles"] == 1
 

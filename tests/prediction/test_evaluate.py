@@ -1,4 +1,4 @@
-"""From checkpoints to scores: exact views, checkpoints that do not fit, leakage, paired gains."""
+"""From checkpoints to scores: exact views, checkpoints that do not fit, leakage, gain and cost."""
 
 import json
 import re
@@ -21,7 +21,6 @@ from glacier_nb.prediction.evaluate import (
     choices,
     evaluate,
     evaluation_record,
-    paired_gain,
     tile_probs,
     tta_table,
 )
@@ -402,40 +401,6 @@ def test_tiles_that_cannot_be_scored_are_an_error(members, held_out, demo):
 
 
 # gain and cost
-
-
-def random_counts(rng, n=6):
-    return {f"t{i}": rng.integers(1, 500, (3, 3)) for i in range(n)}
-
-
-def test_the_bootstrap_is_paired():
-    rng = np.random.default_rng(0)
-    plain, other = random_counts(rng), random_counts(rng)
-    gain, low, high = paired_gain(plain, other, n=500, seed=7)
-    draws = []
-    for times in np.random.default_rng(7).multinomial(6, np.full(6, 1 / 6), size=500):
-        pools = [sum(k * cm for k, cm in zip(times, cms.values(), strict=True)) for cms in (plain, other)]
-        draws.append(mcc(pools[1]) - mcc(pools[0]))
-    np.testing.assert_allclose([low, high], np.quantile(draws, [0.025, 0.975]), atol=1e-12)
-    assert gain == pytest.approx(mcc(sum(other.values())) - mcc(sum(plain.values())))
-    assert paired_gain(plain, other, n=500, seed=7) == (gain, low, high)
-
-
-def test_the_order_of_tiles_does_not_unpair_them():
-    rng = np.random.default_rng(1)
-    plain, other = random_counts(rng), random_counts(rng)
-    assert paired_gain(plain, dict(reversed(other.items()))) == paired_gain(plain, other)
-    assert paired_gain(plain, plain) == (0, 0, 0)
-
-
-def test_one_tile_has_no_interval_and_different_tiles_have_no_gain():
-    plain = random_counts(np.random.default_rng(2), 1)
-    gain, low, high = paired_gain(plain, plain)
-    assert gain == 0
-    assert np.isnan([low, high]).all()
-    for one, two in ((plain, {"x": plain["t0"]}), ({}, {})):
-        with pytest.raises(PredictError, match="expected the same for both"):
-            paired_gain(one, two)
 
 
 def test_only_the_given_views_and_members_are_compared(members):
