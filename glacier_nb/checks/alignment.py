@@ -12,6 +12,7 @@ __all__ = ['MAX_TILES', 'MAX_SIDE', 'SYMMETRIES', 'RIDGE', 'MIN_COMMON', 'LEAST_
 # %% ../../nbs/checks/02_alignment.ipynb #a32b6dd1
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ from scipy.optimize import linear_sum_assignment
 
 from ..files.errors import listing
 from ..landsat import IGNORE
-from ..report.findings import Finding, maps
+from ..report.figures import image_row
+from ..report.findings import Finding
 from ..tiles.lazy import LazyTile, labelled, read_lazy
 from ..tiles.read import Tile
 
@@ -394,9 +396,8 @@ def _picture(found, t, label, caption):
     "The image of a view, its label as it is, and corrected."
     v = found.seen[t]
     image = np.where(v.valid > 0, v.features[2], np.nan)
-    return maps(
-        {"image, red band": image, "label as it is": v.ice > 0.5, "label corrected": label > 0.5}, caption
-    )
+    shown = {"image, red band": image, "label as it is": v.ice > 0.5, "label corrected": label > 0.5}
+    return partial(image_row, shown), caption
 
 
 def _common_fault(found):
@@ -429,7 +430,7 @@ def _common_fault(found):
             fix,
             p | {"tiles": better, "checked": n},
             {},
-            picture,
+            *picture,
         )
     ]
 
@@ -464,7 +465,7 @@ def _other_tiles(found, table):
     caption = f"Image of {found.seen[image].id}: the label of {found.seen[t].id} fits it."
     picture = _picture(found, image, found.seen[t].ice, caption)
     fix = "Pair image and label files by the tile id in their names, not by their order in a listing."
-    return [Finding("label-elsewhere", severity, evidence, fix, numbers, {}, picture)]
+    return [Finding("label-elsewhere", severity, evidence, fix, numbers, {}, *picture)]
 
 
 def _single_tiles(found, table):
@@ -488,7 +489,7 @@ def _single_tiles(found, table):
     picture = _picture(found, int(bad.index[0]), transformed_label(view, by)[0], caption)
     severity = "fatal" if len(bad) >= len(table) / 3 else "warning"
     fix = "Write these label files again, flipped or rotated as listed."
-    return [Finding("label-turned", severity, evidence, fix, numbers, {}, picture)]
+    return [Finding("label-turned", severity, evidence, fix, numbers, {}, *picture)]
 
 
 def check_registration(

@@ -11,8 +11,9 @@ __all__ = ['MAX_TILES', 'N_PIXELS', 'MIN_PIXELS', 'FILL_FRACTION', 'STD_LIMIT', 
            'check_bands']
 
 # %% ../../nbs/checks/00_bands.ipynb #1c0000d1
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -20,7 +21,8 @@ import pandas as pd
 
 from ..files.errors import listing
 from ..landsat import BANDS, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
-from ..report.findings import Finding, Picture, bars, maps
+from ..report.figures import bar_chart, image_row
+from ..report.findings import Finding
 from ..tiles.lazy import LazyTile
 from ..tiles.read import Tile
 
@@ -71,11 +73,11 @@ def sample_bands(
 def band_maps(
     tile: Tile | LazyTile,  # any tile
     caption: str,  # one sentence
-) -> Picture:
-    "The bands of a tile under the names they have, as a picture."
+) -> tuple[Callable, str]:  # picture and caption of a finding
+    "The bands of a tile under the names they have."
     step = -(-max(tile.shape) // 128)
     bands = np.where(tile.valid & np.isfinite(tile.bands).all(0), tile.bands, np.nan)[:, ::step, ::step]
-    return maps(dict(zip(BANDS, bands, strict=True)), caption)
+    return partial(image_row, dict(zip(BANDS, bands, strict=True))), caption
 
 
 def tile_severity(
@@ -103,7 +105,7 @@ def check_finite(
     worst = max(odd, key=lambda s: s.non_finite.sum()).tile
     picture = band_maps(worst, f"Bands of {worst.id}: gaps are nodata, NaN or infinite.")
     numbers = {"pixels": counts, "tiles": [s.id for s in odd]}
-    return [Finding("not-finite", "fatal", evidence, fix, numbers, {}, picture)]
+    return [Finding("not-finite", "fatal", evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/00_bands.ipynb #1c000009
 FILL_FRACTION = 0.005  # of a tile's pixels; healthy B6 or B10 repeat a value on up to 0.006 of them
@@ -187,7 +189,7 @@ def check_fill(
     numbers = {"share": float(share), "values": [float(v) for v in values], "spread": float(wider[k])}
     picture = band_maps(odd[0].tile, f"Bands of {odd[0].id}: the flat areas are fill.")
     severity = "fatal" if wider[k] > STD_LIMIT else "warning"
-    return [Finding("nodata-as-data", severity, evidence, fix, numbers, {}, picture)]
+    return [Finding("nodata-as-data", severity, evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/00_bands.ipynb #1c00000d
 COPY_LIMIT = 0.003  # residual of a straight line between two bands / spread; healthy: above 0.01
@@ -242,7 +244,7 @@ def check_flaws(
             fix = "Export the band again from its source scene, and check that each file has the right band."
             everywhere = named is constant and any(len(ids) == len(samples) for ids in constant.values())
             severity = "fatal" if everywhere else "warning"  # it cannot be normalised
-            found.append(Finding(cause, severity, evidence, fix, {"tiles": named}, {}, picture))
+            found.append(Finding(cause, severity, evidence, fix, {"tiles": named}, {}, *picture))
     return found
 
 # %% ../../nbs/checks/00_bands.ipynb #1c000010
@@ -310,7 +312,7 @@ def check_order(
     worst = next(s.tile for s in samples if s.id in orders)
     numbers = {"order": list(order), "gain": gain, "tiles": list(orders), "orders": int(seen.nunique())}
     picture = band_maps(worst, f"Bands of {worst.id} under their present names.")
-    return [Finding("band-order", tile_severity(list(orders), samples), evidence, fix, numbers, {}, picture)]
+    return [Finding("band-order", tile_severity(list(orders), samples), evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/00_bands.ipynb #1c000015
 SCALE_END = 65000  # DN above which the visible bands saturate over snow
@@ -348,12 +350,11 @@ def check_saturated(
     )
     fix = "Export the band without clipping; if it is saturated in the source too, choose another scene."
     heights = (100 * shares.sum(axis=1)).to_dict()
-    picture = bars(
-        heights, "pixels at the highest value, %", "Saturation of each band.", {"usual": 100 * TOP_LIMIT}
-    )
+    chart = partial(bar_chart, heights, "pixels at the highest value, %", {"usual": 100 * TOP_LIMIT})
+    picture = chart, "Saturation of each band."
     return [
         Finding(
-            "band-saturated", "warning", evidence, fix, {"shares": odd.to_dict(), "top": tops}, {}, picture
+            "band-saturated", "warning", evidence, fix, {"shares": odd.to_dict(), "top": tops}, {}, *picture
         )
     ]
 
@@ -428,8 +429,9 @@ def check_scale(
     )
     medians = {b: abs(n["median"]) for b, n in numbers.items()}
     usual = {b: 31000.0 if b == "B10" else 8000.0 if b == "B6" else 37000.0 for b in medians}
-    picture = bars({"found": medians, "usual": usual}, "absolute median", "Medians of the bands.", log=True)
-    return [Finding("dn-scale", tile_severity(ids, samples), evidence, fix, numbers, {}, picture)]
+    chart = partial(bar_chart, {"found": medians, "usual": usual}, "absolute median", log=True)
+    picture = chart, "Medians of the bands."
+    return [Finding("dn-scale", tile_severity(ids, samples), evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/00_bands.ipynb #1b000013
 def check_bands(

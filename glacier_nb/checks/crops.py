@@ -8,6 +8,8 @@ __all__ = ['MAX_PIXELS', 'SMALL', 'CHANCE', 'RARELY', 'MOVED', 'NEVER', 'counted
 
 # %% ../../nbs/checks/05_crops.ipynb #c000d1
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,8 @@ import pandas as pd
 from ..config.training import TrainConfig
 from ..data.tileset import TileSet
 from ..files.errors import listing
-from ..report.findings import Finding, bars
+from ..report.figures import bar_chart
+from ..report.findings import Finding
 from ..sampling.index import PixelIndex
 from ..sampling.samplers import crop_classes, crop_shape
 from ..training.recipe import run_sampler
@@ -81,11 +84,11 @@ def _missed(cfg: TrainConfig, train: TileSet, held: np.ndarray, crops: int) -> n
     return np.exp(crops * np.log1p(-np.minimum(reach, 1 - 1e-9)))
 
 
-def _share_picture(table: pd.DataFrame):
+def _share_picture(table: pd.DataFrame) -> tuple[Callable, str]:
     "Class shares of the tiles and of the crops."
     heights = {name: dict(row) for name, row in table[["share held", "share shown"]].iterrows()}
-    caption = "Class shares of the tiles and of the crops."
-    return bars(heights, "fraction of labelled pixels", caption, log=True)
+    chart = partial(bar_chart, heights, "fraction of labelled pixels", log=True)
+    return chart, "Class shares of the tiles and of the crops."
 
 
 def _hidden(cfg: TrainConfig, train: TileSet, table: pd.DataFrame, crops: int) -> list[Finding]:
@@ -109,7 +112,7 @@ def _hidden(cfg: TrainConfig, train: TileSet, table: pd.DataFrame, crops: int) -
     change = {k: v for k, v in change.items() if v != getattr(cfg, k)}
     severity, shown = "fatal" if sure.any() else "warning", table["shown"].to_dict()
     return [
-        Finding("sampler-blind", severity, evidence, fix, {"shown": shown}, change, _share_picture(table))
+        Finding("sampler-blind", severity, evidence, fix, {"shown": shown}, change, *_share_picture(table))
     ]
 
 # %% ../../nbs/checks/05_crops.ipynb #c010
@@ -134,7 +137,7 @@ def _skewed(train: TileSet, table: pd.DataFrame, positions: np.ndarray) -> list[
         )
     fix = 'Sample from all tiles, and set class_fractions = "" (classes by the root of their pixel counts).'
     numbers = {"tiles_never_sampled": len(never), "pixels_lost": float(lost), "shares_moved": float(moved)}
-    return [Finding("sampler-skewed", "warning", evidence.strip(), fix, numbers, {}, _share_picture(table))]
+    return [Finding("sampler-skewed", "warning", evidence.strip(), fix, numbers, {}, *_share_picture(table))]
 
 
 def _moved(table: pd.DataFrame) -> float:  # 0: the same shares, 1: nothing in common

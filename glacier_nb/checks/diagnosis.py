@@ -34,7 +34,7 @@ from ..data.storage import run_tiles
 from ..files.errors import TileError
 from ..files.paths import project_root
 from ..progress import progress_bar
-from ..report.findings import SEVERITIES, Finding
+from ..report.findings import CheckResult, Finding, Status, ranked
 from ..report.report import Report
 from ..runs.folder import RunError, read_history, read_metrics, run_state
 from ..sampling.index import SamplerError
@@ -209,11 +209,9 @@ def distinct(
 ) -> list[Finding]:
     "One finding a cause, the most severe; equally severe ones are merged."
     found: dict[str, Finding] = {}
-    for finding in findings:
+    for finding in ranked(findings):
         other = found.setdefault(finding.cause, finding)
-        if SEVERITIES.index(finding.severity) < SEVERITIES.index(other.severity):
-            found[finding.cause] = finding
-        elif finding.severity == other.severity and finding.evidence not in other.evidence:
+        if finding.severity == other.severity and finding.evidence not in other.evidence:
             both, change = f"{other.evidence} {finding.evidence}", {**finding.change, **other.change}
             found[finding.cause] = replace(other, evidence=both, change=change)
     return list(found.values())
@@ -229,37 +227,33 @@ _MISSING = {
 }
 
 
-def _outcome(findings: list[Finding]) -> str:
-    "The number of findings in words."
-    return f"{len(findings)} finding{'s' * (len(findings) > 1)}" if findings else "nothing found"
-
-
-def _run_check(check: Check, subject: Subject) -> tuple[list[Finding], str]:
-    "Findings and outcome of a check; one that raises an error counts as not done."
-    if not getattr(subject, check.needs):
-        return [], f"not done: {_MISSING[check.needs]}"
-    try:
-        found = check.function(subject)
-    except (ValueError, OSError, RuntimeError) as e:
-        return [], f"not done: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
-    return found, _outcome(found)
+def _run_check(check: Check, subject: Subject) -> tuple[list[Finding], CheckResult]:
+    "Findings and result of a check; one that raises an error is skipped."
+    start, found, reason = time.perf_counter(), [], _MISSING[check.needs]
+    if getattr(subject, check.needs):
+        try:
+            found, reason = check.function(subject), ""
+        except (ValueError, OSError, RuntimeError) as e:
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    status = Status.SKIPPED if reason else Status.FINDINGS if found else Status.PASSED
+    seconds = round(time.perf_counter() - start, 2)
+    return found, CheckResult(check.name, status, seconds, len(found), reason)
 
 
 def examine(
     subject: Subject,  # as far as it could be built
     live: bool = True,  # with the checks that take minutes
     progress: bool = False,  # show a bar
-) -> tuple[list[Finding], list[tuple[str, float, str]]]:  # findings; name, seconds and outcome of each check
+) -> tuple[list[Finding], list[CheckResult]]:
     "Run all checks that are possible for a subject."
     findings, done = list(subject.build_findings), []
     checks = [c for c in CHECKS if c.when in ("always", "full" if live else "quick")]
     with progress_bar(total=len(checks), unit="check", disable=not progress) as bar:
         for check in checks:
             bar.set_description(check.name)
-            start = time.perf_counter()
-            found, outcome = _run_check(check, subject)
+            found, result = _run_check(check, subject)
             findings += found
-            done.append((check.name, round(time.perf_counter() - start, 2), outcome))
+            done.append(result)
             bar.update()
     return distinct(findings), done
 

@@ -12,13 +12,15 @@ __all__ = ['LOSS_RISE', 'NORM_GROWTH', 'RESTART_DROP', 'REGAINED', 'SETTLING', '
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from ..config.fields import ConfigError
 from ..config.training import TrainConfig
-from ..report.findings import Finding, Picture, curves
+from ..report.figures import line_chart
+from ..report.findings import Finding
 from ..runs.compare import restart_epochs
 
 # %% ../../nbs/checks/11_history.ipynb #a90f6bf3
@@ -109,18 +111,23 @@ def _diverged(history: Sequence[Mapping], table: pd.DataFrame, p: dict) -> Findi
         f"The training loss was {first:.3g} in the first epoch and is {last:.3g} in the last ones; usual: it "
         f"ends 23 to 69 % lower.{norms}"
     )
-    numbers = {"first": first, "last": last, "norm_growth": None if math.isnan(growth) else growth}
+    numbers = {"first": first, "last": last, "norm_growth": growth}
     score = table["score"].dropna()
     lost = score.empty or score.iloc[-1] < score.max() / 2 or last - first > 0.5 * max(abs(first), 0.1)
     picture = _losses(table, "The training loss rises")
     severity = "fatal" if blew_up or lost else "warning"
-    return Finding("diverged", severity, evidence, fix, numbers, change, picture)
+    return Finding("diverged", severity, evidence, fix, numbers, change, *picture)
 
 
-def _losses(table: pd.DataFrame, caption: str, marks: Mapping[str, float] | None = None) -> Picture:
-    "Both losses over the epochs."
+def _losses(table: pd.DataFrame, caption: str, marks: Mapping[str, float] | None = None) -> tuple:
+    "Both losses over the epochs: picture and caption of a finding."
     ys = {"training": table["train_loss"], "validation": table["val_loss"]}
-    return curves(table.index, ys, "epoch", "loss", caption, marks)
+    return partial(line_chart, table.index, ys, "epoch", "loss", marks), caption
+
+
+def _score(table: pd.DataFrame, caption: str, marks: Mapping[str, float] | None = None) -> tuple:
+    "MCC over the epochs: picture and caption of a finding."
+    return partial(line_chart, table.index, {"MCC": table["score"]}, "epoch", "MCC", marks), caption
 
 # %% ../../nbs/checks/11_history.ipynb #c45851db
 RESTART_DROP = 0.03  # mean fall of MCC at a restart; at most 0.01 with lr = 1e-4, 0.11 in 10_reference
@@ -184,10 +191,10 @@ def _restarts(table: pd.DataFrame, p: dict, restarts: Sequence[float]) -> Findin
         f"Best MCC {best:.3f}, last {last:.3f}. Usual change at harmless restarts: 0.00."
     )
     marks = {f"restart {i}": float(r) for i, r in enumerate(restarts, 1)}
-    picture = curves(table.index, {"MCC": table["score"]}, "epoch", "MCC", "MCC falls at restarts", marks)
+    picture = _score(table, "MCC falls at restarts", marks)
     fix = "Choose a schedule without restarts, or lower lr."
     severity = "fatal" if ruined else "warning"
-    return Finding("restarts", severity, evidence, fix, numbers, _milder_schedule(p), picture)
+    return Finding("restarts", severity, evidence, fix, numbers, _milder_schedule(p), *picture)
 
 # %% ../../nbs/checks/11_history.ipynb #b54f43f9
 SPIKE_Z, SPIKE_SHARE = 8, 0.5  # a spike: robust z of a jump, and its size as a fraction of the median loss
@@ -228,7 +235,7 @@ def _unstable(table: pd.DataFrame, p: dict, restarts: Sequence[float]) -> Findin
     fix = "Raise batch_size, with accumulate where memory is short. If the jumps remain, halve lr."
     marks = {f"largest jump in {found['epoch']}": found["epoch"]}
     picture = _losses(table, "The validation loss jumps", marks)
-    return Finding("unstable", "warning", evidence, fix, found, change, picture)
+    return Finding("unstable", "warning", evidence, fix, found, change, *picture)
 
 # %% ../../nbs/checks/11_history.ipynb #3a225732
 MIN_FALL = 0.03  # MCC from the smoothed best to the smoothed end; mostly 0.01, 0.035 in a noisy run
@@ -278,7 +285,7 @@ def _overfitting(table: pd.DataFrame, p: dict) -> Finding | None:
     change = _proposal(p, augment=policy, ema=p["ema"] or 0.99)
     fix = "Choose a stronger augment policy and average the weights (ema); more tiles help most."
     picture = _losses(table, "The validation loss rises", {"turning point": f["turn"]})
-    return Finding("overfitting", "warning", evidence, fix, f, change, picture)
+    return Finding("overfitting", "warning", evidence, fix, f, change, *picture)
 
 
 def _peaked(table: pd.DataFrame, p: dict) -> Finding | None:
@@ -292,9 +299,9 @@ def _peaked(table: pd.DataFrame, p: dict) -> Finding | None:
         f"three epochs); its noise from one epoch to the next is {f['noise']:.3f}. Usual: an end "
         "within 0.02 of the best."
     )
-    picture = curves(table.index, {"MCC": table["score"]}, "epoch", "MCC", "MCC peaks", {"peak": f["peak"]})
+    picture = _score(table, "MCC peaks", {"peak": f["peak"]})
     fix = "Choose a schedule that lowers the learning rate when the score stops rising."
-    return Finding("peaked", "warning", evidence, fix, f, _milder_schedule(p), picture)
+    return Finding("peaked", "warning", evidence, fix, f, _milder_schedule(p), *picture)
 
 # %% ../../nbs/checks/11_history.ipynb #48631a8b
 MIN_GAIN = 0.02  # MCC that as many epochs as the last third would add
@@ -327,9 +334,9 @@ def _still_rising(table: pd.DataFrame, p: dict) -> Finding | None:
         "run: the interval includes 0."
     )
     change = _proposal(p, epochs=min(2 * p["epochs"], 100_000))
-    picture = curves(table.index, {"MCC": table["score"]}, "epoch", "MCC", "MCC still rises at the end")
+    picture = _score(table, "MCC still rises at the end")
     fix = "Train for twice as many epochs, or raise samples_per_epoch."
-    return Finding("still-rising", "warning", evidence, fix, f, change, picture)
+    return Finding("still-rising", "warning", evidence, fix, f, change, *picture)
 
 # %% ../../nbs/checks/11_history.ipynb #22479632
 MIN_ZERO = 3  # epochs in a row
@@ -356,9 +363,9 @@ def _collapsed(table: pd.DataFrame) -> Finding | None:
         f"MCC is exactly 0 in every epoch from {epoch} to {last}: maps or labels of the held-out tiles have "
         f"one class only. The best epoch had {best:.3f}; usual after the first epochs: above 0.1, never 0."
     )
-    picture = curves(table.index, {"MCC": table["score"]}, "epoch", "MCC", "MCC is 0", {"collapse": epoch})
+    picture = _score(table, "MCC is 0", {"collapse": epoch})
     fix = "Look for the cause in the findings about loss, labels and sampler."
-    return Finding("collapsed", "fatal", evidence, fix, {"epoch": epoch, "best": best}, {}, picture)
+    return Finding("collapsed", "fatal", evidence, fix, {"epoch": epoch, "best": best}, {}, *picture)
 
 # %% ../../nbs/checks/11_history.ipynb #57badd8a
 MIN_CYCLE = 5  # epochs after a restart before a fall is reported: runs usually recover later

@@ -10,6 +10,7 @@ __all__ = ['INTERPOLATED', 'REASONS', 'NODATA_NOTE', 'NODATA_LIMIT', 'label_tabl
 
 # %% ../../nbs/checks/01_labels.ipynb #1a0000d1
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from scipy import ndimage
 from .bands import spaced_tiles
 from ..files.errors import TileError, listing
 from ..landsat import BINARY_CODES, IGNORE, LABEL_CODES
-from ..report.findings import Finding, bars, maps
+from ..report.figures import bar_chart, image_row
+from ..report.findings import Finding
 from ..tiles.index import find_labels
 from ..tiles.lazy import LazyTile, labelled
 from ..tiles.read import INDEX_CODES, LAKE_LIMIT, Tile, count_codes, read_raster, read_tiles
@@ -86,8 +88,8 @@ def check_codes(
         fix = f"Recode them to {LABEL_CODES}, or declare the value as nodata to ignore these pixels."
     numbers = {"pixels": pixels, "values": [float(v) for v in values[:20]], "between": between}
     shown = {"values in the file": label.astype(np.float64), "unknown values": mask}
-    picture = maps(shown, f"Unknown label values in {worst.name}.")
-    return [Finding("label-codes", "fatal", evidence, fix, numbers, picture=picture)]
+    picture = partial(image_row, shown), f"Unknown label values in {worst.name}."
+    return [Finding("label-codes", "fatal", evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/01_labels.ipynb #1a00000d
 def lake_without_ice(
@@ -135,10 +137,10 @@ def lake_finding(
         fix = "Map the original codes 0, 85, 170, 255 to 0, 1, 2, 3 one by one; do not clip them."
     change = {"classes": "binary"} if cause == "label-binary" and not ice else {}
     heights = {"found": 100 * share, "limit": 100 * LAKE_LIMIT, "usual": 0.05}
-    picture = bars(heights, "lake, % of pixels", "Lake area in tiles without ice.", log=True)
+    picture = partial(bar_chart, heights, "lake, % of pixels", log=True), "Lake area in tiles without ice."
     severity = "fatal" if share > LAKE_LIMIT else "warning"
     return Finding(
-        cause, severity, evidence, fix, {"lake_share": share, "ice_elsewhere": ice}, change, picture
+        cause, severity, evidence, fix, {"lake_share": share, "ice_elsewhere": ice}, change, *picture
     )
 
 
@@ -271,11 +273,10 @@ def check_nodata(
     fix = (
         "Check that nodata mask and label belong to the same image; else set labels on nodata to background."
     )
-    picture = bars(
-        (100 * most[:12]).to_dict(), "ice on nodata, %", "Labelled ice on nodata pixels.", {"usual": 5}
-    )
+    chart = partial(bar_chart, (100 * most[:12]).to_dict(), "ice on nodata, %", {"usual": 5})
+    picture = chart, "Labelled ice on nodata pixels."
     severity = "warning" if share > NODATA_LIMIT else "note"
-    return [Finding("label-on-nodata", severity, evidence, fix, {"share": float(share)}, picture=picture)]
+    return [Finding("label-on-nodata", severity, evidence, fix, {"share": float(share)}, {}, *picture)]
 
 
 def check_empty(

@@ -14,6 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,8 @@ from ..losses.combined import CombinedLoss
 from ..losses.pixels import prepared_batch, soft_confusion
 from ..losses.terms import signed_distance, soft_mcc
 from ..metrics.scores import confusion, mcc
-from ..report.findings import Finding, bars, ranked
+from ..report.figures import bar_chart
+from ..report.findings import Finding, ranked
 
 # %% ../../nbs/checks/08_loss.ipynb #7cb351f1
 MIN_PIXELS = 30  # of a class that occurs: a tenth of them is a whole number of pixels
@@ -413,10 +415,8 @@ def _change(loss: Callable, cause: str, name: str, slopes: pd.DataFrame) -> dict
 def _finding(loss, cause, severity, name, evidence, values, slopes) -> Finding:
     "One finding about the loss or a term."
     peer = PEERS.get(name, "CombinedLoss")
-    numbers = {"term": name} | {k: float(v) for k, v in values.loc[name].items()}
-    if name in slopes.index:
-        numbers |= {k: float(v) for k, v in slopes.loc[name].items()}
-    numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
+    measured = slopes.loc[name].to_dict() if name in slopes.index else {}
+    numbers = {"term": name} | values.loc[name].to_dict() | measured
     shown = {k: v for k, v in values.loc[name].items() if math.isfinite(v)}
     return Finding(
         cause,
@@ -425,7 +425,8 @@ def _finding(loss, cause, severity, name, evidence, values, slopes) -> Finding:
         f"{FIXES[cause]}. Compare with glacier_nb.losses.combined.{peer}.",
         numbers,
         _change(loss, cause, name, slopes),
-        bars(shown, "loss", "The loss of maps of known quality; it should rise from left to right."),
+        partial(bar_chart, shown, "loss"),
+        "The loss of maps of known quality; it should rise from top to bottom.",
     )
 
 # %% ../../nbs/checks/08_loss.ipynb #feb7f9ba

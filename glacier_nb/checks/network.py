@@ -10,6 +10,8 @@ __all__ = ['MAX_FROZEN', 'LEFT_FATAL', 'LEFT_WARNING', 'MAX_TERM_SHARE', 'LEARNE
 # %% ../../nbs/checks/10_network.ipynb #live00d1
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -29,7 +31,8 @@ from glacier_nb.checks.trial import (
     overfit,
 )
 from ..models.weights import InitialWeights, WeightKind
-from ..report.findings import Finding, Picture, curves
+from ..report.figures import line_chart
+from ..report.findings import Finding
 from ..training.learner import Learner, TrainingError
 
 # %% ../../nbs/checks/10_network.ipynb #live0005
@@ -220,7 +223,7 @@ def _described(run: Overfit) -> str:
     )
 
 
-def _picture(*runs: Overfit) -> Picture:
+def _picture(*runs: Overfit) -> tuple[Callable, str]:
     "MCC and loss over the steps."
     n = max(len(run.table) for run in runs)
     ys = {}
@@ -228,8 +231,9 @@ def _picture(*runs: Overfit) -> Picture:
         for name in ("mcc", "loss"):
             values = run.table[name].to_numpy(np.float64)
             ys[f"{name}, lr {run.lr:g}"] = [*values, *[math.nan] * (n - len(values))]
-    caption = "A network that can learn reaches an MCC near 1 on a few fixed crops."
-    return curves(range(1, n + 1), ys, "step on the same crops", "MCC, loss", caption, levels={"goal": GOAL})
+    goal = {"goal": GOAL}
+    chart = partial(line_chart, range(1, n + 1), ys, "step on the same crops", "MCC, loss", levels=goal)
+    return chart, "A network that can learn reaches an MCC near 1 on a few fixed crops."
 
 
 def _numbers(*runs: Overfit) -> dict[str, list]:
@@ -248,7 +252,7 @@ def _wrong_rate(first: Overfit, second: Overfit, severity: str) -> Finding:
         f"{'Lower' if high else 'Raise'} lr to {USUAL_LR:g}, or find one with glacier_nb.training.lr_find.",
         _numbers(first, second),
         {"lr": USUAL_LR},
-        _picture(first, second),
+        *_picture(first, second),
     )
 
 
@@ -261,7 +265,8 @@ def _cannot_overfit(runs: list[Overfit], severity: str) -> Finding:
         "Check the loss first, then whether parts of the network are frozen, then whether the logits depend "
         "on the image.",
         _numbers(*runs),
-        picture=_picture(*runs),
+        {},
+        *_picture(*runs),
     )
 
 # %% ../../nbs/checks/10_network.ipynb #live0016

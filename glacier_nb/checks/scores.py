@@ -9,6 +9,7 @@ __all__ = ['USELESS_MCC', 'ONE_CLASS', 'majority_class', 'baseline_scores', 'ran
 # %% ../../nbs/checks/12_scores.ipynb #f73854d1
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -20,7 +21,8 @@ from ..landsat import IGNORE
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import mcc
 from ..metrics.significance import paired_gain, paired_permutation_p, smallest_p
-from ..report.findings import Finding, bars
+from ..report.figures import bar_chart
+from ..report.findings import Finding
 from ..runs.compare import comparable
 from ..tiles.read import Tile
 
@@ -115,9 +117,9 @@ def check_baselines(
     evidence += f" A map below {floor:.3f} is useless." if own < floor else ""
     fix = "Fix the findings above this one. Without any, raise samples_per_epoch or epochs."
     numbers = {"mcc": own, "low": low, "high": high, "rules": others.to_dict()}
-    picture = bars(found.to_dict(), "MCC", "The network among per-pixel baselines")
+    picture = partial(bar_chart, found.to_dict(), "MCC"), "The network among per-pixel baselines"
     severity = "fatal" if own < floor else "warning"
-    return [*collapsed, Finding("below-baseline", severity, evidence, fix, numbers, {}, picture)]
+    return [*collapsed, Finding("below-baseline", severity, evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/12_scores.ipynb #923c151a
 def _paired(

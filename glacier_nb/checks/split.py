@@ -9,13 +9,15 @@ __all__ = ['BUFFER', 'RARE', 'FACTOR', 'P_LIMIT', 'content_key', 'shared_tiles',
 # %% ../../nbs/checks/03_split.ipynb #a918afd1
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from ..data.tileset import TileSet
 from ..files.errors import listing
-from ..report.findings import Finding, bars
+from ..report.figures import bar_chart
+from ..report.findings import Finding
 from ..tiles.lazy import LazyTile, bands_digest, class_counts
 from ..tiles.read import Tile
 from ..tiles.splits import LeakageError, SplitError, leakage_audit, spatial_folds, split
@@ -157,12 +159,9 @@ def check_classes(
 ) -> list[Finding]:
     "Check whether both sides hold every class, in similar shares."
     table = class_shares(train_tiles, val_tiles)
-    picture = bars(
-        {c: {"training": r["train share"], "validation": r["val share"]} for c, r in table.iterrows()},
-        "fraction of labelled pixels",
-        "Class shares of the two sides.",
-        log=True,
-    )
+    shares = {c: {"training": r["train share"], "validation": r["val share"]} for c, r in table.iterrows()}
+    chart = partial(bar_chart, shares, "fraction of labelled pixels", log=True)
+    picture = chart, "Class shares of the two sides."
     found = []
     for side, other in (("train", "val"), ("val", "train")):
         lacking = list(table.index[(table[f"{side} pixels"] == 0) & (table[f"{other} pixels"] > 0)])
@@ -193,7 +192,7 @@ def _lacking(side, names, table, tiles, n_folds, picture):
         fix = "Add tiles with this class: no fold gives both sides some of it."
     change = {} if fold is None else {"fold": fold}
     numbers = {"side": where, "classes": names, "pixels": pixels}
-    return Finding("class-missing", severity, evidence, fix, numbers, change, picture)
+    return Finding("class-missing", severity, evidence, fix, numbers, change, *picture)
 
 
 def _absent(names, table, picture):
@@ -203,7 +202,7 @@ def _absent(names, table, picture):
     evidence = f"None of {n:,} labelled pixels is {' or '.join(names)}, so it is neither learned nor scored."
     fix = "Check that `classes` fits the label codes; if the class does not occur here, nothing is to do."
     numbers = {"side": "both", "classes": names}
-    return Finding("class-missing", severity, evidence, fix, numbers, {}, picture)
+    return Finding("class-missing", severity, evidence, fix, numbers, {}, *picture)
 
 
 def _uneven(table, p_values, picture):
@@ -225,7 +224,7 @@ def _uneven(table, p_values, picture):
     )
     fix = "Set another fold, or compare runs by the mean over all folds (cross_validate.ipynb)."
     numbers = {"factor": {c: float(factor[c]) for c in odd}, "chance": p}
-    return [Finding("class-shares", "warning", evidence, fix, numbers, {}, picture)]
+    return [Finding("class-shares", "warning", evidence, fix, numbers, {}, *picture)]
 
 
 def check_sides(

@@ -10,6 +10,7 @@ __all__ = ['RATES', 'RECIPE', 'FATAL_STEPS', 'FEW_STEPS', 'FATAL_SUM', 'LOW_SUM'
 # %% ../../nbs/checks/06_steps.ipynb #p000d1
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,8 @@ from torch import nn
 
 from ..config.training import TrainConfig
 from ..data.tileset import TileSet
-from ..report.findings import Finding, bars, curves
+from ..report.figures import bar_chart, line_chart
+from ..report.findings import Finding
 from ..sampling.samplers import crop_shape
 from ..training.recipe import run_schedule
 
@@ -102,14 +104,9 @@ def _few_steps(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding
     )
     fix = "Take more steps: a larger samples_per_epoch, a smaller batch_size, or more epochs."
     heights = {"this run": steps, "defaults": 256}
-    picture = bars(
-        heights,
-        "optimizer steps",
-        "With fewer than 100 steps a network is hardly useful.",
-        {"needed": FEW_STEPS},
-        log=True,
-    )
-    return [Finding("starved", severity, evidence, fix, _plain(facts), change, picture)]
+    chart = partial(bar_chart, heights, "optimizer steps", {"needed": FEW_STEPS}, log=True)
+    picture = chart, "With fewer than 100 steps a network is hardly useful."
+    return [Finding("starved", severity, evidence, fix, _plain(facts), change, *picture)]
 
 
 def _plain(facts: Mapping) -> dict[str, float]:
@@ -187,11 +184,11 @@ def check_restarts(
     change = {name: value for name, value in change.items() if value != getattr(cfg, name)}
     numbers = {"restarts": len(table) - 1, "shortest_cycle": shortest, "last_rate": float(last)}
     at = np.unique(np.linspace(0, steps - 1, min(steps, 500)).astype(int))
-    caption = "The learning rate jumps back to its peak."
     ys = {"learning rate": [rate(int(s)) for s in at]}
-    shown = curves(at, ys, "optimizer step", "learning rate", caption)
+    chart = partial(line_chart, at, ys, "optimizer step", "learning rate")
+    picture = chart, "The learning rate jumps back to its peak."
     fix = 'Set schedule = "cosine", or choose restart_epochs so that cycles are longer and end with the run.'
-    return [Finding("restarts", "warning", evidence, fix, numbers, change, shown)]
+    return [Finding("restarts", "warning", evidence, fix, numbers, change, *picture)]
 
 # %% ../../nbs/checks/06_steps.ipynb #p020
 NORM_CROPS, NORM_VALUES = 4, 64  # crops per forward pass; values per channel at 1/32 of the size

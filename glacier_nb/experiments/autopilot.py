@@ -21,6 +21,7 @@ from ..config.training import TrainConfig
 from .jobs import Job, JobStopped, run_job
 from .proposals import NoProposal, Proposal, next_run
 from .rules import RunRecord, read_findings, read_record
+from ..files.jsonvalues import json_values
 from ..files.locks import run_lock
 from ..files.paths import project_root, write_text
 from ..progress import progress_bar
@@ -192,7 +193,7 @@ class Budget:
 def _as_json(findings: Sequence[Finding]) -> list[dict]:
     "Findings as JSON values, without their figures."
     names = ("cause", "severity", "evidence", "fix", "numbers", "change")
-    return json.loads(json.dumps([{k: getattr(f, k) for k in names} for f in findings], default=str))
+    return [{k: getattr(f, k) for k in names} for f in findings]
 
 
 def _diagnose(path: Path, steps: list[dict], record: RunRecord, diagnose: Callable, outputs: Path) -> str:
@@ -299,7 +300,7 @@ def _advance(
 def _write_proposal(path: Path, steps: list[dict], found: Proposal) -> None:
     "Add the step of a proposal."
     values = {k: v for k, v in asdict(found).items() if k != "name"}
-    add_step(path, steps, "proposed", found.name, **json.loads(json.dumps(values)))
+    add_step(path, steps, "proposed", found.name, **json_values(values))
 
 # %% ../../nbs/experiments/06_autopilot.ipynb #c521f834
 def autopilot(

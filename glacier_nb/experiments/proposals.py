@@ -6,7 +6,6 @@
 __all__ = ['Proposal', 'NoProposal', 'next_run']
 
 # %% ../../nbs/experiments/05_proposals.ipynb #544062d1
-import html
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from ..report.findings import SYMPTOMS, Finding, ranked
 from ..runs.folder import RunError
 
 # %% ../../nbs/experiments/05_proposals.ipynb #a994830a
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proposal:
     "The next run and the reasons for it."
 
@@ -57,18 +56,18 @@ class Proposal:
         parts += [f"Why: {' '.join(reason.split())}" for reason in self.reasons]
         return _wrapped([*parts, f"Expected: {self.expected}"])
 
+    def __repr__(self):
+        change = ", ".join(f"{k} {a!r} -> {b!r}" for k, (a, b) in self.changed.items()) or "nothing"
+        lines = [f"{self.name}: as {self.based_on}, rule {self.rule!r}", f"Changed: {change}."]
+        lines += [f"Why: {self.reasons[0]}"] * bool(self.reasons) + [f"Expected: {self.expected}"]
+        rest = "print(proposal) shows all of it, proposal.save(folder) writes the parameter file."
+        return "\n".join([*(textwrap.shorten(x, 100, placeholder=" ...") for x in lines), rest])
+
     def _repr_html_(self):
-        name, base, expected = map(html.escape, (self.name, self.based_on, self.expected))
-        rows = [(k, html.escape(repr(a)), html.escape(repr(b))) for k, (a, b) in self.changed.items()]
-        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-        table = f"<table><tr><th>changed</th><th>in {base}</th><th>new</th></tr>{body}</table>"
-        why = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
-        title = f"<p><b>{name}</b>: as {base}, {'but' if rows else 'nothing changed'}</p>"
-        reasons = f"<p><b>Why</b></p><ul>{why}</ul>" if why else ""
-        return f"{title}{table * bool(rows)}{reasons}<p><b>What to expect</b>: {expected}</p>"
+        return _html(_PROPOSAL, self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NoProposal:
     "No next run, and the reason."
 
@@ -78,14 +77,38 @@ class NoProposal:
     def __str__(self):
         return _wrapped([f"No proposal: {self.why}", *(f"- {line}" for line in self.advice)])
 
+    __repr__ = __str__
+
     def _repr_html_(self):
-        rows = "".join(f"<li>{html.escape(line)}</li>" for line in self.advice)
-        return f"<b>No proposal</b>: {html.escape(self.why)}<ul>{rows}</ul>"
+        return _html(_NO_PROPOSAL, self)
 
 
 def _wrapped(parts: Sequence[str]) -> str:
     "Paragraphs in lines of 100 characters."
     return "\n".join(line for part in parts for line in textwrap.wrap(part, 100, subsequent_indent="  "))
+
+
+_PROPOSAL = """
+<p><b>{{ p.name }}</b>: as {{ p.based_on }}, {{ "but" if p.changed else "nothing changed" }}</p>
+{% if p.changed %}<table><tr><th>changed</th><th>in {{ p.based_on }}</th><th>new</th></tr>
+{% for k, (a, b) in p.changed.items() %}
+<tr><td>{{ k }}</td><td>{{ a | repr }}</td><td>{{ b | repr }}</td></tr>
+{% endfor %}</table>{% endif %}
+{% if p.reasons %}<p><b>Why</b></p><ul>{% for x in p.reasons %}<li>{{ x }}</li>{% endfor %}</ul>{% endif %}
+<p><b>What to expect</b>: {{ p.expected }}</p>
+"""
+_NO_PROPOSAL = """
+<b>No proposal</b>: {{ p.why }}<ul>{% for x in p.advice %}<li>{{ x }}</li>{% endfor %}</ul>
+"""
+
+
+def _html(template: str, p) -> str:
+    "A proposal in a template that escapes all values."
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True)
+    environment.filters["repr"] = repr
+    return environment.from_string(template).render(p=p).strip()
 
 # %% ../../nbs/experiments/05_proposals.ipynb #85e0067f
 _SAME_TILES = ("data_dir", "classes", "fold", "n_folds")

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..files.jsonvalues import json_values
 from ..landsat import IGNORE
 
 # %% ../../nbs/metrics/00_scores.ipynb #dd3d789e
@@ -227,16 +228,6 @@ def bootstrap_ci(
     low, high = np.quantile(bootstrap_mcc(cms, n, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../../nbs/metrics/00_scores.ipynb #5e5d5ea7
-def _json_ready(value):
-    "The value in JSON types: NaN becomes None, numpy scalars become Python scalars, tuples become lists."
-    if isinstance(value, Mapping):
-        return {str(k): _json_ready(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(v) for v in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and math.isnan(value) else value
-
 # %% ../../nbs/metrics/00_scores.ipynb #66489c2a
 def summary(
     cms_all: Mapping[str, np.ndarray],  # tile id -> (C, C) counts of all pixels
@@ -248,7 +239,7 @@ def summary(
     if not cms_all:
         raise ValueError("found no tile, expected the confusion matrix of at least one")
     pooled, pooled_valid = sum(map(np.asarray, cms_all.values())), sum(map(np.asarray, cms_valid.values()))
-    return _json_ready(
+    return json_values(
         {
             "mcc": mcc(pooled),
             "mcc_valid": mcc(pooled_valid),

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..metrics.scores import mcc
+from .colours import LINE_COLOURS, PALETTE
 from ..runs.compare import Comparison
 
 # %% ../../nbs/plot/02_curves.ipynb #d15b608e
@@ -50,7 +51,7 @@ def _line(ax: Axes, values: pd.Series, label: str, **style) -> None:
     ax.plot(values.index, values, **{"marker": marker, "ms": 3, "label": label, "lw": 1.8} | style)
 
 # %% ../../nbs/plot/02_curves.ipynb #53180d0a
-_TERMS = {"focal": "#E69F00", "dice": "#009E73", "mcc": "#CC79A7", "boundary": "#56B4E9"}
+_TERMS = dict(zip(("dice", "mcc", "focal", "boundary"), LINE_COLOURS[2:6], strict=True))
 
 
 def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
@@ -58,15 +59,15 @@ def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
     for name in (c.removeprefix("loss_") for c in table if c.startswith("loss_")):
         _line(ax, table[f"loss_{name}"], f"{name} (train)", lw=1, color=_TERMS.get(name, "0.6"))
     _line(ax, table.train_loss, "train", color="k")
-    _line(ax, table.val_loss, "validation", color="#D55E00")
+    _line(ax, table.val_loss, "validation", color=LINE_COLOURS[1])
     ax.set(ylabel="loss")
     ax.legend(fontsize=8, frameon=False, ncols=2)
 
 # %% ../../nbs/plot/02_curves.ipynb #f816ab8e
 def _mcc_axes(ax: Axes, table: pd.DataFrame, best) -> None:
     "MCC on all and on valid pixels of the validation tiles."
-    _line(ax, table.mcc, "all pixels", color="#0072B2")
-    _line(ax, table.mcc_valid, "valid pixels", color="#56B4E9")
+    _line(ax, table.mcc, "all pixels", color=LINE_COLOURS[0])
+    _line(ax, table.mcc_valid, "valid pixels", color=LINE_COLOURS[5])
     low, high = min(0, table[["mcc", "mcc_valid"]].min().min()), table[["mcc", "mcc_valid"]].max().max()
     ax.set(xlabel="epoch", ylabel="validation MCC", ylim=(low, max(0.1, high * 1.12)))
     if best is not None:
@@ -133,17 +134,17 @@ def per_tile_bars(
     table = table.sort_values("mcc", kind="stable")
     x = np.arange(len(table))
     fig, ax = plt.subplots(figsize=(min(9, 5.5 + 0.12 * len(x)), 3.2), layout="constrained", dpi=80)
-    ax.bar(x, table.mcc, color="#56B4E9", width=0.75, label="all pixels")
+    ax.bar(x, table.mcc, color=LINE_COLOURS[5], width=0.75, label="all pixels")
     defined = table.get("mcc_defined", pd.Series(True, table.index)).to_numpy(bool)
     if "mcc_valid" in table:
-        ax.plot(x[defined], table.mcc_valid[defined], "o", color="#1B1464", ms=4, label="valid pixels")
+        ax.plot(x[defined], table.mcc_valid[defined], "o", color=PALETTE["lake"], ms=4, label="valid pixels")
     if not defined.all():
         style = {"color": "k", "ms": 7, "mew": 2, "clip_on": False, "zorder": 5}
         ax.plot(x[~defined], np.zeros((~defined).sum()), "x", label="undefined", **style)
     if pooled is not None:
-        ax.axhline(pooled, color="#D55E00", lw=1.5, label=f"pooled {pooled:.3f}")
+        ax.axhline(pooled, color=LINE_COLOURS[1], lw=1.5, label=f"pooled {pooled:.3f}")
     if ci is not None and np.isfinite(ci).all():
-        ax.axhspan(*ci, color="#D55E00", alpha=0.15, lw=0, label=f"95 %: {ci[0]:.2f} to {ci[1]:.2f}")
+        ax.axhspan(*ci, color=LINE_COLOURS[1], alpha=0.15, lw=0, label=f"95 %: {ci[0]:.2f} to {ci[1]:.2f}")
     every = -(-len(x) // 40)
     ax.set_xticks(x[::every], table.index[::every], rotation=90, fontsize=9)
     ax.set(ylabel="MCC", xlabel="tile", xlim=(-0.7, len(x) - 0.3))
@@ -159,7 +160,7 @@ def critical_difference(
     names, y = list(found.scores.index), np.arange(len(found.scores))
     fig, ax = plt.subplots(figsize=(8, 1.3 + 0.34 * len(y)), layout="constrained", dpi=80)
     ax.hlines(y, found.intervals["low"], found.intervals["high"], color="0.75", lw=3)
-    ax.plot(found.scores, y, "o", color="#0072B2", ms=7)
+    ax.plot(found.scores, y, "o", color=LINE_COLOURS[0], ms=7)
     low = np.nanmin([found.intervals["low"].min(), found.scores.min()])  # one tile has no interval
     high = np.nanmax([found.intervals["high"].max(), found.scores.max()])
     span = max(high - low, 1e-3)
@@ -189,7 +190,6 @@ def _tiles_and_groups(found: Comparison) -> str:
     return f"{found.tiles} held-out tiles: {bars}"
 
 # %% ../../nbs/plot/02_curves.ipynb #688fdd48
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D3B")
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -208,7 +208,7 @@ def curves_of_runs(
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4 + 0.22 * rows), layout="constrained", dpi=80)
     for k, (name, history) in enumerate(histories.items()):
         table = pd.DataFrame(history).set_index("epoch")
-        look = {"color": _COLOURS[k % 8], "ls": _STYLES[k // 8 % 4], "lw": 1.6}
+        look = {"color": LINE_COLOURS[k % 8], "ls": _STYLES[k // 8 % 4], "lw": 1.6}
         marks = (restarts or {}).get(name, ())
         for ax, column in zip(axes, (monitor, "train_loss"), strict=True):
             _curve(ax, table[column].astype(float), marks, name, look)

@@ -126,7 +126,7 @@ def test_restarts_that_destroy():
     assert found.numbers["not_regained"] == 2
     (found,) = check_history(restarting(0.2), p)
     assert (found.cause, found.severity) == ("restarts", "fatal")
-    assert list(found.picture.values["marks"].values()) == [10, 20]
+    assert list(found.picture.args[-1].values()) == [10, 20]
     effect = restart_effect(history_table(restarting(0.2)), restarts_of(restarting(0.2), p))
     np.testing.assert_allclose(effect["change"], [0.1 - 0.6 * RISE[9], -0.45])
     assert "restarts" not in causes(restarting(0.45))  # same curve, schedule without restarts

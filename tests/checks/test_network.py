@@ -167,7 +167,7 @@ def test_learning_rates_that_fail(make, lr, cause):
     assert (found.severity, found.cause) == cause
     assert found.change == {"lr": 1e-3}
     assert found.numbers["mcc"][1] > 0.6 > found.numbers["mcc"][0]
-    assert found.picture.kind == "curves"
+    assert len(found.picture().axes[0].lines) >= 2
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0])

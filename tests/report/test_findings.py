@@ -1,15 +1,19 @@
 """Findings and reports: order, verdicts, saving and reading, escaped text, and what an import loads."""
 
 import json
+import pickle
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
-from glacier_nb.report.figures import draw, png, spread_labels
-from glacier_nb.report.findings import CAUSES, SYMPTOMS, Finding, bars, curves, maps, ranked
+from glacier_nb.plot.colours import LINE_COLOURS
+from glacier_nb.report.figures import bar_chart, image_row, line_chart, spread_labels
+from glacier_nb.report.findings import CAUSES, SYMPTOMS, CheckResult, Finding, Status, ranked
 from glacier_nb.report.report import FatalFinding, Report, read_report
 
 NASTY = "<script>alert('a & b')</script> | `x` *y* [z](w)"
@@ -17,10 +21,17 @@ NASTY = "<script>alert('a & b')</script> | `x` *y* [z](w)"
 
 def finding(cause="starved", severity="warning", change=None, picture=None, **more):
     "A finding with text in each field."
-    return Finding(cause, severity, f"Evidence of {cause}.", f"Fix {cause}.", more, change or {}, picture)
+    picture = picture or (None,)
+    return Finding(cause, severity, f"Evidence of {cause}.", f"Fix {cause}.", more, change or {}, *picture)
 
 
-def report(*findings, checks=(("bands", 1.0, "nothing found"),), **more):
+BAR = partial(bar_chart, {"a": 1.0}, "y"), "A bar."
+
+
+PASSED = CheckResult("bands", Status.PASSED, 1.0)
+
+
+def report(*findings, checks=(PASSED,), **more):
     return Report("Diagnosis of a", findings=findings, checks=checks, **more)
 
 
@@ -71,7 +82,7 @@ def test_first_cause_wins_and_symptoms_and_notes_change_nothing():
     assert made.symptoms_heading == "Symptoms, cause not found"
 
 
-DONE, NOT_DONE = ("a", 1, "nothing found"), ("b", 0, "not done: no label")
+DONE, NOT_DONE = CheckResult("a", Status.PASSED), CheckResult("b", Status.SKIPPED, reason="no label")
 VERDICTS = [
     ((), [DONE] * 14, "You can train. 14 checks found nothing."),
     ((), [], "no check was done"),
@@ -91,7 +102,7 @@ VERDICTS = [
 def test_verdict(findings, checks, expected):
     made = report(*findings, checks=checks)
     assert expected in made.verdict
-    for text in (str(made), made.markdown(), made._repr_html_()):
+    for text in (repr(made), str(made), made.markdown(), made._repr_html_()):
         assert expected in " ".join(text.split())
 
 
@@ -116,13 +127,15 @@ def test_stop_names_cause_evidence_fix_and_how_to_train_anyway():
 
 
 def test_text_of_users_is_escaped():
-    shown = bars({NASTY: 1.0}, NASTY, NASTY)
-    bad = Finding("starved", "fatal", NASTY, NASTY, {}, {"run": NASTY}, shown)
+    shown = partial(bar_chart, {NASTY: 1.0}, NASTY)
+    bad = Finding("starved", "fatal", NASTY, NASTY, {}, {"run": NASTY}, shown, NASTY)
     symptom = Finding("noise", "note", NASTY, NASTY)
-    made = Report(NASTY, {}, [bad, symptom], [(NASTY, 1, NASTY)], {NASTY: NASTY})
+    checks = [CheckResult(NASTY, Status.SKIPPED, reason=NASTY)]
+    made = Report(NASTY, {}, [bad, symptom], checks, {NASTY: NASTY})
     page = Page(made._repr_html_())
     assert "script" not in page.tags
     assert page.alts == [NASTY]
+    assert "script" not in Page(bad._repr_html_()).tags
     text = made.markdown()
     outside = text.replace(f"run = {NASTY!r}", "")
     assert "<script" not in outside
@@ -135,8 +148,36 @@ def test_lines_of_text_fit_a_terminal():
     assert max(map(len, str(made).splitlines())) <= 100
 
 
+def test_logs_hold_a_few_lines():
+    many = [
+        Finding(c, "warning", "word " * 99, "more " * 99, change={"lr": 1e-3}, picture=BAR[0]) for c in CAUSES
+    ]
+    shown = repr(report(*many, cfg=dict.fromkeys("abcdefgh", "value")))
+    assert len(shown.splitlines()) <= 10
+    assert max(map(len, shown.splitlines())) <= 100
+    assert f"{len(CAUSES)} warnings" in shown
+    assert f"and {len(CAUSES) - 4} more" in shown
+    assert len(repr(many[0])) < 140
+
+
+def test_a_picture_is_drawn_when_it_is_shown():
+    drawn = []
+
+    def chart():
+        drawn.append(1)
+        return bar_chart({"a": 1.0}, "y")
+
+    made = report(finding(picture=(chart, "A bar.")))
+    assert "Evidence of starved." in str(made) + made.markdown() + json.dumps(made.to_dict())
+    assert drawn == []
+    assert "data:image/png" in made._repr_html_()
+    assert drawn == [1]
+    there = pickle.loads(pickle.dumps(finding(picture=BAR)))
+    assert there.png() == finding(picture=BAR).png()
+
+
 def test_round_trip(tmp_path):
-    shown = curves([1, 2], {"MCC": [0.1, np.nan]}, "epoch", "MCC", "It falls.")
+    shown = partial(line_chart, [1, 2], {"MCC": [0.1, np.nan]}, "epoch", "MCC"), "It falls."
     found = [finding("peaked", picture=shown, change={"epochs": 9}, best=np.float32(0.5), of=np.arange(2))]
     found += [finding("peaked", "note", picture=shown), finding("noise", "note")]
     made = report(*found, cfg={"encoder_weights": None, "lr": 1e-3}, facts={"tiles": np.int64(25)})
@@ -147,7 +188,8 @@ def test_round_trip(tmp_path):
     ]  # fmt: skip
     again = read_report(tmp_path)
     assert again.to_dict() == made.to_dict()
-    assert png(again.findings[0].picture) == png(shown)
+    assert again.checks == made.checks
+    assert again.findings[0].png() == made.findings[0].png()
     assert Report.from_dict(made.to_dict()).findings[0].picture is None
     again.save(tmp_path)  # into the folder that its pictures lie in
     assert read_report(tmp_path / "diagnosis.json").to_dict() == made.to_dict()
@@ -161,18 +203,17 @@ def test_json_is_strict():
     assert record["findings"][0]["numbers"] == {"a": None, "b": None, "c": [1.0, None]}
     assert record["facts"] == {"MCC": None}
     with pytest.raises(ValueError, match="starved: a: found type object"):
-        report(finding(a=object())).to_dict()
+        finding(a=object())
     with pytest.raises(ValueError, match="starved: lr = nan"):
-        report(finding(change={"lr": float("nan")}))
+        finding(change={"lr": float("nan")})
 
 
 def test_a_failed_save_changes_no_file(tmp_path):
-    shown = bars({"a": 1.0}, "y", "A bar.")
-    report(finding(picture=shown)).save(tmp_path)
+    report(finding(picture=BAR)).save(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    broken = finding("lr-high", picture=bars({"a": "no number"}, "y", ""))
+    broken = finding("lr-high", picture=(partial(bar_chart, {"a": "no number"}, "y"), ""))
     with pytest.raises(ValueError, match="could not convert"):
-        report(finding(picture=shown), broken).save(tmp_path)
+        report(finding(picture=BAR), broken).save(tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     report().save(tmp_path)
     assert list((tmp_path / "figures").iterdir()) == []
@@ -185,9 +226,18 @@ def test_other_files_are_not_reports(tmp_path, text):
         read_report(tmp_path)
 
 
+def test_a_report_of_an_earlier_version_is_refused(tmp_path):
+    path = report().save(tmp_path)
+    record = json.loads(path.read_text())
+    record["checks"] = [{"name": "bands", "seconds": 1.0, "outcome": "nothing found"}]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"not a report of this version .*; run the diagnosis again"):
+        read_report(tmp_path)
+
+
 def test_reports_import_no_matplotlib():
     code = (
-        "import sys, glacier_nb.report.findings, glacier_nb.report.report as r\n"
+        "import sys, glacier_nb.report.figures, glacier_nb.report.findings, glacier_nb.report.report as r\n"
         "str(r.Report('a')), r.Report('a').markdown(), r.Report('a')._repr_html_()\n"
         "assert not [m for m in sys.modules if m.startswith('matplotlib')]"
     )
@@ -196,8 +246,10 @@ def test_reports_import_no_matplotlib():
 
 def test_drawing_imports_no_pyplot():
     code = (
-        "import sys\nfrom glacier_nb.report.findings import bars\nfrom glacier_nb.report.figures import png\n"
-        "assert png(bars({'a': 1.0}, 'y', '')) == png(bars({'a': 1.0}, 'y', ''))\n"
+        "import sys\nfrom glacier_nb.report.figures import bar_chart, image_row, line_chart\n"
+        "bar_chart({'a': {'b': 1.0}}, 'y', {'level': 2}, log=True)\n"
+        "line_chart([1, 2], {'a': [1, 2]}, 'x', 'y')\n"
+        "image_row({'a': [[True]], 'b': [[1.0]]})\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -215,15 +267,16 @@ def test_labels_are_spread_in_order():
 
 def test_bars_have_the_length_of_their_values():
     heights = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0, "y": np.nan}}
-    ax = draw(bars(heights, "y", "")).axes[0]
+    ax = bar_chart(heights, "y").axes[0]
     assert sorted(p.get_width() for p in ax.patches) == [1.0, 2.0, 3.0]
     texts = [t.get_text() for t in ax.texts]
     assert sorted(texts) == ["1", "2", "3", "no value"]
 
 
-def test_maps_have_the_colours_of_their_classes():
-    label = np.array([[0, 1], [2, 255]], np.uint8)
-    image = draw(maps({"label": label}, "", ("background", "glacier", "debris"))).axes[0].images[0]
-    expected = [["#E8E8E8", "#56B4E9"], ["#D55E00", "#B5AC9E"]]
-    found = [["#" + "".join(f"{round(255 * v):02X}" for v in c) for c in row] for row in image.get_array()]
-    assert found == expected
+def test_images_show_masks_and_missing_numbers():
+    mask = np.array([[True, False], [False, True]])
+    figure = image_row({"mask": mask, "number": np.array([[1.0, np.nan], [2.0, 3.0]])})
+    shown, number = (ax.images[0] for ax in figure.axes[:2])
+    blue, grey = to_rgba(LINE_COLOURS[0]), to_rgba("0.93")
+    np.testing.assert_allclose(shown.to_rgba(shown.get_array()), [[blue, grey], [grey, blue]], atol=1 / 255)
+    assert number.get_array().mask.tolist() == [[False, True], [False, False]]
