@@ -20,7 +20,6 @@ from glacier_nb.data.storage import run_stats
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import project_root
 from glacier_nb.losses.terms import signed_distance
-from glacier_nb.tiles.lazy import class_counts
 from glacier_nb.tiles.read import Tile, read_tiles
 from glacier_nb.tiles.splits import split
 from glacier_nb.training.learner import Learner
@@ -61,7 +60,7 @@ def content(tiles: Iterable[Tile]) -> tuple:
 
 def loss_content(learner: Learner) -> tuple:
     "A key that differs when anything differs that the check of the loss uses."
-    pixels = sum(class_counts(tile) for tile in learner.data.train_tiles)
+    pixels = sum(tile.class_counts() for tile in learner.data.train_tiles)
     shape = batch_shape(learner.cfg, learner.data.train)
     return pickle.dumps(learner.loss), tuple(pixels.tolist()), tuple(learner.data.classes), tuple(shape)
 

@@ -23,7 +23,7 @@ from ..files.errors import listing
 from ..landsat import IGNORE
 from ..report.figures import image_row
 from ..report.findings import Finding
-from ..tiles.lazy import LazyTile, labelled, read_lazy
+from ..tiles.lazy import LazyTile
 from ..tiles.read import Tile
 
 # %% ../../nbs/checks/02_alignment.ipynb #4b1ceb94
@@ -51,7 +51,7 @@ def _mean(array, k):
 
 def _small(tile, k):
     "Bands (5, h, w), valid, ice and known (h, w) of a tile, averaged over squares of k pixels."
-    tile = read_lazy(tile) if isinstance(tile, LazyTile) else tile
+    tile = tile.read()
     valid = tile.valid & np.isfinite(tile.bands).all(0)
     share = _mean(valid, k)
     bands = _mean(np.where(valid, tile.bands, 0), k) / np.maximum(share, 1e-6)
@@ -75,7 +75,7 @@ def views(
     most: int = MAX_TILES,  # number of tiles, evenly spaced
 ) -> list[ReducedTile]:  # without tiles that have fewer than 100 valid pixels or one class only
     "Features and labels of some tiles at reduced size."
-    tiles = [t for t in sorted(tiles, key=lambda t: t.id) if labelled(t)]
+    tiles = [t for t in sorted(tiles, key=lambda t: t.id) if t.labelled]
     at = np.unique(np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(int))
     k = -(-max((max(t.shape) for t in tiles), default=1) // MAX_SIDE)
     small = [(tiles[i].id, *_small(tiles[i], k)) for i in at]
@@ -299,7 +299,7 @@ def register(
     seen = views(tiles)
     if len(seen) < 4:
         return None
-    k, shapes = -(-max(max(t.shape) for t in tiles if labelled(t)) // MAX_SIDE), {v.ice.shape for v in seen}
+    k, shapes = -(-max(max(t.shape) for t in tiles if t.labelled) // MAX_SIDE), {v.ice.shape for v in seen}
     names = list(SYMMETRIES)[: 8 if all(h == w for h, w in shapes) else 4]
     gram, reach = grams(seen), min(reach // k, min(min(s) for s in shapes) // 2)
     best, labels = _best_common(seen, names, reach)

@@ -38,8 +38,7 @@ from ..report.findings import CheckResult, Finding, Status, ranked
 from ..report.report import Report
 from ..runs.folder import RunError, read_history, read_metrics, run_state
 from ..sampling.index import SamplerError
-from ..tiles.lazy import LazyTile, class_counts
-from ..tiles.read import Tile
+from ..tiles.read import AnyTile
 from ..tiles.splits import LeakageError, SplitError
 from ..training.learner import Learner
 from ..training.recipe import RunData, batch_shape, prepare_data, run_network
@@ -50,7 +49,7 @@ class Subject:
     "Everything that the checks need; None for what could not be built."
 
     cfg: TrainConfig  # of the run
-    tiles: list[Tile] | list[LazyTile] | None = None  # all of the run
+    tiles: list[AnyTile] | None = None  # all of the run
     data: RunData | None = None  # training and validation
     learner: Learner | None = None  # before its first step
     history: list[dict] = field(default_factory=list)  # of the finished epochs
@@ -62,6 +61,11 @@ class Subject:
     def files(self) -> Path | None:  # None: the tiles are not on disk
         "The tile folder."
         return data_path(self.cfg) if data_path(self.cfg).is_dir() else None
+
+    @property
+    def label_source(self) -> list[AnyTile] | Path | None:  # None: there are no label files
+        "What knows the codes in the label files: tiles that were read from files, else the tile folder."
+        return self.tiles if any(tile.codes for tile in self.tiles or ()) else self.files
 
 
 _FINDINGS = ((TileError, reader_finding), ((SplitError, LeakageError), split_finding))  # error -> finding
@@ -112,7 +116,7 @@ class Check:
 
 
 CHECKS = (
-    Check("label files", "files", lambda s: check_label_files(s.files, s.cfg.classes)),
+    Check("label files", "files", lambda s: check_label_files(s.label_source, s.cfg.classes)),
     Check("labels in memory", "tiles", lambda s: _labels(s)),
     Check("bands", "tiles", lambda s: check_bands(s.tiles)),
     Check("alignment of labels and images", "tiles", lambda s: check_registration(s.tiles)),
@@ -132,14 +136,14 @@ CHECKS = (
 # %% ../../nbs/checks/14_diagnosis.ipynb #b53503e3
 def _labels(subject: Subject) -> list[Finding]:
     "Labels in memory, compared with their files."
-    return check_labels(subject.tiles, label_table(subject.files) if subject.files else None)
+    return check_labels(subject.tiles, label_table(subject.label_source) if subject.label_source else None)
 
 
 def _split(cfg: TrainConfig, data: RunData) -> list[Finding]:
     "Training and validation tiles; arrays are not compared where both are one set (finding set-shared)."
     if shared_arrays(data):
-        return check_sides(data.train_tiles, data.val_tiles, n_folds=cfg.n_folds)
-    return check_sides(data.train_tiles, data.val_tiles, data.train, data.val, cfg.n_folds)
+        return check_sides(data.split, n_folds=cfg.n_folds)
+    return check_sides(data.split, data.train, data.val, cfg.n_folds)
 
 
 def _budget(learner: Learner) -> list[Finding]:
@@ -155,7 +159,7 @@ def _norm_batches(learner: Learner) -> list[Finding]:
 def _loss(learner: Learner) -> list[Finding]:
     "The loss, at the class fractions of the training tiles."
     crops, *_, edge = batch_shape(learner.cfg, learner.data.train)
-    pixels = sum(class_counts(tile) for tile in learner.data.train_tiles)
+    pixels = sum(tile.class_counts() for tile in learner.data.train_tiles)
     return check_loss(learner.loss, pixels, learner.data.classes, crops, edge)
 
 
@@ -168,7 +172,7 @@ def _baselines(subject: Subject) -> pd.DataFrame | None:
 # %% ../../nbs/checks/14_diagnosis.ipynb #31bc28d4
 def _tile_facts(data: RunData) -> dict:
     "Number of tiles and class fractions."
-    pixels = sum(class_counts(tile) for tile in [*data.train_tiles, *data.val_tiles])
+    pixels = sum(tile.class_counts() for tile in [*data.train_tiles, *data.val_tiles])
     shares = zip(data.classes, pixels / max(pixels.sum(), 1), strict=True)
     tiles = f"{len(data.train)} training, {len(data.val)} held out"
     return {"tiles": tiles, "classes": ", ".join(f"{name} {share:.2%}" for name, share in shares)}

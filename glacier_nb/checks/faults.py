@@ -23,6 +23,7 @@ from ..landsat import BINARY_CODES, CLASSES, IGNORE, LABEL_CODES, SR_OFFSET, SR_
 from ..losses.pixels import Pixels
 from ..losses.terms import Loss
 from ..tiles.read import Tile
+from ..tiles.splits import Split
 from ..training.learner import Learner
 from ..training.recipe import RunData, run_augment
 
@@ -122,7 +123,7 @@ def unchecked_data(
 ) -> RunData:
     "The data of a run from any two lists of tiles, without the checks of the split."
     sets = [TileSet.build(tiles, stats, distance_fn) for tiles in (train, val)]
-    return RunData(*sets, list(train), list(val), stats, train[0].classes)
+    return RunData(*sets, Split(list(train), list(val)), stats, train[0].classes)
 
 # %% ../../nbs/checks/13_faults.ipynb #d6666cfc
 @dataclass(frozen=True)

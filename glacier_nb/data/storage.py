@@ -19,8 +19,8 @@ from ..landsat import BANDS, CLASSES
 from ..texture.channels import fit_glcm
 from ..texture.glcm import feature_names
 from ..tiles.index import index_folder
-from ..tiles.lazy import LazyTile, open_tiles
-from ..tiles.read import Tile, read_raster, read_tiles
+from ..tiles.lazy import open_tiles
+from ..tiles.read import AnyTile, raster_shape, read_tiles
 
 # %% ../../nbs/data/02_storage.ipynb #434d9783
 UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not report its memory (Windows)
@@ -74,19 +74,19 @@ def chosen_store(
 # %% ../../nbs/data/02_storage.ipynb #56cf23bf
 def run_tiles(
     cfg: TrainConfig,  # reads data_dir, classes, tile_store and the parameters of `bytes_per_pixel`
-) -> list[Tile] | list[LazyTile]:  # lazy tiles if the run stores them on disk
+) -> list[AnyTile]:  # lazy tiles if the run stores them on disk
     "The tiles of a run. Raises `TileError` for files that cannot be read."
     folder = data_path(cfg)
     files = index_folder(folder)
     largest = max((f.bands[0] for f in files), key=lambda path: path.stat().st_size)
-    pixels = len(files) * read_raster(largest).data[0].size
+    pixels = len(files) * math.prod(raster_shape(largest))
     read = open_tiles if chosen_store(cfg, pixels) == "disk" else read_tiles
     return read(folder, cfg.classes)
 
 
 def store_folder(
     cfg: TrainConfig,  # as for `chosen_store`
-    tiles: Sequence[Tile | LazyTile],  # all tiles of the run
+    tiles: Sequence[AnyTile],  # all tiles of the run
 ) -> Path | None:  # None: in memory
     "The folder of the arrays of a run, if they are stored on disk."
     pixels = sum(math.prod(t.shape) for t in tiles)
@@ -95,14 +95,14 @@ def store_folder(
 # %% ../../nbs/data/02_storage.ipynb #8508dca9
 def run_stats(
     cfg: TrainConfig,  # reads normalisation, include_glcm and glcm_*
-    tiles: Sequence[Tile | LazyTile],  # training tiles, after the split
+    tiles: Sequence[AnyTile],  # training tiles, after the split
 ) -> BandStats:
     "The statistics of a run. Raises the errors of `fit_glcm` and `fit_stats`."
 
     def fit():
         return fit_stats(tiles, cfg.normalisation, glcm=fit_glcm(tiles, cfg))
 
-    if not all(isinstance(t, LazyTile) for t in tiles):
+    if not all(t.on_disk for t in tiles):
         return fit()
     glcm = [cfg.include_glcm, cfg.glcm_band, cfg.glcm_window, cfg.glcm_levels, cfg.glcm_features]
     key = digest("stats 1", [t.key for t in tiles], cfg.normalisation, glcm)

@@ -20,8 +20,7 @@ from .stats import BandStats, DataError, channels, normalise
 from ..files.arrays import CacheError, DiskArray, store_array
 from ..files.paths import digest
 from ..landsat import IGNORE
-from ..tiles.lazy import LazyTile, labelled
-from ..tiles.read import Tile
+from ..tiles.read import AnyTile
 
 # %% ../../nbs/data/01_tileset.ipynb #2c8e703e
 def reflect_index(
@@ -49,7 +48,7 @@ def crop_array(
 
 # %% ../../nbs/data/01_tileset.ipynb #3cfa8b58
 def tile_arrays(
-    tile: Tile,  # any tile; without a label every pixel is ignored
+    tile: AnyTile,  # any tile; without a label every pixel is ignored
     stats: BandStats,  # of the training tiles
     distance_fn: Callable | None = None,  # label (H, W) uint8, 255 = unknown or nodata -> (n_classes, H, W)
 ) -> dict[str, np.ndarray]:  # image, label, valid and perhaps distance
@@ -78,17 +77,13 @@ _DTYPES = {"image": np.float32, "label": np.uint8, "valid": np.bool_, "distance"
 
 
 def cached_arrays(
-    tile: Tile | LazyTile,  # any tile
+    tile: AnyTile,  # any tile
     stats: BandStats,  # of the training tiles
     distance_fn: Callable | None,  # as in `tile_arrays`
     folder: str | os.PathLike,  # of the .npy files; created if missing
 ) -> dict[str, DiskArray]:  # the arrays of `tile_arrays`, on disk
     "The arrays of one tile from the cache folder; written first if missing or damaged."
-    if isinstance(tile, LazyTile):
-        content = [tile.key]
-    else:
-        content = [tile.bands, tile.valid, *([tile.label] if labelled(tile) else [])]
-    key = digest(stats.to_dict(), not labelled(tile), _probe(distance_fn, len(tile.classes)), *content)
+    key = digest(stats.to_dict(), not tile.labelled, _probe(distance_fn, len(tile.classes)), tile.key)
     names = ("image", "label", "valid", "distance")[: 3 if distance_fn is None else 4]
     paths = {name: Path(folder) / f"{tile.id}-{key}-{name}.npy" for name in names}
     found = _stored(paths, tile.shape)
@@ -154,7 +149,7 @@ def _check_set(ids: Sequence[str], kinds: Sequence[tuple[str, ...]]) -> None:
 @patch(cls_method=True)
 def build(
     cls: TileSet,
-    tiles: Iterable[Tile | LazyTile],  # lazy tiles or a generator for sets larger than memory
+    tiles: Iterable[AnyTile],  # lazy tiles or a generator for sets larger than memory
     stats: BandStats,  # of the training tiles
     distance_fn: Callable | None = None,  # label (H, W) uint8 -> (n_classes, H, W) signed distances
     cache_dir: str | os.PathLike | None = None,  # None: in memory; otherwise files in this folder

@@ -29,6 +29,7 @@ from ..landsat import CLASSES, IGNORE
 from ..losses.terms import signed_distance
 from ..texture.channels import fit_glcm
 from ..tiles.read import Tile
+from ..tiles.splits import Split
 from ..training.recipe import RunData
 
 # %% ../../nbs/hkh/00_patches.ipynb #f288015a
@@ -284,7 +285,7 @@ def hkh_run_data(
     distance = partial(signed_distance, n_classes=len(CLASSES)) if loss_weights(cfg)["boundary"] > 0 else None
     folder = None if cfg.tile_store == "memory" else cache_folder() / "hkh"
     sets = (TileSet.build(t, stats, distance_fn=distance, cache_dir=folder) for t in (train, val))
-    return RunData(*sets, train, val, stats, CLASSES)
+    return RunData(*sets, Split(train, val), stats, CLASSES)
 
 # %% ../../nbs/hkh/00_patches.ipynb #c98cf5c4
 FAR = -1e4  # a logit whose probability is 0, finite in float16

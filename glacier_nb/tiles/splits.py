@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['SplitError', 'with_transforms', 'outline', 'pixel_box', 'adjacency', 'spatial_folds', 'fold_table', 'gap_to',
-           'near_box', 'near_tiles', 'split', 'LeakageError', 'leakage_audit', 'check_split']
+           'near_box', 'near_tiles', 'Split', 'split', 'LeakageError', 'leakage_audit']
 
 # %% ../../nbs/tiles/03_splits.ipynb #a57b8dd1
 import re
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from affine import Affine
+from fastcore.basics import patch
 from rasterio.crs import CRS
 from rasterio.transform import array_bounds, rowcol
 from rasterio.warp import transform_bounds
 
 from ..landsat import IGNORE
-from .lazy import Box, LazyTile, bands_digest, class_counts, ignore_boxes, labelled
-from .read import Tile
+from .read import AnyTile, Box
 
 # %% ../../nbs/tiles/03_splits.ipynb #84c1a144
 class SplitError(ValueError):
@@ -31,8 +33,8 @@ _GRID_ID = re.compile(r"^(\d+)_(\d+)$")
 
 
 def with_transforms(
-    tiles: list[Tile],  # any tiles
-) -> list[Tile]:  # the same tiles, each with a transform
+    tiles: list[AnyTile],  # any tiles
+) -> list[AnyTile]:  # the same tiles, each with a transform
     "Tiles with their own transforms or, if some have none, those that their `RR_CC` ids imply."
     missing = [t.id for t in tiles if t.transform.is_identity]
     if not missing:
@@ -50,7 +52,7 @@ def with_transforms(
 
 # %% ../../nbs/tiles/03_splits.ipynb #fc9ca8fb
 def outline(
-    tile: Tile,  # any tile
+    tile: AnyTile,  # any tile
     crs: CRS | None,  # coordinate system of the result
 ) -> tuple[float, float, float, float]:  # west, south, east, north
     "The bounds of a tile in a coordinate system."
@@ -59,8 +61,8 @@ def outline(
 
 
 def pixel_box(
-    tile: Tile,  # its pixels are the unit
-    other: Tile,  # any tile, in any coordinate system
+    tile: AnyTile,  # its pixels are the unit
+    other: AnyTile,  # any tile, in any coordinate system
 ) -> tuple[float, float, float, float]:  # top, left, bottom, right, in rows and columns of `tile`
     "The outline of another tile in the pixel coordinates of this one."
     west, south, east, north = outline(other, tile.crs)
@@ -109,7 +111,7 @@ def _bisect(index, sizes, centres, touch, pixels) -> list[np.ndarray]:
 
 # %% ../../nbs/tiles/03_splits.ipynb #71496979
 def spatial_folds(
-    tiles: list[Tile],  # tiles with a georeference, or `RR_CC` ids
+    tiles: list[AnyTile],  # tiles with a georeference, or `RR_CC` ids
     n_folds: int,  # 2 or more
 ) -> dict[str, int]:  # tile id -> fold
     "Contiguous folds of nearly equal size. Raises `SplitError` for too few tiles or unknown places."
@@ -124,20 +126,20 @@ def spatial_folds(
     boxes = np.array([pixel_box(tiles[0], t) for t in tiles])
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     sizes = [len(tiles) // n_folds + (k < len(tiles) % n_folds) for k in range(n_folds)]
-    pixels = np.array([class_counts(t) for t in tiles])
+    pixels = np.array([t.class_counts() for t in tiles])
     groups = _bisect(np.arange(len(tiles)), sizes, centres, adjacency(boxes), pixels)
     return {tiles[i].id: fold for fold, group in enumerate(sorted(groups, key=min)) for i in group}
 
 # %% ../../nbs/tiles/03_splits.ipynb #b334c86a
 def fold_table(
-    tiles: list[Tile],  # labelled tiles
+    tiles: list[AnyTile],  # labelled tiles
     folds: dict[str, int],  # of `spatial_folds`
 ) -> pd.DataFrame:  # one row a fold
     "Tiles, edges shared with other folds, labelled pixels and class fractions of each fold."
     tiles = with_transforms(tiles)
     touch = adjacency(np.array([pixel_box(tiles[0], t) for t in tiles])) > 0.75
     fold = np.array([folds[t.id] for t in tiles])
-    pixels = np.array([class_counts(t) for t in tiles])
+    pixels = np.array([t.class_counts() for t in tiles])
     rows = {}
     for k in sorted(set(fold)):
         inside, total = fold == k, pixels[fold == k].sum(0)
@@ -148,8 +150,8 @@ def fold_table(
 
 # %% ../../nbs/tiles/03_splits.ipynb #e7d0ca5b
 def gap_to(
-    tile: Tile,  # the gap is measured from each of its rows and columns
-    other: Tile,  # the tile to keep away from
+    tile: AnyTile,  # the gap is measured from each of its rows and columns
+    other: AnyTile,  # the tile to keep away from
 ) -> tuple[np.ndarray, np.ndarray]:  # (H, 1) and (1, W) whole pixels in between; -1: inside
     "How many pixels lie between each row and column of a tile and another tile."
     top, left, bottom, right = pixel_box(tile, other)
@@ -163,8 +165,8 @@ def gap_to(
 
 
 def near_box(
-    tile: Tile,  # the rectangle is a part of this tile
-    other: Tile,  # the tile to keep away from
+    tile: AnyTile,  # the rectangle is a part of this tile
+    other: AnyTile,  # the tile to keep away from
     buffer: int,  # pixels
 ) -> Box | None:  # top, bottom, left, right; None: the tiles are further apart
     "The rectangle of a tile's pixels that are nearer than `buffer` to another tile."
@@ -175,8 +177,8 @@ def near_box(
 
 # %% ../../nbs/tiles/03_splits.ipynb #b36497f8
 def near_tiles(
-    tiles: list[Tile],  # tiles with a transform
-    others: list[Tile],  # tiles with a transform, to keep away from
+    tiles: list[AnyTile],  # tiles with a transform
+    others: list[AnyTile],  # tiles with a transform, to keep away from
     buffer: int,  # pixels of `tiles`
 ) -> list[np.ndarray]:  # indices into `others`, one array per tile
     "For each tile, the others that may be within the buffer: all that are, and few more."
@@ -190,18 +192,38 @@ def near_tiles(
     return found
 
 # %% ../../nbs/tiles/03_splits.ipynb #a202a546
+@dataclass(frozen=True)
+class Split:
+    "The two sides of a run: `train, val = split(...)` unpacks them."
+
+    train: list[AnyTile]  # labels ignored near validation tiles
+    val: list[AnyTile]  # labels complete
+    buffer: int = 32  # pixels between any training label and any validation tile
+    folds: dict[str, int] = field(
+        default_factory=dict
+    )  # of all tiles: tile id -> fold; empty: not from folds
+
+    def __iter__(self) -> Iterator[list[AnyTile]]:
+        return iter((self.train, self.val))
+
+    @cached_property
+    def audit(self) -> pd.DataFrame:  # empty if clean
+        "The findings of `leakage_audit`, made when they are first used."
+        return leakage_audit(self.train, self.val, self.buffer)
+
+
 def split(
-    tiles: list[Tile],  # all labelled tiles
+    tiles: list[AnyTile],  # all labelled tiles
     fold: int,  # fold that is held out
     n_folds: int = 5,  # number of folds
     buffer: int = 32,  # pixels between any training label and any validation tile
     folds: dict[str, int] | None = None,  # tile id -> fold; None: those of `spatial_folds`
-) -> tuple[list[Tile], list[Tile]]:  # training tiles, with labels ignored near validation; validation tiles
+) -> Split:
     "Training and validation tiles of one fold. Raises `SplitError` when no training label is left."
     folds = spatial_folds(tiles, n_folds) if folds is None else folds
     if fold not in folds.values():
         raise SplitError(f"fold {fold} does not exist: expected one of {sorted(set(folds.values()))}")
-    unlabelled = [t.id for t in tiles if not labelled(t)]
+    unlabelled = [t.id for t in tiles if not t.labelled]
     if unlabelled:
         raise SplitError(
             f"tiles without a label cannot be split: {', '.join(unlabelled)}. To fix: add their label files"
@@ -210,28 +232,23 @@ def split(
     train, val = ([t for t in places if (folds[t.id] == fold) == held] for held in (False, True))
     near = near_tiles(train, val, buffer)
     boxes = [[near_box(t, val[k], buffer) for k in ks] for t, ks in zip(train, near, strict=True)]
-    cut = [ignore_boxes(own[t.id], filter(None, b)) for t, b in zip(train, boxes, strict=True)]
-    remaining = [t for t in cut if class_counts(t).any()]
+    cut = [own[t.id].ignore_boxes(filter(None, b)) for t, b in zip(train, boxes, strict=True)]
+    remaining = [t for t in cut if t.class_counts().any()]
     if not remaining:
         raise SplitError(
             f"a buffer of {buffer} pixels leaves no training label. To fix: use a narrower one or more tiles"
         )
-    return remaining, [own[t.id] for t in val]
+    return Split(remaining, [own[t.id] for t in val], buffer, folds)
 
 # %% ../../nbs/tiles/03_splits.ipynb #c4f42c0b
 class LeakageError(ValueError):
     "Training tiles contain information about validation pixels."
 
 
-def _covers(box: Box, part: Box) -> bool:
-    "Whether a rectangle lies inside another."
-    return box[0] <= part[0] and part[1] <= box[1] and box[2] <= part[2] and part[3] <= box[3]
-
-
-def _pair_finding(tile: Tile, other: Tile, buffer: int) -> dict | None:
+def _pair_finding(tile: AnyTile, other: AnyTile, buffer: int) -> dict | None:
     "The finding for a training tile whose used pixels are within the buffer of a validation tile, or None."
     box = near_box(tile, other, buffer)
-    if box is None or (isinstance(tile, LazyTile) and any(_covers(b, box) for b in tile.boxes)):
+    if box is None or tile.ignores(box):
         return None
     rows, cols = gap_to(tile, other)
     used = tile.valid if tile.label is None else tile.valid & (tile.label != IGNORE)
@@ -242,12 +259,12 @@ def _pair_finding(tile: Tile, other: Tile, buffer: int) -> dict | None:
 
 
 def leakage_audit(
-    train: list[Tile],  # training tiles, with the ignored labels of the split
-    val: list[Tile],  # validation tiles
+    train: list[AnyTile],  # training tiles, with the ignored labels of the split
+    val: list[AnyTile],  # validation tiles
     buffer: int = 32,  # pixels that must lie in between; 0 counts as 1, so that a shared edge is always found
 ) -> pd.DataFrame:  # one row a finding: train, val, kind, gap (pixels), pixels; empty if clean
     "Find the information about validation tiles in training tiles."
-    digest, buffer = {id(t): bands_digest(t) for t in (*train, *val)}, max(buffer, 1)
+    buffer = max(buffer, 1)
     places, found = with_transforms([*train, *val]), []
     val_places = places[len(train) :]
     for t, a, near in zip(train, places, near_tiles(places[: len(train)], val_places, buffer), strict=False):
@@ -255,20 +272,17 @@ def leakage_audit(
         for k, (v, b) in enumerate(zip(val, val_places, strict=True)):
             pair = _pair_finding(a, b, buffer) if k in near else None
             if t.id == v.id:
-                pair = {"kind": "same id", "gap": 0, "pixels": int(class_counts(t).sum())}
-            elif digest[id(t)] == digest[id(v)]:
-                pair = {"kind": "same pixels", "gap": 0, "pixels": int(class_counts(t).sum())}
+                pair = {"kind": "same id", "gap": 0, "pixels": int(t.class_counts().sum())}
+            elif t.bands_digest == v.bands_digest:
+                pair = {"kind": "same pixels", "gap": 0, "pixels": int(t.class_counts().sum())}
             found += [{"train": t.id, "val": v.id} | pair] if pair else []
     return pd.DataFrame(found, columns=["train", "val", "kind", "gap", "pixels"])
 
 # %% ../../nbs/tiles/03_splits.ipynb #92022ae1
-def check_split(
-    train: list[Tile],  # training tiles, with the ignored labels of the split
-    val: list[Tile],  # validation tiles
-    buffer: int = 32,  # pixels that must lie in between
-) -> None:
+@patch
+def check(self: Split) -> None:
     "Raise `LeakageError` with the worst findings of the audit, if there are any."
-    found = leakage_audit(train, val, buffer).sort_values("pixels", ascending=False)
+    found = self.audit.sort_values("pixels", ascending=False)
     if len(found):
         worst = "; ".join(
             f"{r.kind} of {r.train} and {r.val} ({r.pixels} training pixels, gap {r.gap:g})"
@@ -276,6 +290,6 @@ def check_split(
         )
         raise LeakageError(
             f"training tiles leak into validation, {len(found)} findings: {worst}. "
-            f"Expected at least {max(buffer, 1)} pixels between any training label and any validation "
+            f"Expected at least {max(self.buffer, 1)} pixels between any training label and any validation "
             "tile. To fix: use `spatial_folds` and `split`"
         )

@@ -33,9 +33,8 @@ from ..losses.terms import signed_distance
 from ..models.build import build_unet
 from ..models.weights import init_from
 from ..sampling.samplers import PixelCrops, RandomCrops, WeightedTiles, crop_shape
-from ..tiles.lazy import LazyTile, class_counts
-from ..tiles.read import Tile
-from ..tiles.splits import check_split, split
+from ..tiles.read import AnyTile
+from ..tiles.splits import Split, split
 from .schedules import Schedule, schedule
 
 # %% ../../nbs/training/03_recipe.ipynb #3c8e5a73
@@ -45,29 +44,38 @@ class RunData:
 
     train: TileSet  # normalised training tiles
     val: TileSet  # normalised validation tiles, labels complete
-    train_tiles: list[Tile | LazyTile]  # the same as DN, for baselines and figures
-    val_tiles: list[Tile | LazyTile]
+    split: Split  # the same tiles as DN, for baselines and figures; folds and leakage audit
     stats: BandStats  # of the training tiles' valid pixels
     classes: tuple[str, ...]  # names of the class indices
+
+    @property
+    def train_tiles(self) -> list[AnyTile]:
+        "The training tiles, with labels ignored near validation tiles."
+        return self.split.train
+
+    @property
+    def val_tiles(self) -> list[AnyTile]:
+        "The validation tiles."
+        return self.split.val
 
 
 def prepare_data(
     cfg: TrainConfig,  # fold, n_folds, normalisation, glcm_*, loss weights and tile_store are read
-    tiles: list[Tile | LazyTile],  # labelled tiles, see `glacier_nb.data.storage.run_tiles`
+    tiles: list[AnyTile],  # labelled tiles, see `glacier_nb.data.storage.run_tiles`
 ) -> RunData:
     "Split tiles spatially, fit the statistics on the training part, normalise both."
-    train_tiles, val_tiles = split(tiles, cfg.fold, cfg.n_folds)
-    check_split(train_tiles, val_tiles)
-    stats, folder = run_stats(cfg, train_tiles), store_folder(cfg, tiles)
-    classes = train_tiles[0].classes
+    sides = split(tiles, cfg.fold, cfg.n_folds)
+    sides.check()
+    stats, folder = run_stats(cfg, sides.train), store_folder(cfg, tiles)
+    classes = sides.train[0].classes
     distance = partial(signed_distance, n_classes=len(classes)) if loss_weights(cfg)["boundary"] > 0 else None
-    train, val = (TileSet.build(t, stats, distance, folder) for t in (train_tiles, val_tiles))
-    return RunData(train, val, train_tiles, val_tiles, stats, classes)
+    train, val = (TileSet.build(t, stats, distance, folder) for t in sides)
+    return RunData(train, val, sides, stats, classes)
 
 # %% ../../nbs/training/03_recipe.ipynb #0da7a002
 def _fractions(data: RunData) -> pd.DataFrame:
     "The fraction of each class among the labelled valid pixels of both sides."
-    counts = [sum(class_counts(tile) for tile in tiles) for tiles in (data.train_tiles, data.val_tiles)]
+    counts = [sum(tile.class_counts() for tile in tiles) for tiles in (data.train_tiles, data.val_tiles)]
     shares = {side: n / max(n.sum(), 1) for side, n in zip(("training", "validation"), counts, strict=True)}
     return pd.DataFrame(shares, index=list(data.classes))
 
@@ -149,7 +157,7 @@ def run_loss(
 ) -> CombinedLoss:
     "The loss of a config."
     gammas = parse_numbers(cfg.focal_gamma, "focal_gamma")
-    counts = sum(class_counts(tile) for tile in data.train_tiles)
+    counts = sum(tile.class_counts() for tile in data.train_tiles)
     return CombinedLoss(
         loss_weights(cfg) | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight},
         len(data.classes),

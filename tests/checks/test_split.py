@@ -10,7 +10,7 @@ from glacier_nb.data.stats import fit_stats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.tiles.read import read_tiles
-from glacier_nb.tiles.splits import LeakageError, SplitError, split
+from glacier_nb.tiles.splits import LeakageError, Split, SplitError, split
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def without(tiles, k):
 
 @pytest.mark.parametrize("fold", range(3))
 def test_a_split_has_nothing_fatal(tiles, fold):
-    found = check_sides(*split(tiles, fold, 3), n_folds=3)
+    found = check_sides(split(tiles, fold, 3))
     assert {f.severity for f in found} <= {"note", "warning"}
     assert {f.cause for f in found} <= {"class-missing"}
 
@@ -32,9 +32,9 @@ def test_a_split_has_nothing_fatal(tiles, fold):
 def test_copies_are_found(tiles):
     train, val = split(tiles, 0, 3)
     flipped = replace(val[0], id="b", bands=val[0].bands[:, ::-1], valid=val[0].valid[::-1])
-    kinds = shared_tiles([*train, val[0], replace(val[0], id="a"), flipped], val).kind
+    kinds = shared_tiles(Split([*train, val[0], replace(val[0], id="a"), flipped], val)).kind
     assert list(kinds) == ["same tile", "same pixels", "flipped copy"]
-    (first, *_) = check_sides([*train, val[0]], val)
+    (first, *_) = check_sides(Split([*train, val[0]], val))
     assert (first.cause, first.severity) == ("split-shared", "fatal")
     assert val[0].id in first.evidence
 
@@ -45,18 +45,18 @@ def test_key_is_equal_for_all_symmetries():
 
 
 def test_sets_that_share_images(tiles):
-    train, val = split(tiles, 0, 3)
-    stats = fit_stats(train)
-    sets = [TileSet.build(side, stats) for side in (train, val)]
-    causes = [f.cause for f in check_sides(train, val, *sets)]
+    sides = split(tiles, 0, 3)
+    stats = fit_stats(sides.train)
+    sets = [TileSet.build(side, stats) for side in sides]
+    causes = [f.cause for f in check_sides(sides, *sets)]
     assert "split-shared" not in causes
-    assert check_sides(train, val, sets[1], sets[1])[0].cause == "split-shared"
+    assert check_sides(sides, sets[1], sets[1])[0].cause == "split-shared"
 
 
 def test_touching_tiles(tiles):
     train, val = split(tiles, 0, 3)
     whole = [t for t in tiles if t.id in {u.id for u in train}]
-    found = next(f for f in check_sides(whole, val) if f.cause == "split-touching")
+    found = next(f for f in check_sides(Split(whole, val)) if f.cause == "split-touching")
     assert found.numbers["gap"] == 0
     assert found.numbers["buffer"] == 32
     assert found.severity == "warning"
@@ -64,9 +64,9 @@ def test_touching_tiles(tiles):
 
 def test_missing_classes(tiles):
     train, val = split(tiles, 0, 3)
-    lacking = [f for f in check_sides(without(train, 1), val, n_folds=3) if f.cause == "class-missing"]
+    lacking = [f for f in check_sides(Split(without(train, 1), val), n_folds=3) if f.cause == "class-missing"]
     assert any(f.severity == "fatal" and f.numbers["classes"] == ["glacier"] for f in lacking)
-    unseen = [f for f in check_sides(train, without(val, 1), n_folds=3) if f.cause == "class-missing"]
+    unseen = [f for f in check_sides(Split(train, without(val, 1)), n_folds=3) if f.cause == "class-missing"]
     (glacier,) = [f for f in unseen if "glacier" in f.numbers["classes"]]
     assert glacier.severity == "warning"
     assert set(glacier.change) == {"fold"}
@@ -78,12 +78,12 @@ def test_uneven_shares_are_more_than_chance(tiles):
     val = [replace(t, label=np.where(t.label == 1, 0, t.label).astype(np.uint8)) for t in many[:9]]
     for t in val:
         t.label[:4] = 1
-    p = share_p(many[9:], val)
+    p = share_p(Split(many[9:], val))
     assert p[1] < 0.01
-    assert share_p(many[9:], many[:9])[1] > 0.5
+    assert share_p(Split(many[9:], many[:9]))[1] > 0.5
 
 
 def test_errors_become_findings(tiles):
     assert split_finding(SplitError("why")).cause == "split-impossible"
     assert split_finding(LeakageError("why")).cause == "split-shared"
-    assert check_sides([], tiles)[0].cause == "split-impossible"
+    assert check_sides(Split([], tiles))[0].cause == "split-impossible"

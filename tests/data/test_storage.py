@@ -22,15 +22,7 @@ from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BINARY_CODES, IGNORE
 from glacier_nb.sampling.loader import CropLoader
 from glacier_nb.tiles import lazy as lazy_module
-from glacier_nb.tiles.lazy import (
-    bands_digest,
-    class_counts,
-    ignore_boxes,
-    label_counts,
-    labelled,
-    open_tiles,
-    read_lazy,
-)
+from glacier_nb.tiles.lazy import _read, open_tiles
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import leakage_audit, near_box, near_tiles, spatial_folds, split, with_transforms
 from glacier_nb.training.recipe import prepare_data, run_loss, run_sampler
@@ -60,7 +52,7 @@ def folder(tmp_path_factory):
 def own_cache(tmp_path, monkeypatch):
     "Each test begins with an empty cache."
     monkeypatch.setenv("GLACIER_NB_CACHE", str(tmp_path / "cache"))
-    read_lazy.cache_clear()
+    _read.cache_clear()
     return tmp_path / "cache"
 
 
@@ -81,9 +73,9 @@ def same_tiles(a, b):
         for name in ("bands", "valid", "label"):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name))
             assert getattr(x, name) is None or getattr(x, name).dtype == getattr(y, name).dtype
-        np.testing.assert_array_equal(class_counts(x), class_counts(y))
-        assert bands_digest(x) == bands_digest(y)
-        assert labelled(x) == labelled(y)
+        np.testing.assert_array_equal(x.class_counts(), y.class_counts())
+        for name in ("labelled", "codes", "files", "bands_digest", "valid_fraction", "class_fractions"):
+            assert getattr(x, name) == getattr(y, name), name
     return True
 
 
@@ -127,7 +119,7 @@ def test_chosen_ids_and_folders_without_labels(tmp_path):
     bare = open_tiles(folder)
     assert same_tiles(bare, read_tiles(folder))
     assert not bare[0].classes
-    assert not labelled(bare[0])
+    assert not bare[0].labelled
 
 
 def test_errors_are_those_of_reading(tmp_path):
@@ -180,10 +172,11 @@ def test_damaged_cache_files_are_written_again(folder, own_cache):
 def test_boxes_add_up_and_do_not_touch_what_they_came_from(folder):
     lazy, held = open_tiles(folder)[4], read_tiles(folder)[4]
     boxes = [(0, 10, 0, SIDE), (5, 20, 40, SIDE)]
-    cut = ignore_boxes(ignore_boxes(lazy, boxes[:1]), boxes[1:])
-    expected = ignore_boxes(held, boxes)
+    cut = lazy.ignore_boxes(boxes[:1]).ignore_boxes(boxes[1:])
+    expected = held.ignore_boxes(boxes)
     np.testing.assert_array_equal(cut.label, expected.label)
-    np.testing.assert_array_equal(class_counts(cut), label_counts(expected))
+    np.testing.assert_array_equal(cut.class_counts(), expected.class_counts())
+    assert cut.class_fractions == expected.class_fractions
     np.testing.assert_array_equal(lazy.label, held.label)
     assert (expected.label[:10] == IGNORE).all()
     assert (held.label[:10] != IGNORE).any()
@@ -261,7 +254,7 @@ def test_memory_and_disk_can_be_mixed(folder):
 def test_the_second_start_reads_no_tile(folder, monkeypatch, own_cache):
     first = prepare_data(disk(), open_tiles(folder))
     written = {p: p.stat().st_mtime_ns for p in own_cache.rglob("*") if p.is_file()}
-    read_lazy.cache_clear()
+    _read.cache_clear()
 
     def never(*_):
         raise AssertionError("a tile was read")
@@ -368,7 +361,7 @@ def test_memory_does_not_grow_with_the_tiles(tmp_path):
         folder = write_folder(tmp_path / f"of{n * 9}", n, 9, 64)
         cfg = replace(disk(), data_dir=str(folder))
         for start in ("first", "second"):
-            read_lazy.cache_clear()
+            _read.cache_clear()
             tracemalloc.start()
             data = prepare_data(cfg, run_tiles(cfg))
             positions = run_sampler(cfg, data.train).positions(0)

@@ -13,9 +13,9 @@ from glacier_nb.landsat import CLASSES, IGNORE
 from glacier_nb.tiles.read import Tile
 from glacier_nb.tiles.splits import (
     LeakageError,
+    Split,
     SplitError,
     adjacency,
-    check_split,
     fold_table,
     leakage_audit,
     pixel_box,
@@ -114,7 +114,7 @@ def test_no_used_training_pixel_is_within_the_buffer(fold, buffer):
     train, val = split(tiles, fold, 4, buffer)
     assert nearest(train, val) == buffer
     assert leakage_audit(train, val, buffer).empty
-    check_split(train, val, buffer)
+    Split(train, val, buffer).check()
     assert (
         leakage_audit(train, val, buffer + 1).gap.min() == buffer
     )  # not a pixel more than necessary is ignored
@@ -141,7 +141,7 @@ def test_random_split_fails_the_audit(seed):
         assert "shared edge" in set(found.kind)
         assert found.gap.min() == 0
     with pytest.raises(LeakageError, match="shared edge of"):
-        check_split(*split(tiles, 0, buffer=0, folds=folds), 4)
+        Split(*split(tiles, 0, buffer=0, folds=folds), 4).check()
 
 
 def test_contiguous_folds_without_buffer_fail_the_audit_too():
