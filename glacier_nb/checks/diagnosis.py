@@ -32,11 +32,10 @@ from ..config.training import TrainConfig, data_path
 from ..data.stats import DataError
 from ..data.storage import run_tiles
 from ..files.errors import TileError
-from ..files.paths import project_root
 from ..progress import progress_bar
 from ..report.findings import CheckResult, Finding, Status, ranked
 from ..report.report import Report
-from ..runs.folder import RunError, read_history, read_metrics, run_state
+from ..runs.folder import read_history, read_metrics, run_config, run_folder, run_state
 from ..sampling.index import SamplerError
 from ..tiles.read import AnyTile
 from ..tiles.splits import LeakageError, SplitError
@@ -263,16 +262,16 @@ def examine(
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #db2ccb8c
 def diagnose(
-    cfg: TrainConfig,  # of the run
-    run: str | os.PathLike | None = None,  # run folder, or its name under outputs/; None: not started
+    cfg: TrainConfig | str | os.PathLike,  # before the start; or a run folder or its name under outputs/
+    run: str | os.PathLike | None = None,  # the run of a config; None: not started
     learner: Learner | None = None,  # assembled by hand; None: built from the config
     live: bool = True,  # with the checks that take minutes: overfitting a few crops, per-pixel baselines
     progress: bool = False,  # show a bar
 ) -> Report:
     "What is wrong with a run, before, during or after it. Raises errors that are no finding."
-    folder = None if run is None else project_root() / "outputs" / run  # an absolute path stays absolute
-    if folder is not None and not folder.is_dir():
-        raise RunError(f"{folder} does not exist: expected a run folder, or its name under outputs/")
+    if not isinstance(cfg, TrainConfig):
+        cfg, run = run_config(run_folder(cfg)), cfg
+    folder = None if run is None else run_folder(run)
     subject = Subject.of(cfg, folder, learner)
     findings, done = examine(subject, live, progress)
     if subject.error is not None and not any(f.severity == "fatal" for f in findings):

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -70,7 +70,7 @@ def step_records(
             records.append(RunRecord(step["run"], step["parameters"], findings=found))
         elif run_state(folder) in ("finished", "failed"):
             own = read_record(folder)
-            records.append(RunRecord(step["run"], own.parameters, own.history, own.metrics, found, own.error))
+            records.append(replace(own, name=step["run"], findings=found))
         else:  # its folder was deleted or never created
             parameters = (step if step["event"] == "start" else proposed[step["run"]])["parameters"]
             metrics = {} if step["mcc"] is None else {"mcc": step["mcc"]}

@@ -6,6 +6,7 @@
 __all__ = ['Proposal', 'NoProposal', 'next_run']
 
 # %% ../../nbs/experiments/05_proposals.ipynb #544062d1
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,12 +160,13 @@ def _proposal(name: str, rule: Rule, case: Case, option: Option, cfg: TrainConfi
 
 
 def next_run(
-    runs: Sequence,  # run folders or `RunRecord`s, oldest first
+    runs: Sequence | str | os.PathLike,  # names, folders or `RunRecord`s of the runs so far, oldest first
     report=None,  # its `.findings` replace those of the best run
     root=None,  # the project's root, for weights on disk; None: found from the working directory
     prefix: str = "next",  # the proposal is named <prefix>-<number>-<rule>
 ) -> Proposal | NoProposal:
     "The first untried option of the first rule; raises RunError for runs with different held-out tiles."
+    runs = [runs] if isinstance(runs, str | os.PathLike) else runs
     records = [r if isinstance(r, RunRecord) else read_record(r) for r in runs]
     if not records:
         raise RunError("found no run, expected at least one: a run folder or a config as a RunRecord")

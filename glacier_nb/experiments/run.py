@@ -9,7 +9,6 @@ __all__ = ['Run', 'load_run']
 import os
 from base64 import b64encode
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -19,15 +18,14 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..config.training import TrainConfig
-from ..files.paths import project_root, short_path
+from ..files.paths import short_path
 from ..report.report import Report, read_report
 from glacier_nb.runs.folder import (
-    RunError,
     class_scores,
-    find_runs,
     read_history,
     read_metrics,
-    run_parameters,
+    run_config,
+    run_folder,
     run_state,
     verdict,
 )
@@ -56,8 +54,7 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         "Its parameters; those that this version does not know are left out."
-        found = run_parameters(self.folder)
-        return TrainConfig(**{k: v for k, v in found.items() if k in TrainConfig.__dataclass_fields__})
+        return run_config(self.folder)
 
     @property
     def metrics(self) -> dict:
@@ -86,15 +83,7 @@ def load_run(
     run: str | os.PathLike,  # name under outputs/, or a run folder
 ) -> Run:
     "The run of that name; raises RunError with the nearest name when there is none."
-    named, given = project_root() / "outputs" / run, Path(run).expanduser().resolve()
-    for folder in (named, given):
-        if run_state(folder):
-            return Run(folder.resolve())
-    near = get_close_matches(str(run), find_runs(), n=1)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else f"found {', '.join(find_runs()) or 'none'} under outputs/"
-    )
-    raise RunError(f"no run {str(run)!r}: neither {named} nor {given} is a run folder; {hint}")
+    return Run(run_folder(run))
 
 # %% ../../nbs/experiments/00_run.ipynb #579d4e95
 @patch

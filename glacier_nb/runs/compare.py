@@ -23,7 +23,7 @@ from glacier_nb.metrics.significance import (
     paired_permutation_p,
     smallest_p,
 )
-from .folder import RunError
+from .folder import RunError, read_metrics, run_folder
 from ..training.recipe import run_schedule
 
 # %% ../../nbs/runs/01_compare.ipynb #5f83049a
@@ -106,13 +106,15 @@ def _enough_tiles(pairs: int, tiles: int, n: int, level: float) -> bool:
 
 
 def compare_runs(
-    runs: Mapping[str, Mapping],  # name -> metrics of a finished run, from `read_metrics`
+    runs: Mapping[str, Mapping] | Sequence,  # names or folders of finished runs, or name -> metrics
     n: int = 10_000,  # bootstrap draws and random swaps
     seed: int = 0,  # of both
     level: float = 0.05,  # probability of at least one false positive, 0 to 1
     pixels: str = "all",  # all: as the competition scores; valid: where no band is nodata
 ) -> Comparison:
     "Pairwise differences of runs on the same tiles; raises RunError and ComparisonError."
+    if not isinstance(runs, Mapping):
+        runs = {folder.name: read_metrics(folder) for folder in map(run_folder, runs)}
     if len(runs) < 2:
         raise RunError(f"found {len(runs)} finished runs, expected at least two to compare")
     cms = {name: _tile_confusions(metrics, name, pixels) for name, metrics in runs.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunError', 'read_json', 'read_metrics', 'run_state', 'class_scores', 'verdict', 'read_lines', 'read_history',
-           'run_parameters', 'find_runs', 'differing_parameters', 'runs_table']
+           'run_parameters', 'run_config', 'find_runs', 'run_folder', 'differing_parameters', 'runs_table']
 
 # %% ../../nbs/runs/00_folder.ipynb #68319cd1
 import json
@@ -131,6 +131,14 @@ def run_parameters(
     found = read_json(config) if config.is_file() or not failed.is_file() else read_json(failed)["parameters"]
     return asdict(TrainConfig()) | found
 
+
+def run_config(
+    folder: str | os.PathLike,  # run folder, relative to the project root
+) -> TrainConfig:
+    "The config of a run; parameters that this version does not know are left out."
+    found = run_parameters(folder)
+    return TrainConfig(**{k: v for k, v in found.items() if k in TrainConfig.__dataclass_fields__})
+
 # %% ../../nbs/runs/00_folder.ipynb #16e1bf9c
 def find_runs(
     outputs: str | os.PathLike = "outputs",  # folder of all runs, relative to the project root
@@ -148,6 +156,19 @@ def find_runs(
             hint = f"did you mean {near[0]!r}?" if near else f"found {', '.join(names) or 'none'}"
             raise RunError(f"{base} has no run {pattern!r}: {hint}")
     return [n for n in names if not patterns or any(fnmatch(n, p) for p in patterns)]
+
+
+def run_folder(
+    run: str | os.PathLike,  # name under outputs/, or a run folder
+) -> Path:  # absolute
+    "The folder of a run; raises RunError with the nearest name when there is none."
+    named, given = project_root() / "outputs" / run, Path(run).expanduser().resolve()
+    for folder in (named, project_root() / run, given):
+        if run_state(folder):
+            return folder.resolve()
+    near = get_close_matches(str(run), find_runs(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"found {', '.join(find_runs()) or 'none'} in outputs/"
+    raise RunError(f"no run {str(run)!r}: {named} is not a run folder; {hint}")
 
 
 _HIDDEN = ("run", "resume", "workers", "data_dir")  # no effect on the result, or shown in a column anyway

@@ -30,7 +30,7 @@ from ..files.errors import listing
 from ..files.paths import project_root
 from ..losses.combined import CombinedLoss, class_weights
 from ..losses.terms import signed_distance
-from ..models.build import build_unet
+from ..models.build import build_unet, leave_out
 from ..models.weights import init_from
 from ..sampling.samplers import PixelCrops, RandomCrops, WeightedTiles, crop_shape
 from ..tiles.read import AnyTile
@@ -47,6 +47,7 @@ class RunData:
     split: Split  # the same tiles as DN, for baselines and figures; folds and leakage audit
     stats: BandStats  # of the training tiles' valid pixels
     classes: tuple[str, ...]  # names of the class indices
+    left_out: tuple[str, ...] = ()  # classes without labels that the network is not to learn
 
     @property
     def train_tiles(self) -> list[AnyTile]:
@@ -138,6 +139,8 @@ def run_network(
         str(project_root() / cfg.weights_dir) if cfg.weights_dir else "",
         cfg.first_conv,
     )
+    if data.left_out:
+        leave_out(model, data.left_out, data.classes)
     if cfg.resume or not cfg.init_from:
         return model, None
     return model, init_from(model, project_root() / cfg.init_from, cfg.first_conv)

@@ -12,7 +12,7 @@ import yaml
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.experiments.autopilot import Budget, autopilot, read_steps, steps_table
-from glacier_nb.experiments.jobs import JobStopped
+from glacier_nb.experiments.jobs import FailureCause, JobStopped
 from glacier_nb.files.locks import LockError, run_lock
 from glacier_nb.report.findings import Finding
 from glacier_nb.runs.folder import RunError
@@ -28,6 +28,7 @@ class World:
     def __init__(self, root, monkeypatch):
         self.root, self.diagnosed, self.ran, self.fails, self.sentences = root, [], [], {}, []
         self.findings = {}  # by cause, over those below
+        self.cause = FailureCause.OTHER  # of the runs in `fails`
         self.put(root / "start.yaml", {"run": "start", "samples_per_epoch": 16, "epochs": 2})
         monkeypatch.chdir(root)
 
@@ -62,7 +63,11 @@ class World:
         error = self.fails.pop(len(self.ran), None)
         if isinstance(error, BaseException):
             raise error
-        if not error:
+        if error:
+            (self.root / "outputs" / job.run).mkdir(parents=True, exist_ok=True)
+            failed = {"error": error, "cause": self.cause, "parameters": job.parameters}
+            (self.root / "outputs" / job.run / "failed.json").write_text(json.dumps(failed))
+        else:
             self.finish(job.run, TrainConfig(**job.parameters))
         return {
             "run": job.run,
@@ -154,12 +159,12 @@ def test_the_end_of_the_minutes_interrupts_the_run(world, monkeypatch):
 
 
 def test_a_failed_run_is_followed_by_a_proposal_or_by_advice(world):
-    world.fails[1] = "FloatingPointError: the loss is not finite"
+    world.fails[1], world.cause = "FloatingPointError: the loss is not finite", FailureCause.NOT_FINITE
     table = world.fly(target=0.7)
     assert list(table["status"]) == ["not run", "failed", "done"]
     assert table.loc["a-01-fix", "error"].startswith("FloatingPointError")
     assert table.loc["a-02-retry", "based on"] == "a-01-fix"
-    world.fails[3] = "KeyError: 'x'"
+    world.fails[3], world.cause = "KeyError: 'x'", FailureCause.OTHER
     table = world.fly(target=0.7, folder="b")
     assert "a-01" not in table.index[1]
     assert "with an error that no rule covers" in table.attrs["why"]

@@ -107,7 +107,8 @@ def test_sweep_records_the_error_of_the_command(folder, capsys):
     assert main(["sweep", "bad.yaml", "--threads", "1"]) == 1
     record = json.loads((folder / "outputs/bad/failed.json").read_text())
     os.unlink("bad.yaml")
-    assert record["error_type"] == "TileError"
+    assert record["cause"] == "other"
+    assert record["error"].startswith("TileError: ")
     assert "data/nothing" in record["error"]
 
 

@@ -9,10 +9,11 @@ import yaml
 from glacier_nb.config.fields import config_differences
 from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
+from glacier_nb.experiments.jobs import FailureCause
 from glacier_nb.experiments.proposals import NoProposal, Proposal, next_run
 from glacier_nb.experiments.rules import (
+    _RECIPE,
     MEASURED,
-    RECIPE,
     RULES,
     SEED_SPREAD,
     RunRecord,
@@ -36,10 +37,10 @@ def finding(cause, severity="warning", **change):
     return Finding(cause, severity, f"Measured {cause}.", f"Fix {cause}.", change=change)
 
 
-def record(name="base", mcc=0.6, findings=(), error="", **parameters):
+def record(name="base", mcc=0.6, findings=(), error="", cause=FailureCause.OTHER, **parameters):
     "A run that ended with this MCC; None: it was not finished."
     metrics = {} if mcc is None else {"mcc": mcc, "per_class": PER_CLASS, "seconds": 600.0}
-    return RunRecord(name, parameters, (), metrics, findings, error)
+    return RunRecord(name, parameters, (), metrics, findings, error, cause)
 
 
 def proposed(*runs, root=Path("/nonexistent"), **how) -> Proposal:
@@ -73,7 +74,7 @@ def test_a_starved_start_gets_everything_at_once_without_being_run():
     found = proposed(start)
     assert found.rule == "fix"
     cfg = TrainConfig(**found.parameters)
-    assert {k: getattr(cfg, k) for k in RECIPE} == RECIPE
+    assert {k: getattr(cfg, k) for k in _RECIPE} == _RECIPE
     assert (cfg.mcc_weight, cfg.first_conv, cfg.crop_size) == (0.5, "cycle", 128)
     assert found.reasons == ("Measured starved. Fix starved.", "Measured lr-low. Fix lr-low.")
     assert "0.87" in found.expected
@@ -208,11 +209,11 @@ def test_a_change_that_is_no_valid_config_is_skipped():
 
 
 def test_failed_runs():
-    def failed(error):
-        return next_run([record("f", None, error=error)])
+    def failed(error, cause=FailureCause.OTHER):
+        return next_run([record("f", None, error=error, cause=cause)])
 
-    assert changes(failed("torch.cuda.OutOfMemoryError: CUDA out of memory")) == {"accumulate": 2}
-    lower = changes(failed("FloatingPointError: the loss is not finite"))
+    assert changes(failed("killed", FailureCause.MEMORY)) == {"accumulate": 2}
+    lower = changes(failed("step 7", FailureCause.NOT_FINITE))
     assert lower == {"lr": pytest.approx(1e-3 / 3), "precision": "fp32"}
     unknown = failed("KeyError: 'x'")
     assert isinstance(unknown, NoProposal)
@@ -272,7 +273,9 @@ def test_a_record_is_read_from_its_folder(tmp_path):
     assert (found.cfg.lr, found.score, found.tried) == (2e-3, float("-inf"), True)
     assert found.findings[0].change == {"lr": 1.0}
     (tmp_path / "failed.json").write_text(json.dumps({"error": "boom", "parameters": {}}))
-    assert read_record(tmp_path).error == "boom"
+    assert (read_record(tmp_path).error, read_record(tmp_path).cause) == ("boom", FailureCause.OTHER)
+    (tmp_path / "failed.json").write_text(json.dumps({"error": "boom", "cause": "memory", "parameters": {}}))
+    assert read_record(tmp_path).cause is FailureCause.MEMORY
     with pytest.raises(RunError, match="not a run folder"):
         read_record(tmp_path / "none")
     with pytest.raises(RunError, match="damaged"):

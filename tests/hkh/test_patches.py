@@ -16,6 +16,7 @@ import torch
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.experiments.run import load_run
 from glacier_nb.files.arrays import DiskArray
 from glacier_nb.hkh.patches import (
     CHANNELS,
@@ -27,14 +28,13 @@ from glacier_nb.hkh.patches import (
     hkh_patches,
     hkh_run_data,
     hkh_split,
-    leave_out,
     ndwi,
     overlapping,
     read_patch,
 )
 from glacier_nb.hkh.synthetic import write_hkh_like
 from glacier_nb.landsat import BANDS, CLASSES, IGNORE
-from glacier_nb.models.build import build_unet
+from glacier_nb.models.build import build_unet, leave_out
 from glacier_nb.models.weights import init_from
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
@@ -332,7 +332,7 @@ def test_lake_weights_change_by_weight_decay_alone(data):
     cfg = TrainConfig(**TINY | {"epochs": 2})
     model = build_unet(7, 4, ENCODER, None, "scse", seed=0)
     before = model.segmentation_head[0].weight.detach().clone()
-    leave_out(model)
+    leave_out(model, data.left_out, data.classes)
     learner = Learner(cfg, data, model)
     history = learner.fit()
     after = model.segmentation_head[0].weight.detach()
@@ -349,7 +349,7 @@ def test_left_out_class_is_restored(data):
     x = torch.from_numpy(data.train.images[0])[None]
     with torch.no_grad():
         plain = model(x)
-        handle = leave_out(model)
+        handle = leave_out(model, data.left_out, data.classes)
         masked = model(x)
         torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), masked)
         handle.remove()
@@ -380,6 +380,19 @@ def test_pretraining_leaves_a_run_folder(project, run_files):
     assert found["pixels"]["lake"] == 0
     assert sum(found["pixels"].values()) == 6 * SIZE**2
     assert read_checkpoint(folder / "best.pt")["classes"] == list(CLASSES)
+
+
+def test_pretraining_makes_the_checks_and_uses_all_devices(project, run_files, forked_ranks, monkeypatch):
+    monkeypatch.chdir(project)
+    given = TINY | {"patch_size": SIZE, "min_glacier": 0.0, "run": "two", "devices": 2, "checks": "report"}
+    run_cells(project / "nbs/pretrain.ipynb", **given)
+    run = load_run("two")
+    assert {p.name for p in run.folder.iterdir()} == run_files | {"diagnosis.json", "diagnosis.md"}
+    assert {"starved"} <= {f.cause for f in run.report.findings}
+    assert run.metrics["parameters"]["devices"] == 2
+    assert not any(np.array(cm["all"])[:, 3].any() for cm in run.metrics["tile_confusions"].values())
+    alone = load_run("hkh").history["train_loss"]
+    np.testing.assert_allclose(run.history["train_loss"].iloc[0], alone.iloc[0], rtol=1e-2)
 
 
 def run_cells(path, **parameters):
