@@ -16,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from ..landsat import IGNORE
-from .pixels import Pixels, masked_mean, prepared_batch
+from .pixels import Pixels, prepared_batch
 from ..parallel.ranks import ALONE, Ranks
 
 # %% ../../nbs/losses/01_terms.ipynb #88f39a8d
@@ -25,7 +25,7 @@ def _dice_term(pixels: Pixels) -> Tensor:
     confusion = pixels.confusion
     truth, predicted = confusion.sum(1), confusion.sum(0)
     dice = 2 * confusion.diagonal() / (truth + predicted).clamp_min(torch.finfo(confusion.dtype).tiny)
-    return masked_mean(1 - dice, truth > 0)
+    return pixels.class_mean(1 - dice, truth > 0)
 
 
 def dice_loss(
@@ -50,7 +50,7 @@ def _tversky_term(pixels: Pixels, alpha: float, beta: float, gamma: float) -> Te
     wrong = confusion - tp.diag()
     wrong = alpha * wrong.sum(0) + beta * wrong.sum(1)
     lost = wrong / (tp + wrong).clamp_min(limits.tiny)
-    return masked_mean(lost * lost.clamp_min(limits.eps) ** (gamma - 1), confusion.sum(1) > 0)
+    return pixels.class_mean(lost * lost.clamp_min(limits.eps) ** (gamma - 1), confusion.sum(1) > 0)
 
 
 def tversky_loss(
@@ -126,7 +126,7 @@ def _lovasz_term(pixels: Pixels) -> Tensor:
     errors, order = errors.sort(dim=1, descending=True, stable=True)
     truth = truth.gather(1, order)
     growth = _jaccard_growth(truth, counts.expand_as(truth).gather(1, order) - truth)
-    return masked_mean((errors * growth).sum(1), truth.sum(1) > 0)
+    return pixels.class_mean((errors * growth).sum(1), truth.sum(1) > 0)
 
 
 def lovasz_loss(
