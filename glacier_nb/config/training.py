@@ -348,9 +348,10 @@ def _table(cfg: TrainConfig, names: Iterable[str]) -> str:
     "These parameters as an HTML table: value, default, meaning."
     rows = {f.name: (getattr(cfg, f.name), f.default, f.metadata["meaning"]) for f in fields(cfg)}
     cells = [(name, *map(repr, rows[name][:2]), rows[name][2]) for name in names]
-    head = "<tr><th>parameter</th><th>value</th><th>default</th><th>meaning</th></tr>"
-    body = ("".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) for row in cells)
-    return f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+    lines = [("th", ("parameter", "value", "default", "meaning")), *(("td", row) for row in cells)]
+    style = "style='text-align:left'"
+    rows = ("".join(f"<{tag} {style}>{html.escape(c)}</{tag}>" for c in row) for tag, row in lines)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 @patch
