@@ -4,7 +4,7 @@ BIN = .venv/bin
 INSTALLED = .venv/.installed
 # processes of `make test`
 WORKERS = 2
-# numba writes the compiled kernels of the texture features beside the module: once, before many processes need them
+# numba caches the compiled kernels of the texture features in the user's cache folder: once, before many processes need them
 COMPILE = $(BIN)/python -c "import numpy as np; from glacier_nb.texture.glcm import glcm; \
 	glcm(np.eye(9, dtype=np.float32), np.ones((9, 9), bool))"
 

@@ -7,7 +7,6 @@ __all__ = ['LOCK_VARIABLE', 'LockError', 'Lock', 'is_locked', 'run_lock', 'holds
 
 # %% ../../nbs/files/02_locks.ipynb #a338c2d1
 import errno
-import fcntl
 import os
 import socket
 import time
@@ -15,6 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # %% ../../nbs/files/02_locks.ipynb #06c044d7
 LOCK_VARIABLE = "GLACIER_NB_LOCK"  # environment variable: the folder that a parent process has locked
@@ -35,7 +39,7 @@ class Lock:
     "The lock on a run folder, from `run_lock`."
 
     folder: Path  # absolute
-    file: int | None  # descriptor of the locked file; None: a parent process holds the lock
+    file: int | None  # descriptor of the locked file; None: a parent process holds the lock, or Windows
 
     @property
     def files(self) -> tuple[int, ...]:
@@ -53,7 +57,7 @@ def is_locked(
 ) -> bool:
     "Whether a process works in this run folder."
     path = Path(folder) / ".lock"
-    if not path.is_file():
+    if fcntl is None or not path.is_file():
         return False
     with open(path) as file:
         try:
@@ -66,8 +70,10 @@ def is_locked(
     return False
 
 # %% ../../nbs/files/02_locks.ipynb #01936e57
-def _try_lock(file, tries: int, pause: float = 0.05) -> bool:  # whether this process has the lock
+def _try_lock(file, tries: int, pause: float = 0.05) -> bool:  # whether this process may use the folder
     "Try to lock an open file, `tries` times at most."
+    if fcntl is None:
+        return True
     for left in range(tries - 1, -1, -1):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,6 +103,8 @@ def _has_ended(pid: int) -> bool:
 
 def _remove_partial_files(folder: Path) -> None:
     "Remove the temporary files of processes that were killed."
+    if fcntl is None:  # Windows, where signal 0 does not ask, but interrupts
+        return
     for path in folder.rglob(".*.tmp"):
         pid = path.name.split(".")[-2]
         if pid.isdecimal() and _has_ended(int(pid)):
@@ -157,7 +165,7 @@ def run_lock(
                 f"{folder} is in use: {owner}. To fix: wait until that process ends, end it, or choose "
                 "another run name"
             )
-        lock = Lock(folder, file.fileno() if locked else None)
+        lock = Lock(folder, file.fileno() if locked and fcntl else None)
         with _lock_in_environment(lock) if inherit else nullcontext():
             yield lock
 

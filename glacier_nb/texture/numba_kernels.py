@@ -9,11 +9,16 @@ __all__ = ['HOMOGENEITY_ONE', 'ENTROPY_BITS', 'ENTROPY_ONE', 'pair_offsets', 'ho
 
 # %% ../../nbs/texture/00_numba_kernels.ipynb #8ddae0d1
 import math
+import os
+from collections.abc import Callable
+from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+import platformdirs
+from numba import config, njit
 
 # %% ../../nbs/texture/00_numba_kernels.ipynb #60d75f53
 def pair_offsets(
@@ -28,6 +33,33 @@ def pair_offsets(
     backward = (rows < 0) | ((rows == 0) & (columns < 0))
     return np.where(backward[:, None], -steps, steps).astype(np.int64)
 
+# %% ../../nbs/texture/00_numba_kernels.ipynb #8ddae0k2
+@cache
+def _compiled_folder() -> str:  # empty: it cannot be written to, and nothing is cached
+    "The folder of the compiled loops."
+    folder = Path(config.CACHE_DIR or Path(platformdirs.user_cache_dir("glacier-nb", appauthor=False)) / "numba")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return ""
+    return str(folder) if os.access(folder, os.W_OK) else ""
+
+
+def _kernel(
+    **options,  # of `numba.njit`
+) -> Callable:  # decorator
+    "Compile a function that releases the GIL, and cache the result for other processes of the user."
+
+    def compiled(function):
+        folder, before = _compiled_folder(), config.CACHE_DIR
+        config.CACHE_DIR = folder or before
+        try:
+            return njit(nogil=True, cache=bool(folder), **options)(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return compiled
+
 # %% ../../nbs/texture/00_numba_kernels.ipynb #13a1cd5f
 HOMOGENEITY_ONE = 2**32  # the homogeneity of a pair is a whole number of units of 1 / HOMOGENEITY_ONE
 
@@ -41,7 +73,7 @@ def homogeneity_table(
     return np.rint(HOMOGENEITY_ONE / (1.0 + np.arange(levels + 1) ** 2.0)).astype(np.int64)
 
 
-@njit(nogil=True, cache=True)
+@_kernel()
 def pair_row(
     levels: np.ndarray,  # (H, W) int16
     row: int,  # of the upper pixel of each pair
@@ -55,7 +87,7 @@ def pair_row(
     return levels[row, first : first + n], levels[row + dr, second : second + n]
 
 
-@njit(nogil=True, cache=True)
+@_kernel()
 def update_columns(
     pairs: tuple[np.ndarray, np.ndarray],  # (n,) int16 each, from `pair_row`; -1: no data
     sign: int,  # 1: the row enters the window; -1: it leaves
@@ -80,7 +112,7 @@ def update_columns(
             homogeneity[0, c] += sign * table[abs(i - j)]
 
 
-@njit(nogil=True, cache=True)
+@_kernel()
 def sum_windows(
     sums: np.ndarray,  # (k, n + width - 1 or more) whole numbers, sums over columns
     width: int,  # columns of pairs in a window
@@ -132,7 +164,7 @@ def lookup_tables(
     return LookupTables(homogeneity_table(levels), log2n, gain, start)
 
 # %% ../../nbs/texture/00_numba_kernels.ipynb #45076548
-@njit(nogil=True, cache=True)
+@_kernel()
 def encode_pairs(
     pairs: tuple[np.ndarray, np.ndarray],  # (n,) int16 each, from `pair_row`; -1: no data
     n_levels: int,  # grey levels
@@ -147,7 +179,7 @@ def encode_pairs(
         cells[c, slot] = min(i, j) * n_levels + max(i, j) if (i >= 0) & (j >= 0) else void
 
 
-@njit(nogil=True, cache=True)
+@_kernel()
 def histogram_sums(
     cells: np.ndarray,  # (n + width - 1, height) uint32, of the pairs in a window's rows
     width: int,  # columns of pairs in a window
@@ -177,7 +209,7 @@ def histogram_sums(
             place[cells[c, k]] -= np.uint16(1)
 
 # %% ../../nbs/texture/00_numba_kernels.ipynb #1636d8ca
-@njit(nogil=True, cache=True, error_model="numpy")
+@_kernel(error_model="numpy")
 def add_sum_features(
     windows: np.ndarray,  # (6, W or more) float64: the sums of `update_columns` over windows
     width: int,  # W
@@ -204,7 +236,7 @@ def add_sum_features(
         angles[c] += 1.0 if n[c] > 0 else 0.0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@_kernel(error_model="numpy")
 def add_histogram_features(
     n: np.ndarray,  # (W or more,) float64 pairs
     sums: np.ndarray,  # (2, W or more) float64, from `histogram_sums`
@@ -224,7 +256,7 @@ def add_histogram_features(
         entropy[c] += log2n[int(n[c])]
 
 # %% ../../nbs/texture/00_numba_kernels.ipynb #57bcd626
-@njit(nogil=True, cache=True, error_model="numpy")
+@_kernel(error_model="numpy")
 def angle_means(
     rows: np.ndarray,  # (11, W or more) float64, sums over the angles: FEATURES, pairs, angles with a pair
     least: float,  # pairs that a window needs
@@ -243,7 +275,7 @@ def angle_means(
             means[c] = sums[c] / angles[c] if known else np.nan
 
 
-@njit(nogil=True, cache=True)
+@_kernel()
 def workspace(
     n_angles: int,  # angles
     width: int,  # pixels in a row of a part
@@ -256,7 +288,7 @@ def workspace(
     return sums, homogeneity, np.zeros((n_angles, length * window), np.uint32), np.zeros((19, length))
 
 
-@njit(nogil=True, cache=True)
+@_kernel()
 def glcm_part(
     levels: np.ndarray,  # (H + window - 1, W + window - 1) int16, with its margin, -1: no data
     part: tuple[int, int, int, int],  # rows top ... bottom - 1 and columns left ... right - 1 of the output
