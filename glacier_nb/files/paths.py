@@ -20,8 +20,8 @@ import numpy as np
 # %% ../../nbs/files/01_paths.ipynb #c97b61cd
 def project_root(
     start: str | os.PathLike | None = None,  # folder to begin with; None: the working directory
-) -> Path:  # the root, or `start` itself outside a project
-    "Find the project's root from any folder inside it."
+) -> Path:  # of a checkout; anywhere else `start` itself
+    "The folder below which `data/`, `outputs/` and the cache lie."
     start = Path(start or Path.cwd()).resolve()
     inside = [p for p in (start, *start.parents) if (p / "settings.ini").is_file() and (p / "nbs").is_dir()]
     return inside[0] if inside else start
