@@ -37,8 +37,8 @@ assert run.report.findings and diagnose(run, live=False).findings
 table = sweep([tiny | {"run": "second", "seed": 1}], progress=False, threads=1)
 assert table.loc["second", "status"] == "done", table.loc["second", "error"]
 assert set(runs_table().index) == {"first", "second"} and len(describe("data/demo")) == 6
-assert len(compare_runs(["first", "second"])) == 1
-print(next_run([run]))
+assert len(compare_runs(["first", "second"]).pairs) == 1
+print(next_run(run))
 """
 
 

@@ -60,10 +60,8 @@ def find_file(
     for found in tried:
         if found.is_file():
             return found
-    missed = " nor ".join(dict.fromkeys(str(p.absolute()) for p in tried))
-    raise ConfigError(
-        f"{path} does not exist: found neither {missed}; expected YAML or the config.json of a run"
-    )
+    missed = " and ".join(dict.fromkeys(str(p.absolute()) for p in tried))
+    raise ConfigError(f"{path} does not exist (looked for {missed}): expected YAML, or the config.json of a run")
 
 
 def read_parameters(

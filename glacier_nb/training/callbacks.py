@@ -56,7 +56,7 @@ def run_path(
         if cfg.resume and not (folder / "last.pt").exists():
             raise ConfigError(f"{folder} has no last.pt to resume from: start it with resume=False")
         return folder
-    name, number = data_path(cfg).name, 1
+    name, number = Path(cfg.data_dir).name or data_path(cfg).name, 1  # a link has a name of its own
     while (outputs / (name if number == 1 else f"{name}-{number}") / "config.json").exists():
         number += 1
     return outputs / (name if number == 1 else f"{name}-{number}")
