@@ -61,7 +61,9 @@ def find_file(
         if found.is_file():
             return found
     missed = " and ".join(dict.fromkeys(str(p.absolute()) for p in tried))
-    raise ConfigError(f"{path} does not exist (looked for {missed}): expected YAML, or the config.json of a run")
+    raise ConfigError(
+        f"{path} does not exist (looked for {missed}): expected YAML or a config.json"
+    )
 
 
 def read_parameters(
