@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunError', 'read_json', 'read_metrics', 'run_state', 'class_scores', 'verdict', 'read_lines', 'read_history',
-           'run_parameters', 'run_config', 'find_runs', 'run_folder', 'differing_parameters', 'runs_table']
+           'run_parameters', 'run_config', 'find_runs', 'run_folder', 'runs_table']
 
 # %% ../../nbs/runs/00_folder.ipynb #68319cd1
 import json
@@ -174,7 +174,7 @@ def run_folder(
 _HIDDEN = ("run", "resume", "workers", "data_dir")  # no effect on the result, or shown in a column anyway
 
 
-def differing_parameters(
+def _differing_parameters(
     parameters: Sequence[dict],  # of each run, from `run_parameters`
 ) -> list[str]:  # in the order of TrainConfig
     "The parameters that are not the same in all runs."
@@ -215,7 +215,7 @@ def runs_table(
     names = find_runs(outputs, runs)
     folders = [project_root() / outputs / name for name in names]
     parameters = [run_parameters(f) for f in folders]
-    differing = differing_parameters(parameters)
+    differing = _differing_parameters(parameters)
     rows = [
         {n: p.get(n) for n in (*differing, "data_dir")} | _run_row(f)
         for f, p in zip(folders, parameters, strict=True)

@@ -11,7 +11,7 @@ import yaml
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.experiments.autopilot import Budget, autopilot, read_steps, steps_table
+from glacier_nb.experiments.autopilot import _Budget, _steps_table, autopilot, read_steps
 from glacier_nb.experiments.jobs import FailureCause, JobStopped
 from glacier_nb.files.locks import LockError, run_lock
 from glacier_nb.report.findings import Finding
@@ -215,7 +215,7 @@ def test_invalid_starts_folders_and_budgets(world):
         world.fly(folder="../b")
     for bad in ({"target": 1.5}, {"max_runs": 0}, {"minutes": 0.0}):
         with pytest.raises(ConfigError, match="is not allowed"):
-            Budget(**bad)
+            _Budget(**bad)
     world.fly(target=0.7)
     world.put(world.root / "other.yaml", {"lr": 0.5})
     with pytest.raises(RunError, match=r"has another start: .*lr \(saved 0.001, requested 0.5\)"):
@@ -230,11 +230,11 @@ def test_invalid_starts_folders_and_budgets(world):
 
 def test_a_run_whose_folder_is_gone_still_counts(world):
     world.fly(target=1, max_runs=2)
-    before = steps_table(world.steps)
+    before = _steps_table(world.steps)
     shutil.rmtree(world.root / "outputs/a-01-fix")
     world.fly(target=1, max_runs=3)
     assert world.ran == ["a-01-fix", "a-02-longer", "a-03-longer"]
-    assert steps_table(world.steps).loc["a-01-fix", "MCC"] == before.loc["a-01-fix", "MCC"]
+    assert _steps_table(world.steps).loc["a-01-fix", "MCC"] == before.loc["a-01-fix", "MCC"]
 
 
 def test_the_bar_shows_run_score_best_and_time(world, monkeypatch):

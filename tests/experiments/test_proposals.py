@@ -12,17 +12,17 @@ from glacier_nb.config.training import TrainConfig
 from glacier_nb.experiments.jobs import FailureCause
 from glacier_nb.experiments.proposals import NoProposal, Proposal, next_run
 from glacier_nb.experiments.rules import (
+    _MEASURED,
     _RECIPE,
-    MEASURED,
+    _SEED_SPREAD,
     RULES,
-    SEED_SPREAD,
     RunRecord,
-    measured,
+    _measured,
+    _rule_table,
     read_findings,
     read_record,
-    rule_table,
 )
-from glacier_nb.experiments.sweep import plan
+from glacier_nb.experiments.sweep import _plan
 from glacier_nb.report.findings import Finding
 from glacier_nb.runs.folder import RunError
 
@@ -55,15 +55,15 @@ def changes(found: Proposal) -> dict:
 
 def test_measured_figures_are_those_of_the_record():
     runs = json.loads((ROOT / "configs/iterations/record.json").read_text())["demo"]
-    assert {n: round(runs[n]["mcc"], 3) for n in MEASURED} == pytest.approx(MEASURED, abs=6e-4)
-    assert runs["26_ensemble"]["mcc"] - runs["10_reference"]["mcc"] == pytest.approx(SEED_SPREAD, abs=0.005)
-    for name in MEASURED:
-        small = abs(MEASURED[name] - MEASURED["10_reference"]) <= SEED_SPREAD
-        assert ("no effect was shown" in measured(name)) == small, name
+    assert {n: round(runs[n]["mcc"], 3) for n in _MEASURED} == pytest.approx(_MEASURED, abs=6e-4)
+    assert runs["26_ensemble"]["mcc"] - runs["10_reference"]["mcc"] == pytest.approx(_SEED_SPREAD, abs=0.005)
+    for name in _MEASURED:
+        small = abs(_MEASURED[name] - _MEASURED["10_reference"]) <= _SEED_SPREAD
+        assert ("no effect was shown" in _measured(name)) == small, name
 
 
 def test_the_table_names_each_rule_once():
-    assert list(rule_table().index) == [rule.name for rule in RULES]
+    assert list(_rule_table().index) == [rule.name for rule in RULES]
     assert len({rule.name for rule in RULES}) == len(RULES)
 
 
@@ -252,7 +252,7 @@ def test_a_saved_proposal_is_a_parameter_file(tmp_path):
     found = proposed(RunRecord("04_heavy_mcc", FOURTH | {"lr_min": 1e-6}, findings=[odd]), prefix="x")
     path = found.save(tmp_path / "new")
     assert [p.name for p in path.parent.iterdir()] == ["x-01-fix.yaml"]
-    (job,) = plan([path], root=tmp_path)
+    (job,) = _plan([path], root=tmp_path)
     assert job.run == "x-01-fix"
     assert vars(TrainConfig(**job.parameters)) == vars(TrainConfig(**found.parameters))
     text = path.read_text()

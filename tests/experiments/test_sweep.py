@@ -17,8 +17,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from glacier_nb.config.fields import ConfigError, config_differences
 from glacier_nb.config.files import read_parameters
 from glacier_nb.experiments.command import main
-from glacier_nb.experiments.jobs import Job, end_processes, run_job
-from glacier_nb.experiments.sweep import _rename_references, _threads_per_job, plan, sweep
+from glacier_nb.experiments.jobs import Job, _end_processes, run_job
+from glacier_nb.experiments.sweep import _plan, _rename_references, _threads_per_job, sweep
 from glacier_nb.files.locks import run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.runs.folder import run_state
@@ -222,10 +222,10 @@ def test_end_processes_kills_what_ignores_sigterm():
     code = f"{deaf}; print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     process.stdout.readline()
-    end_processes(process.pid, patience=0.2)
+    _end_processes(process.pid, patience=0.2)
     assert gone([process.pid], seconds=1)
     process.wait(timeout=5)
-    end_processes(process.pid)
+    _end_processes(process.pid)
 
 
 def test_a_lock_is_free_again_when_its_holder_is_gone(tmp_path):
@@ -300,7 +300,7 @@ def test_references_get_the_new_names(project):
         {"run": "b", "init_from": str(project / "outputs/a/last.pt")},
         {"run": "a", "init_from": "elsewhere/b/best.pt"},
     ]
-    c, b, a = plan(files, prefix="p-", suffix="-s")
+    c, b, a = _plan(files, prefix="p-", suffix="-s")
     assert (c.needs, b.needs, a.needs) == (("p-b-s",), ("p-a-s",), ())
     assert c.parameters["init_from"] == "outputs/p-b-s/best.pt"
     assert b.parameters["init_from"] == str(project / "outputs/p-a-s/last.pt")
@@ -325,9 +325,9 @@ def test_references_get_the_new_names(project):
 )
 def test_every_way_to_name_a_run_is_a_reference(project, form, prefix):
     text, new = (form.format(b=b, root=project) for b in ("b", f"{prefix}b"))
-    job = plan([{"run": "a", "ensemble": f"old, {text}"}, {"run": "b"}], prefix=prefix)[0]
+    job = _plan([{"run": "a", "ensemble": f"old, {text}"}, {"run": "b"}], prefix=prefix)[0]
     assert (job.parameters["ensemble"], job.needs) == (f"old,{new}", (f"{prefix}b",))
-    job = plan([{"run": "a", "init_from": text}, {"run": "b"}], prefix=prefix)[0]
+    job = _plan([{"run": "a", "init_from": text}, {"run": "b"}], prefix=prefix)[0]
     path = "outputs/" in form  # training looks for other text below the root
     assert job.parameters["init_from"] == (new if path else text)
     assert job.needs == ((f"{prefix}b",) if path else ())
@@ -338,7 +338,7 @@ def test_every_way_to_name_a_run_is_a_reference(project, form, prefix):
 )
 def test_other_text_is_left_alone(project, text):
     for key in ("ensemble", "init_from"):
-        job = plan([{"run": "a", key: text}, {"run": "b"}], prefix="x-")[0]
+        job = _plan([{"run": "a", key: text}, {"run": "b"}], prefix="x-")[0]
         assert (job.parameters[key], job.needs) == (text, ())
 
 

@@ -13,6 +13,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.plot.colours import ERROR_PALETTE, PALETTE, colours, handles
 from glacier_nb.plot.tiles import (
+    _stretch_limits,
     class_image,
     composite,
     error_map,
@@ -20,7 +21,6 @@ from glacier_nb.plot.tiles import (
     show_predictions,
     show_tile,
     show_tiles,
-    stretch_limits,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -101,7 +101,7 @@ def test_common_limits_make_tiles_comparable():
     dark = make_tile("01_01", 0)
     bright = replace(dark, id="01_02", bands=dark.bands * 1.5)
     assert np.allclose(composite(dark), composite(bright), atol=1e-5)
-    limits = stretch_limits([dark, bright])
+    limits = _stretch_limits([dark, bright])
     assert (
         composite(dark, limits=limits)[dark.valid].mean()
         < composite(bright, limits=limits)[dark.valid].mean()
@@ -129,7 +129,7 @@ def test_composite_refuses_wrong_shapes(bands, valid, message):
 
 
 def test_unknown_kind_is_an_error():
-    for draw in (composite, lambda t, kind: stretch_limits([t], kind)):
+    for draw in (composite, lambda t, kind: _stretch_limits([t], kind)):
         with pytest.raises(ValueError, match="kind = 'rgb': expected one of natural, swir"):
             draw(make_tile(), kind="rgb")
 

@@ -26,20 +26,20 @@ from glacier_nb.prediction.evaluate import (
 )
 from glacier_nb.prediction.members import (
     PredictError,
+    _checkpoint_path,
     check_leakage,
-    checkpoint_path,
     load_ensemble,
     load_member,
 )
 from glacier_nb.prediction.views import (
+    _TTA,
     PLAIN,
-    TTA,
     View,
+    _resize,
+    _resize_valid,
+    _view_probs,
     make_views,
     mean_probs,
-    resize,
-    resize_valid,
-    view_probs,
 )
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import LeakageError
@@ -129,7 +129,7 @@ def test_predictions_of_a_view_return_to_their_pixels():
     # row index in the view of each pixel; views are mirrored left-right first, then turned counter-clockwise
     expected = [rows, left, up, cols, rows, cols, up, left]
     for turned, row in enumerate(expected):
-        probs = view_probs(row_index, image, View(turned))[0, 1]
+        probs = _view_probs(row_index, image, View(turned))[0, 1]
         assert_close(probs, torch.sigmoid(row / 4), rtol=0, atol=1e-6)
 
 
@@ -139,7 +139,7 @@ def conv1x1(image):
     return F.conv2d(image, weight)
 
 
-@pytest.mark.parametrize("tta", list(TTA))
+@pytest.mark.parametrize("tta", list(_TTA))
 def test_for_an_equivariant_network_the_mean_is_the_plain_prediction(tta):
     image = torch.randn(1, 5, 40, 33, generator=torch.Generator().manual_seed(2))
     probs = mean_probs(conv1x1, image, make_views(tta))
@@ -150,7 +150,7 @@ def test_for_an_equivariant_network_the_mean_is_the_plain_prediction(tta):
 def test_the_mean_is_of_probabilities_over_exactly_these_views():
     image = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(3))
     views = make_views("dihedral", "1,1.5")
-    each = torch.stack([view_probs(row_index, image, v) for v in views])
+    each = torch.stack([_view_probs(row_index, image, v) for v in views])
     assert len(views) == 16
     assert_close(mean_probs(row_index, image, views), each.mean(0))
     assert (each[0] - each[2]).abs().max() > 0.1
@@ -181,12 +181,12 @@ def test_resizing_valid_pixels_preserves_a_constant_up_to_the_nodata_edge(size):
     x = torch.full((1, 2, 32, 32), -1.7)
     x[..., 10:20, 5:21] = 0
     x[:, 1, :, :3] = 0
-    out = resize_valid(x, size)
+    out = _resize_valid(x, size)
     assert_close(out[out != 0], torch.full_like(out[out != 0], -1.7))
-    share = resize((x != 0).float(), size)
+    share = _resize((x != 0).float(), size)
     assert torch.equal(out == 0, share < 0.5)
-    assert resize_valid(x, (32, 32)) is x
-    assert resize_valid(torch.zeros(1, 2, 32, 32), size).abs().max() == 0
+    assert _resize_valid(x, (32, 32)) is x
+    assert _resize_valid(torch.zeros(1, 2, 32, 32), size).abs().max() == 0
 
 
 def test_views_are_checked():
@@ -205,7 +205,7 @@ def test_views_are_checked():
 def test_a_run_is_found_by_name_folder_and_file(outputs):
     best = (outputs / "a/best.pt").resolve()
     for source in ("a", outputs / "a", best, "a/best.pt"):
-        assert checkpoint_path(source, outputs) == best
+        assert _checkpoint_path(source, outputs) == best
     assert load_member("a/last.pt", outputs=outputs).name == "a/last.pt"
     assert load_member("a", outputs=outputs).name == "a"
 
@@ -213,10 +213,10 @@ def test_a_run_is_found_by_name_folder_and_file(outputs):
 def test_a_missing_run_is_named_with_similar_ones(outputs, tmp_path):
     shutil.copytree(outputs / "a", tmp_path / "texture")
     with pytest.raises(PredictError, match=r"'textur' is not a checkpoint.*Existing runs: texture"):
-        checkpoint_path("textur", tmp_path)
+        _checkpoint_path("textur", tmp_path)
     (tmp_path / "unfinished").mkdir()
     with pytest.raises(PredictError, match=r"unfinished/best\.pt"):
-        checkpoint_path("unfinished", tmp_path)
+        _checkpoint_path("unfinished", tmp_path)
 
 
 def test_a_member_predicts_what_the_learner_validated(learners, held_out, demo):

@@ -16,7 +16,7 @@ from glacier_nb.landsat import CLASSES
 from glacier_nb.metrics.scores import summary
 from glacier_nb.runs.folder import (
     RunError,
-    differing_parameters,
+    _differing_parameters,
     find_runs,
     read_history,
     read_metrics,
@@ -158,7 +158,7 @@ def test_parameters_of_another_version_are_read(outputs):
     found = run_parameters(outputs / "02_low")
     assert found["gone"] == 7
     assert found["epochs"] == 16
-    assert differing_parameters([found, run_parameters(outputs / "03_interrupted"), {}]) == ["gone"]
+    assert _differing_parameters([found, run_parameters(outputs / "03_interrupted"), {}]) == ["gone"]
 
 
 def test_a_run_prints_what_is_there(outputs):
