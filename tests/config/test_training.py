@@ -147,3 +147,18 @@ def test_choices_are_the_names_that_the_modules_define():
 def test_choices_of_networks_crops_and_views(values, message):
     with pytest.raises(ConfigError, match=message.replace("+", r"\+")):
         TrainConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"focal_gamma": "2,1,1,3", "lr": 1e-05}, {"run": "it's <b>", "devices": 2, "mcc_weight": 1.0}],
+)
+def test_a_config_shows_what_differs_from_the_defaults(changed):
+    cfg = TrainConfig(**changed)
+    assert eval(repr(cfg)) == cfg
+    assert repr(cfg) == f"TrainConfig({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+    first, folded = cfg._repr_html_().split("<details>")
+    assert [name for name in changed if f">{name}<" not in first or f">{name}<" in folded] == []
+    assert folded.count("<tr>") == 1 + len(fields(TrainConfig)) - len(changed)
+    assert "<b>" not in first.partition("</b>")[2]
+    assert "color" not in first + folded  # readable on light and on dark
