@@ -42,9 +42,7 @@ def _snow_cover(
 _SNOW = (0.98, 0.955, 0.96, 0.055)  # reflectance of B2, B3, B4, B6
 _ROCK = (0.14, 0.16, 0.18, 0.24)
 _SKY = (0.15, 0.13, 0.10, 0.02)  # diffuse light as a share of direct light on flat ground
-_BRIGHT_SKY = (
-    65.0  # degrees above the horizon, at the azimuth of the sun: main direction of diffuse light
-)
+_BRIGHT_SKY = 65.0  # degrees above the horizon, at the azimuth of the sun: main direction of diffuse light
 PATH = (-0.115, -0.10, -0.11, -0.022)  # excess of the atmospheric correction
 _NOISE = (0.003, 0.003, 0.003, 0.002, 0.15)  # standard deviation of the sensor: reflectance, K
 
