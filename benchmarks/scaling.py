@@ -28,7 +28,7 @@ import torch
 from glacier_nb.config.files import read_config
 from glacier_nb.config.training import TrainConfig, save_config
 from glacier_nb.data.storage import run_tiles
-from glacier_nb.demo.tiles import grid_shape, make_demo, write_tile
+from glacier_nb.demo.tiles import _grid_shape, _write_tile, make_demo
 from glacier_nb.files.paths import project_root
 from glacier_nb.parallel.device import seed_everything
 from glacier_nb.parallel.launch import launch
@@ -51,9 +51,9 @@ def make_tiles(folder: Path, n: int, size: int) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     for k in range(n):
-        row, column = divmod(k, grid_shape(n)[1])
+        row, column = divmod(k, _grid_shape(n)[1])
         tile = tiles[row % 5 * 5 + column % 5]
-        write_tile(part, row, column, (tile.bands + k) * tile.valid, tile.label)
+        _write_tile(part, row, column, (tile.bands + k) * tile.valid, tile.label)
     part.rename(folder)
     return folder
 

@@ -105,7 +105,7 @@ def run_stats(
     if not all(t.on_disk for t in tiles):
         return fit()
     glcm = [cfg.include_glcm, cfg.glcm_band, cfg.glcm_window, cfg.glcm_levels, cfg.glcm_features]
-    key = digest("stats 1", [t.key for t in tiles], cfg.normalisation, glcm)
+    key = digest("stats 2", [t.key for t in tiles], cfg.normalisation, glcm)
     return BandStats.from_dict(
         cached_json(cache_folder() / "tiles" / f"stats-{key}.json", lambda: fit().to_dict())
     )

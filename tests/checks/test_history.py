@@ -21,14 +21,14 @@ from glacier_nb.checks.history import (
     turning_point,
 )
 from glacier_nb.checks.scores import (
+    _ablations,
+    _largest_share,
+    _one_change,
     _paired,
-    ablations,
     baseline_scores,
     check_ablations,
     check_baselines,
     check_noise,
-    largest_share,
-    one_change,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
@@ -204,12 +204,12 @@ def test_check_baselines_severities():
 
 
 def test_maps_of_one_class():
-    assert largest_share(run([[0, 50], [0, 50]])) == 1
+    assert _largest_share(run([[0, 50], [0, 50]])) == 1
     assert [f.cause for f in check_baselines(run([[0, 50], [0, 50]], mcc=0.0))] == [
         "collapsed",
         "below-baseline",
     ]
-    assert largest_share(run([[0, 0], [0, 50]])) is None  # the labels have one class
+    assert _largest_share(run([[0, 0], [0, 50]])) is None  # the labels have one class
 
 
 def test_paired_is_that_of_compare_runs():
@@ -235,15 +235,15 @@ def test_noise():
 def test_ablations():
     names = ("10_reference", "12_no_glcm", "28_linear_warmup")
     runs = {n: RECORD["demo"][n] | {"parameters": parameters(n)} for n in names}
-    table = ablations(runs)
+    table = _ablations(runs)
     assert table["parameter"].tolist() == ["include_glcm"]  # 28 changes two parameters
     assert math.isclose(table["difference"][0], runs["12_no_glcm"]["mcc"] - runs["10_reference"]["mcc"])
     (found,) = check_ablations(runs)
     json.dumps(dict(found.numbers), allow_nan=False)
     assert "include_glcm True -> False: -0.016" in found.evidence
     assert check_ablations({n: RECORD["demo"][n] for n in names}) == []  # parameters are unknown
-    assert one_change({"run": "a", "workers": 1}, {"run": "b", "lr": 0.1}) == "lr"
-    assert one_change({"lr": 0.2, "seed": 1}, {}) is one_change({}, {}) is None
+    assert _one_change({"run": "a", "workers": 1}, {"run": "b", "lr": 0.1}) == "lr"
+    assert _one_change({"lr": 0.2, "seed": 1}, {}) is _one_change({}, {}) is None
 
 
 def test_run_that_ends_soon_after_a_restart_is_not_reported_as_overfitting():

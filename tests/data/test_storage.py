@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data import storage as storage
 from glacier_nb.data.storage import chosen_store, memory_limit, run_tiles
-from glacier_nb.demo.tiles import write_tile
+from glacier_nb.demo.tiles import _write_tile
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BINARY_CODES, IGNORE
 from glacier_nb.sampling.loader import CropLoader
@@ -39,7 +39,7 @@ def write_folder(folder, rows=3, columns=3, side=SIDE):
     folder.mkdir()
     for k in range(rows * columns):
         dn = rng.normal(20000, 4000, (5, side, side)).round().clip(1) * (rng.random((side, side)) > 0.1)
-        write_tile(folder, *divmod(k, columns), dn, rng.integers(0, 4, (side, side)))
+        _write_tile(folder, *divmod(k, columns), dn, rng.integers(0, 4, (side, side)))
     return folder
 
 

@@ -10,8 +10,8 @@ import rasterio
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.demo import tiles as demo
 from glacier_nb.demo.glaciers import landscape
-from glacier_nb.demo.terrain import accumulate, cast_shadow, erode, receivers
-from glacier_nb.demo.tiles import grid_shape, make_demo
+from glacier_nb.demo.terrain import _receivers, accumulate, cast_shadow, erode
+from glacier_nb.demo.tiles import _grid_shape, make_demo
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, LABEL_CODES
 from glacier_nb.tiles.read import read_tiles
@@ -102,7 +102,7 @@ def test_all_bands_share_nodata_and_labels_end_there(folder):
     ("n", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (7, (3, 3)), (12, (3, 4)), (25, (5, 5))]
 )
 def test_grid_holds_all_tiles_without_an_empty_row(n, shape):
-    assert grid_shape(n) == shape
+    assert _grid_shape(n) == shape
     assert shape[0] * shape[1] >= n > (shape[0] - 1) * shape[1]
 
 
@@ -156,7 +156,7 @@ def test_interrupted_writing_leaves_nothing_behind(tmp_path, monkeypatch, error)
         Path(path).parent.mkdir(exist_ok=True)
         raise error
 
-    monkeypatch.setattr(demo, "write_band", fail)
+    monkeypatch.setattr(demo, "_write_band", fail)
     with pytest.raises(type(error)):
         make_demo(tmp_path / "demo", n_tiles=1, size=32)
     assert not list(tmp_path.iterdir())
@@ -172,7 +172,7 @@ def test_erosion_leaves_no_pit_and_drains_all_land():
 
 def test_receivers_go_down_the_steepest_slope():
     nb, dist = np.array([[1, 0, 1], [2, 2, 0]]), np.array([1.0, 2.0])
-    rec, length = receivers(np.array([4.0, 3.0, 0.0]), nb, dist)
+    rec, length = _receivers(np.array([4.0, 3.0, 0.0]), nb, dist)
     assert rec.tolist() == [2, 2, 2]  # cell 0 falls 1 in 1 to cell 1, 4 in 2 to cell 2
     assert length[:2].tolist() == [2.0, 2.0]
 

@@ -23,13 +23,13 @@ from glacier_nb.hkh.patches import (
     OVERLAP,
     HkhError,
     HkhReading,
-    hkh_bands,
-    hkh_label,
+    _hkh_bands,
+    _hkh_label,
+    _ndwi,
+    _overlapping,
     hkh_patches,
     hkh_run_data,
     hkh_split,
-    ndwi,
-    overlapping,
     read_patch,
 )
 from glacier_nb.hkh.synthetic import write_hkh_like
@@ -154,8 +154,8 @@ def test_bands_are_the_matching_channels(patches):
 def test_pixel_is_valid_where_our_five_bands_are(patches, channel, matters):
     image = np.load(patches[0].image)
     image[5:9, 40:44, channel] = np.nan
-    before = hkh_bands(np.load(patches[0].image))[1]
-    assert (hkh_bands(image)[1] != before).sum() == 16 * matters
+    before = _hkh_bands(np.load(patches[0].image))[1]
+    assert (_hkh_bands(image)[1] != before).sum() == 16 * matters
 
 
 def test_three_mask_layouts_give_one_label():
@@ -163,19 +163,19 @@ def test_three_mask_layouts_give_one_label():
     clean, debris = kind == 1, kind == 2
     layouts = [(clean | debris, clean, debris), (clean, debris, kind == 0), (clean, debris)]
     for planes in layouts:
-        np.testing.assert_array_equal(hkh_label(np.stack(planes, -1).astype(np.uint8)), kind)
+        np.testing.assert_array_equal(_hkh_label(np.stack(planes, -1).astype(np.uint8)), kind)
 
 
 def test_pixels_of_both_kinds_are_ignored_up_to_a_share():
     mask = np.zeros((20, 20, 3), np.uint8)
     mask[:4, :, :2] = 1
     mask[0, :4, 2] = 1
-    label = hkh_label(mask)
+    label = _hkh_label(mask)
     assert (label[0, :4] == IGNORE).all()
     assert (label == IGNORE).sum() == 4
     assert (label == 1).sum() == 76
     with pytest.raises(HkhError, match=r"1\.0% of the pixels clean and debris.*at most 0\.5%"):
-        hkh_label(mask, both=0.005)
+        _hkh_label(mask, both=0.005)
 
 
 def test_water_is_ignored_in_the_background_alone(patches):
@@ -187,7 +187,7 @@ def test_water_is_ignored_in_the_background_alone(patches):
             wet = (green - nir) / (green + nir) > 0.3
         np.testing.assert_array_equal(dry.label, np.where(wet & (plain.label == 0), IGNORE, plain.label))
         assert not np.isin(3, dry.label)
-    assert ndwi(np.zeros((2, 2, 15), np.float32)).max() == 0
+    assert _ndwi(np.zeros((2, 2, 15), np.float32)).max() == 0
 
 
 # hostile files
@@ -279,7 +279,7 @@ def test_no_training_scene_overlaps_with_a_validation_scene(patches, fold):
     assert train
     assert val
     assert not {p.id for p in train} & {p.id for p in val}
-    assert not [1 for a in train for b in val if overlapping(a.path_row, b.path_row)]
+    assert not [1 for a in train for b in val if _overlapping(a.path_row, b.path_row)]
 
 
 def test_every_patch_is_validated_once(patches):

@@ -11,15 +11,15 @@ from threadpoolctl import threadpool_limits
 from glacier_nb.landsat import CLASSES, IGNORE, SR_OFFSET, SR_SCALE
 from glacier_nb.metrics.baseline import (
     BaselineError,
+    _fit_pixels,
+    _ndsi_prediction,
+    _pixel_baseline,
+    _predict_pixels,
+    _sample_pixels,
+    _valid_mask_prediction,
     baseline_table,
     baselines,
-    fit_pixels,
     ndsi,
-    ndsi_prediction,
-    pixel_baseline,
-    predict_pixels,
-    sample_pixels,
-    valid_mask_prediction,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -59,13 +59,13 @@ def nodata_tile(val):
 @pytest.fixture(scope="module")
 def model(train):
     "Boosted trees of 1,000 pixels and seed 3."
-    return fit_pixels(*sample_pixels(train, 1_000, seed=3), seed=3)
+    return _fit_pixels(*_sample_pixels(train, 1_000, seed=3), seed=3)
 
 
 @pytest.fixture(scope="module")
 def maps(model, val):
     "Their maps: what `pixel_baseline(train, val, 1_000, seed=3)` gives."
-    return {t.id: predict_pixels(model, t) for t in val}
+    return {t.id: _predict_pixels(model, t) for t in val}
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +88,15 @@ def test_ignored_and_invalid_pixels_are_not_sampled(train):
         bands = tile.bands.copy()
         bands[:, (tile.label == IGNORE) | ~tile.valid] = 1e9
         poisoned.append(replace(tile, bands=bands))
-    x, y, _ = sample_pixels(poisoned, 2_000, min_per_class=50)
+    x, y, _ = _sample_pixels(poisoned, 2_000, min_per_class=50)
     assert x.max() < 1e6
     assert set(np.unique(y)) <= {0, 1, 2, 3}
-    for drawn, clean in zip(sample_pixels(poisoned, 2_000), sample_pixels(train, 2_000), strict=True):
+    for drawn, clean in zip(_sample_pixels(poisoned, 2_000), _sample_pixels(train, 2_000), strict=True):
         np.testing.assert_array_equal(drawn, clean)
 
 
 def test_weights_sum_to_the_labelled_pixels(train):
-    _, y, weight = sample_pixels(train, 1_000, min_per_class=5)
+    _, y, weight = _sample_pixels(train, 1_000, min_per_class=5)
     used = np.concatenate([t.label[t.valid & (t.label != IGNORE)] for t in train])
     np.testing.assert_allclose(np.bincount(y, weight), np.bincount(used))
     assert len(y) < len(used) / 4
@@ -104,13 +104,13 @@ def test_weights_sum_to_the_labelled_pixels(train):
 
 def test_rare_classes_are_sampled(train):
     lakes = sum(int((t.valid & (t.label == 3)).sum()) for t in train)
-    _, y, _ = sample_pixels(train, 100, min_per_class=10_000 // len(train))
+    _, y, _ = _sample_pixels(train, 100, min_per_class=10_000 // len(train))
     assert (y == 3).sum() == lakes > 0
 
 
 def test_each_tile_contributes_the_same_number(train):
     big = make_tile("03_01", 3, size=96)
-    x, _, _ = sample_pixels([train[0], big], 1_000, min_per_class=1)
+    x, _, _ = _sample_pixels([train[0], big], 1_000, min_per_class=1)
     of_big = np.isin(x[:, 0], big.bands[0]).mean()
     assert 0.45 < of_big < 0.55
 
@@ -118,21 +118,21 @@ def test_each_tile_contributes_the_same_number(train):
 @pytest.mark.parametrize("wrong", [{"n_pixels": 0}, {"min_per_class": 0}])
 def test_at_least_one_pixel_must_be_sampled(train, wrong):
     with pytest.raises(BaselineError, match="at least 1"):
-        sample_pixels(train, **wrong)
+        _sample_pixels(train, **wrong)
 
 
 def test_tiles_without_labelled_pixels_are_an_error(train):
     ignored = [replace(t, label=np.full_like(t.label, IGNORE)) for t in train]
     with pytest.raises(BaselineError, match="no training pixel: found 4 tiles"):
-        sample_pixels(ignored)
+        _sample_pixels(ignored)
     with pytest.raises(BaselineError, match="no tile"):
-        sample_pixels([])
+        _sample_pixels([])
 
 
 def test_a_nodata_tile_contributes_nothing(train):
     empty = replace(train[0], id="00_00", valid=np.zeros_like(train[0].valid))
-    n = len(sample_pixels(train, 400, min_per_class=1)[1])
-    assert 0 < len(sample_pixels([empty, *train], 400, min_per_class=1)[1]) <= n
+    n = len(_sample_pixels(train, 400, min_per_class=1)[1])
+    assert 0 < len(_sample_pixels([empty, *train], 400, min_per_class=1)[1]) <= n
 
 
 @pytest.mark.parametrize(
@@ -145,32 +145,32 @@ def test_a_nodata_tile_contributes_nothing(train):
 )
 def test_wrong_shapes_are_an_error(train, broken):
     with pytest.raises(BaselineError, match=r"tile 01_00: found bands .* expected \(5, H, W\)"):
-        sample_pixels([replace(train[0], **broken)])
+        _sample_pixels([replace(train[0], **broken)])
 
 
 def test_a_tile_without_label_is_an_error(train):
     with pytest.raises(BaselineError, match="tile 01_02 has no label"):
-        sample_pixels([*train[:2], replace(train[2], label=None)])
+        _sample_pixels([*train[:2], replace(train[2], label=None)])
 
 
 # boosting
 
 
 def test_same_seed_same_maps_in_any_order(train, val, maps):
-    assert same(maps, pixel_baseline(train[::-1], val[::-1], 1_000, seed=3))
-    assert not same(maps, pixel_baseline(train, val, 1_000, seed=4))
+    assert same(maps, _pixel_baseline(train[::-1], val[::-1], 1_000, seed=3))
+    assert not same(maps, _pixel_baseline(train, val, 1_000, seed=4))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_maps_with_any_number_of_threads(train, val, maps, threads):
     with threadpool_limits(threads, user_api="openmp"):
-        assert same(maps, pixel_baseline(train, val, 1_000, seed=3))
+        assert same(maps, _pixel_baseline(train, val, 1_000, seed=3))
 
 
 def test_the_global_random_state_is_unchanged(train, val):
     np.random.seed(5)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    pixel_baseline(train, val, 500)
+    _pixel_baseline(train, val, 500)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
@@ -182,7 +182,7 @@ def test_uses_single_pixels_only(model, val):
         return array.reshape(*array.shape[:-2], -1)[..., order].reshape(array.shape)
 
     mixed = replace(tile, bands=shuffle(tile.bands), valid=shuffle(tile.valid))
-    np.testing.assert_array_equal(predict_pixels(model, mixed), shuffle(predict_pixels(model, tile)))
+    np.testing.assert_array_equal(_predict_pixels(model, mixed), shuffle(_predict_pixels(model, tile)))
 
 
 def test_learns_the_class_of_a_pixel(all_maps, val):
@@ -192,20 +192,20 @@ def test_learns_the_class_of_a_pixel(all_maps, val):
 
 def test_a_class_missing_in_training_is_never_predicted(val):
     train = [make_tile(f"01_{k:02}", k, shares=(0.6, 0.3, 0.1, 0.0)) for k in range(3)]
-    maps = pixel_baseline(train, val)
+    maps = _pixel_baseline(train, val)
     assert {int(k) for m in maps.values() for k in np.unique(m)} == {0, 1, 2}
 
 
 def test_a_single_class_in_training_is_an_error(train, val):
     single = [replace(t, label=np.ones_like(t.label)) for t in train]
     with pytest.raises(BaselineError, match="all training pixels have class index 1"):
-        pixel_baseline(single, val)
+        _pixel_baseline(single, val)
 
 
 def test_binary_labels(val):
     two = CLASSES[:2]
     train = [make_tile(f"01_{k:02}", k, classes=two) for k in range(3)]
-    maps = pixel_baseline(train, [make_tile("02_00", 9, classes=two)])
+    maps = _pixel_baseline(train, [make_tile("02_00", 9, classes=two)])
     assert set(np.unique(maps["02_00"])) == {0, 1}
 
 
@@ -219,21 +219,21 @@ def test_invalid_pixels_are_background(all_maps, val):
 
 def test_tiles_to_map_need_no_label(train, val, maps):
     unlabelled = [replace(t, label=None) for t in val]
-    assert same(maps, pixel_baseline(train, unlabelled, 1_000, seed=3))
+    assert same(maps, _pixel_baseline(train, unlabelled, 1_000, seed=3))
 
 
 def test_other_classes_in_validation_are_an_error(train):
     with pytest.raises(BaselineError, match=r"tile 01_03; .* in tile 02_00: expected one set of classes"):
-        pixel_baseline(train, [make_tile("02_00", 9, classes=CLASSES[:2])])
+        _pixel_baseline(train, [make_tile("02_00", 9, classes=CLASSES[:2])])
 
 
 def test_balance_is_checked_and_works(train):
     noisy = [make_tile(t.id, k, noise=9000.0) for k, t in enumerate(train)]
-    drawn = sample_pixels(noisy)
-    called = [(predict_pixels(fit_pixels(*drawn, balance=b), noisy[0]) == 2).sum() for b in (0, 0.5, 1)]
+    drawn = _sample_pixels(noisy)
+    called = [(_predict_pixels(_fit_pixels(*drawn, balance=b), noisy[0]) == 2).sum() for b in (0, 0.5, 1)]
     assert called[0] < called[1] < called[2]
     with pytest.raises(BaselineError, match=r"balance = 1\.5"):
-        fit_pixels(*drawn, balance=1.5)
+        _fit_pixels(*drawn, balance=1.5)
 
 
 # rules
@@ -246,12 +246,12 @@ def test_ndsi_by_hand(val):
     valid = np.array([[True] * 6 + [False]])
     tile = replace(val[0], bands=bands, valid=valid, label=None)
     np.testing.assert_allclose(ndsi(tile)[0], [0.8, 0, 1, -1, np.nan, np.nan, np.nan], rtol=1e-4, atol=1e-4)
-    assert ndsi_prediction(tile).tolist() == [[1, 0, 1, 0, 0, 0, 0]]
-    assert ndsi_prediction(tile, 0.9).tolist() == [[0, 0, 1, 0, 0, 0, 0]]
+    assert _ndsi_prediction(tile).tolist() == [[1, 0, 1, 0, 0, 0, 0]]
+    assert _ndsi_prediction(tile, 0.9).tolist() == [[0, 0, 1, 0, 0, 0, 0]]
 
 
 def test_rules_need_a_class_named_glacier(val):
-    for rule in (valid_mask_prediction, ndsi_prediction):
+    for rule in (_valid_mask_prediction, _ndsi_prediction):
         with pytest.raises(BaselineError, match="tile 02_00 has the classes"):
             rule(replace(val[0], classes=("water", "land")))
 
@@ -272,7 +272,7 @@ def test_table_agrees_with_scikit_learn(all_maps, val):
 
 
 def test_table_needs_every_prediction_and_label(train, val):
-    maps = {"valid mask": {t.id: valid_mask_prediction(t) for t in val}}
+    maps = {"valid mask": {t.id: _valid_mask_prediction(t) for t in val}}
     with pytest.raises(BaselineError, match="valid mask: no prediction or no label for tile 02_01"):
         baseline_table({"valid mask": {"02_00": maps["valid mask"]["02_00"]}}, val)
     with pytest.raises(BaselineError, match="for tile 02_00"):
