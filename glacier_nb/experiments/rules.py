@@ -139,7 +139,16 @@ def run_steps(cfg: TrainConfig) -> int:  # 0 where the number of tiles decides
 # %% ../../nbs/experiments/03_rules.ipynb #ab726e70
 _RECIPE = {
     k: getattr(RECIPE, k)
-    for k in ("sampler", "samples_per_epoch", "epochs", "batch_size", "accumulate", "lr", "schedule", "warmup_epochs")
+    for k in (
+        "sampler",
+        "samples_per_epoch",
+        "epochs",
+        "batch_size",
+        "accumulate",
+        "lr",
+        "schedule",
+        "warmup_epochs",
+    )
 }
 FIXED_TOGETHER = (
     "sampler-blind", "sampler-skewed", "starved", "norm-lag", "norm-small", "lr-high", "lr-low", "restarts",
