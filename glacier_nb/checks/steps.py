@@ -103,12 +103,12 @@ def _few_steps(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding
     heights = {"this run": steps, "defaults": 256}
     chart = partial(bar_chart, heights, "optimizer steps", {"needed": FEW_STEPS}, log=True)
     picture = chart, "With fewer than 100 steps a network is hardly useful."
-    return [Finding("starved", severity, evidence, fix, _plain(facts), change, *picture)]
+    return [Finding("starved", severity, evidence, fix, _numbers(facts), change, *picture)]
 
 
-def _plain(facts: Mapping) -> dict[str, float]:
-    "Numbers as JSON types, names with underscores."
-    return {name.replace(" ", "_"): np.asarray(v).item() for name, v in facts.items()}
+def _numbers(facts: Mapping) -> dict[str, float]:
+    "The facts under names with underscores."
+    return {name.replace(" ", "_"): value for name, value in facts.items()}
 
 # %% ../../nbs/checks/06_steps.ipynb #p013
 def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]:
@@ -120,7 +120,7 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
             f"and weights are about 0.03 in size. Usual is {RECIPE.lr:g}; above {HIGH_LR:g} the score falls."
         )
         severity, fix = "fatal" if peak >= FATAL_LR else "warning", f"Lower lr, for example to {RECIPE.lr:g}."
-        return [Finding("lr-high", severity, evidence, fix, _plain(facts), rate)]
+        return [Finding("lr-high", severity, evidence, fix, _numbers(facts), rate)]
     if total >= LOW_SUM:
         return []
     evidence = (
@@ -132,7 +132,7 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
     low = peak * FEW_STEPS < LOW_SUM or cfg.lr < RECIPE.lr / 3
     alone = low and facts["steps"] >= FEW_STEPS  # a higher learning rate is enough
     fix = f"Raise lr, for example to {RECIPE.lr:g}" + ("." if alone else ", and take more steps.")
-    return [Finding("lr-low", severity, evidence, fix, _plain(facts), rate if alone else change)]
+    return [Finding("lr-low", severity, evidence, fix, _numbers(facts), rate if alone else change)]
 
 
 def check_budget(

@@ -26,7 +26,7 @@ def project_root(
     inside = [p for p in (start, *start.parents) if (p / "settings.ini").is_file() and (p / "nbs").is_dir()]
     return inside[0] if inside else start
 
-
+# %% ../../nbs/files/01_paths.ipynb #2694bb01
 def short_path(
     path: str | os.PathLike,  # any path
 ) -> Path:  # relative to the project's root where it lies below it
