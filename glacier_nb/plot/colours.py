@@ -68,8 +68,7 @@ def save_figure(
     folder: Path,  # created if missing
     figure: "Figure",
     name: str,  # of the file, without .png
-) -> Path:
+) -> None:
     "Save a figure as PNG; `partial(save_figure, folder)` saves all figures of a run in one place."
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=120)
-    return folder / f"{name}.png"
