@@ -59,7 +59,7 @@ class Proposal:
     def __repr__(self):
         change = ", ".join(f"{k} {a!r} -> {b!r}" for k, (a, b) in self.changed.items()) or "nothing"
         lines = [f"{self.name}: as {self.based_on}, rule {self.rule!r}", f"Changed: {change}."]
-        lines += [f"Why: {self.reasons[0]}"] * bool(self.reasons) + [f"Expected: {self.expected}"]
+        lines += [f"Why: {why}" for why in self.reasons[:1]] + [f"Expected: {self.expected}"]
         rest = "print(proposal) shows all of it, proposal.save(folder) writes the parameter file."
         return "\n".join([*(textwrap.shorten(x, 100, placeholder=" ...") for x in lines), rest])
 
