@@ -71,7 +71,7 @@ KEYS = {"tiles": lambda s: (s.cfg.data_dir, s.cfg.classes, content(s.tiles))}
 LOSS_KEY = {"loss": lambda s: loss_content(s.learner)}
 
 
-def once(check: diagnosis.Check, key: Callable, found: dict) -> diagnosis.Check:
+def once(check: diagnosis._Check, key: Callable, found: dict) -> diagnosis._Check:
     "The same check, run once for equal input: most faults leave tiles or loss as they are."
 
     def function(subject):
@@ -83,11 +83,11 @@ def once(check: diagnosis.Check, key: Callable, found: dict) -> diagnosis.Check:
     return replace(check, function=function)
 
 
-def shared_checks() -> tuple[diagnosis.Check, ...]:
+def shared_checks() -> tuple[diagnosis._Check, ...]:
     "All checks; those of the tiles and of the loss run once for equal input."
     found = {}
-    keys = [LOSS_KEY.get(check.name) or KEYS.get(check.needs) for check in diagnosis.CHECKS]
-    return tuple(once(c, key, found) if key else c for c, key in zip(diagnosis.CHECKS, keys, strict=True))
+    keys = [LOSS_KEY.get(check.name) or KEYS.get(check.needs) for check in diagnosis._CHECKS]
+    return tuple(once(c, key, found) if key else c for c, key in zip(diagnosis._CHECKS, keys, strict=True))
 
 
 @dataclass(frozen=True)
@@ -193,17 +193,17 @@ def one_set(learner):
 
 def augment_image_only(learner):
     "Geometry for the image alone."
-    learner.augment = f.augment_image_only(make_augment("geometric", 0))
+    learner.augment = f._augment_image_only(make_augment("geometric", 0))
 
 
 def without_lake(learner):
     "Crops without any lake."
-    learner.sampler = f.AvoidsClass(learner.sampler, learner.data.train, learner.cfg.crop_size, 3)
+    learner.sampler = f._AvoidsClass(learner.sampler, learner.data.train, learner.cfg.crop_size, 3)
 
 
 def wrong_sign(learner):
     "1 + MCC instead of 1 - MCC."
-    f.replace_term(learner, "mcc", f.InvertedMCC(learner.loss.terms["mcc"]))
+    f.replace_term(learner, "mcc", f._InvertedMCC(learner.loss.terms["mcc"]))
 
 
 def ignoring_image(learner):
@@ -241,10 +241,10 @@ FAULTS = (
     Fault(
         "labels 8 pixels to the left",
         "label-shifted",
-        in_labels(partial(f.shift, rows=0, columns=-8)),
+        in_labels(partial(f._shift, rows=0, columns=-8)),
         files=True,
     ),
-    Fault("labels resized like an image", "label-codes", in_labels(f.interpolate_labels), files=True),
+    Fault("labels resized like an image", "label-codes", in_labels(f._interpolate_labels), files=True),
     Fault(
         "binary labels as four classes",
         "label-binary",
@@ -252,11 +252,11 @@ FAULTS = (
         files=True,
     ),
     Fault(
-        "SWIR and thermal swapped", "band-order", in_files(partial(f.swap_bands, one=4, other=5)), files=True
+        "SWIR and thermal swapped", "band-order", in_files(partial(f._swap_bands, one=4, other=5)), files=True
     ),
-    Fault("red and SWIR swapped", "band-order", in_files(partial(f.swap_bands, one=3, other=4)), files=True),
+    Fault("red and SWIR swapped", "band-order", in_files(partial(f._swap_bands, one=3, other=4)), files=True),
     Fault("DN times 100", "dn-scale", in_bands(lambda dn: dn * 100), files=True),
-    Fault("reflectance instead of DN", "dn-scale", in_bands(f.to_reflectance, "1234"), files=True),
+    Fault("reflectance instead of DN", "dn-scale", in_bands(f._to_reflectance, "1234"), files=True),
     Fault("nodata without its tag", "nodata-as-data", in_bands(lambda dn: dn, nodata=None), files=True),
     Fault(
         "a constant band", "band-constant", in_bands(lambda dn: np.where(dn > 0, 9000, 0), "3"), files=True
@@ -281,9 +281,9 @@ FAULTS = (
     Fault("one optimizer step an epoch", "starved", in_config(samples_per_epoch=0, batch_size=32, epochs=30)),
     Fault("learning rate 1e-7", "lr-low", in_config(lr=1e-7, lr_min=0.0)),
     Fault("learning rate 10", "lr-high", in_config(lr=10.0)),
-    Fault("a frozen encoder", "frozen", in_learner(lambda learner: f.freeze(learner.model.encoder))),
+    Fault("a frozen encoder", "frozen", in_learner(lambda learner: f._freeze(learner.model.encoder))),
     Fault(
-        "batch norm momentum 1e-4", "norm-lag", in_learner(lambda lrn: f.set_norm_momentum(lrn.model, 1e-4))
+        "batch norm momentum 1e-4", "norm-lag", in_learner(lambda lrn: f._set_norm_momentum(lrn.model, 1e-4))
     ),
     Fault("a network that ignores its input", "frozen", in_learner(ignoring_image)),
     Fault(

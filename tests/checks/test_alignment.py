@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from glacier_nb.checks.alignment import (
-    SYMMETRIES,
-    ReducedTile,
-    agreement,
+    _SYMMETRIES,
+    _agreement,
+    _pooled,
+    _ReducedTile,
+    _register,
+    _registration_table,
+    _shifted_label,
+    _shifted_moments,
+    _views,
     check_registration,
-    pooled,
-    register,
-    registration_table,
-    shifted_label,
-    shifted_moments,
-    views,
 )
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.landsat import IGNORE
@@ -36,9 +36,9 @@ def test_healthy_tiles_have_no_finding(n, size, seed):
     assert check_registration(read_tiles(cached_demo(n, size, seed))) == []
 
 
-@pytest.mark.parametrize("name", list(SYMMETRIES)[1:])
+@pytest.mark.parametrize("name", list(_SYMMETRIES)[1:])
 def test_common_symmetry_is_found(tiles, name):
-    (found,) = check_registration(relabelled(tiles, SYMMETRIES[name]))
+    (found,) = check_registration(relabelled(tiles, _SYMMETRIES[name]))
     back = {
         "rotated by 90 degrees": "rotated by 270 degrees",
         "rotated by 270 degrees": "rotated by 90 degrees",
@@ -50,7 +50,7 @@ def test_common_symmetry_is_found(tiles, name):
 
 @pytest.mark.parametrize(("row", "col"), [(8, 0), (0, -8)])
 def test_shift_of_eight_is_found(tiles, row, col):
-    (found,) = check_registration(relabelled(tiles, lambda a: shifted_label(a, row, col)))
+    (found,) = check_registration(relabelled(tiles, lambda a: _shifted_label(a, row, col)))
     assert found.cause == "label-shifted"
     assert abs(found.numbers["rows"] + row) <= 4
     assert abs(found.numbers["columns"] + col) <= 4
@@ -76,19 +76,19 @@ def test_moments_equal_numpy():
     rng = np.random.default_rng(0)
     valid = (rng.random((20, 24)) > 0.2).astype(np.float32)
     e, label = (rng.random((20, 24)).astype(np.float32) for _ in range(2))
-    view, known = ReducedTile("a", e[None], valid, label, np.ones_like(valid)), np.ones_like(valid)
-    a = agreement(shifted_moments(view, e, [(label, known)], 5))[0]
-    inside = (valid * shifted_label(known, -3, 4)) > 0
-    expected = np.corrcoef(e[inside], shifted_label(label, -3, 4)[inside])[0, 1]
+    view, known = _ReducedTile("a", e[None], valid, label, np.ones_like(valid)), np.ones_like(valid)
+    a = _agreement(_shifted_moments(view, e, [(label, known)], 5))[0]
+    inside = (valid * _shifted_label(known, -3, 4)) > 0
+    expected = np.corrcoef(e[inside], _shifted_label(label, -3, 4)[inside])[0, 1]
     np.testing.assert_allclose(a[5 - 3, 5 + 4], expected, atol=1e-4)
 
 
 def test_nothing_is_changed_and_order_does_not_matter(tiles):
     before = [t.label.copy() for t in tiles]
-    a, b = registration_table(tiles), registration_table(tiles[::-1])
+    a, b = _registration_table(tiles), _registration_table(tiles[::-1])
     assert a.equals(b)
     assert all((x == t.label).all() for x, t in zip(before, tiles, strict=True))
-    assert pooled(register(tiles))["by"] == "as it is"
+    assert _pooled(_register(tiles))["by"] == "as it is"
 
 
 def test_odd_input_has_no_finding(tiles):
@@ -98,7 +98,7 @@ def test_odd_input_has_no_finding(tiles):
     odd[2] = replace(odd[2], label=np.full_like(odd[2].label, IGNORE))
     odd[3] = replace(odd[3], label=None)
     assert check_registration(odd) == []
-    assert len(views(odd)) == 6
+    assert len(_views(odd)) == 6
     assert check_registration([]) == check_registration(tiles[:3]) == []
-    assert registration_table([]).empty
+    assert _registration_table([]).empty
     assert check_registration([replace(t, label=t.valid.astype(np.uint8)) for t in tiles]) == []

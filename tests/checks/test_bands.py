@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from glacier_nb.checks.bands import MIN_PIXELS, check_bands, detect_order, order_scores, sample_bands
+from glacier_nb.checks.bands import _MIN_PIXELS, _detect_order, _order_scores, _sample_bands, check_bands
 from glacier_nb.config.training import data_path
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.landsat import BANDS, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
@@ -146,11 +146,11 @@ def test_named_order_and_unit(tiles):
 
 
 def test_all_120_orders_score_as_20(tiles):
-    pixels = sample_bands(tiles[0]).pixels
-    scores = order_scores(pixels)
+    pixels = _sample_bands(tiles[0]).pixels
+    scores = _order_scores(pixels)
     assert len(scores) == 20
     assert scores.score.idxmax() == (3, 4)
-    shuffled = order_scores(pixels[[2, 0, 1, 3, 4]])
+    shuffled = _order_scores(pixels[[2, 0, 1, 3, 4]])
     np.testing.assert_allclose(shuffled.score[3, 4], scores.score[3, 4])
 
 
@@ -159,12 +159,12 @@ def test_odd_input(tiles):
     assert check_bands([]) == []
     assert check_bands([replace(tile, valid=np.zeros_like(tile.valid))]) == []
     few = np.zeros_like(tile.valid)
-    few[tuple(np.argwhere(tile.valid)[: MIN_PIXELS - 1].T)] = True
+    few[tuple(np.argwhere(tile.valid)[: _MIN_PIXELS - 1].T)] = True
     assert check_bands([replace(tile, valid=few)]) == []
     nothing = replace(tile, bands=np.full_like(tile.bands, np.nan))
     assert [f.cause for f in check_bands([nothing])] == ["not-finite"]
     noise = rng.uniform(8000, 60000, (5, 1000))
-    assert detect_order(noise) is None
+    assert _detect_order(noise) is None
 
 
 def test_changes_nothing(tiles):

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from glacier_nb.checks.history import (
+    _collapse_epoch,
+    _history_table,
+    _last_slope,
+    _loss_jumps,
+    _restart_effect,
+    _restarts_of,
+    _turning_point,
     check_history,
-    collapse_epoch,
-    history_table,
-    last_slope,
-    loss_jumps,
-    restart_effect,
-    restarts_of,
-    turning_point,
 )
 from glacier_nb.checks.scores import (
     ablations,
@@ -127,7 +127,7 @@ def test_restarts_that_destroy():
     (found,) = check_history(restarting(0.2), p)
     assert (found.cause, found.severity) == ("restarts", "fatal")
     assert list(found.picture.args[-1].values()) == [10, 20]
-    effect = restart_effect(history_table(restarting(0.2)), restarts_of(restarting(0.2), p))
+    effect = _restart_effect(_history_table(restarting(0.2)), _restarts_of(restarting(0.2), p))
     np.testing.assert_allclose(effect["change"], [0.1 - 0.6 * RISE[9], -0.45])
     assert "restarts" not in causes(restarting(0.45))  # same curve, schedule without restarts
 
@@ -152,16 +152,16 @@ def test_short_histories_give_no_finding(n):
 def test_odd_histories():
     empty = [{"epoch": e} for e in range(1, 31)]
     assert causes(empty) == []
-    table = history_table(empty)
-    assert loss_jumps(table) == turning_point(table) == last_slope(table) == {}
-    assert collapse_epoch(table) is None
+    table = _history_table(empty)
+    assert _loss_jumps(table) == _turning_point(table) == _last_slope(table) == {}
+    assert _collapse_epoch(table) is None
     assert causes([{"epoch": e, "mcc": None, "lr": "x", "grad_norm": math.inf} for e in E]) == []
     records = history()
     for r in records[::3]:
         r["mcc_valid"] = None
     assert causes(records) == []
     assert causes([r | {"mcc": r.pop("mcc_valid")} for r in history(mcc_valid=0.02 * E)]) == ["still-rising"]
-    assert restarts_of(history(), {"schedule": "warm_restarts", "restart_epochs": 500.0, "new": 1}) == []
+    assert _restarts_of(history(), {"schedule": "warm_restarts", "restart_epochs": 500.0, "new": 1}) == []
     before = json.dumps(records)
     check_history(records, CALM)
     assert json.dumps(records) == before
@@ -169,7 +169,7 @@ def test_odd_histories():
 
 def test_zero_in_the_first_epochs_is_no_collapse():
     assert causes(history(mcc_valid=np.where(E < 5, 0, 0.7 * RISE))) == []
-    assert collapse_epoch(history_table(history(mcc_valid=np.where(E < 29, RISE, 0)))) is None
+    assert _collapse_epoch(_history_table(history(mcc_valid=np.where(E < 29, RISE, 0)))) is None
 
 
 def run(*cms, **more) -> dict:
@@ -248,7 +248,7 @@ def test_ablations():
 
 def test_run_that_ends_soon_after_a_restart_is_not_reported_as_overfitting():
     found = pd.DataFrame(RECORD["demo"]["13_longer_cycle"]["curves"]).to_dict("records")
-    assert turning_point(history_table(found))["val_rise"] > 0.1  # three epochs after a restart
+    assert _turning_point(_history_table(found))["val_rise"] > 0.1  # three epochs after a restart
     assert check_history(found, parameters("13_longer_cycle")) == []
     assert check_history(found, CALM | {"epochs": 9})[0].cause == "overfitting"
 

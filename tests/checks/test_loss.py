@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from glacier_nb.checks.loss import (
-    MAPS,
+    _MAPS,
+    _gradient_table,
+    _loss_table,
+    _reference_maps,
+    _synthetic_targets,
     check_loss,
-    gradient_table,
-    loss_table,
-    reference_maps,
-    synthetic_targets,
 )
 from glacier_nb.config.training import DEFAULT_LOSS_WEIGHTS
 from glacier_nb.losses.combined import CombinedLoss, class_weights
@@ -253,7 +253,7 @@ def test_nothing_of_a_run_changes():
             )
 
     loss, before = Counting(), (torch.get_rng_state(), copy.deepcopy(np.random.get_state()[1]))  # noqa: NPY002
-    tables = [loss_table(loss, synthetic_targets(SHARES["demo"])) for _ in range(2)]
+    tables = [_loss_table(loss, _synthetic_targets(SHARES["demo"])) for _ in range(2)]
     check_loss(loss, SHARES["demo"])
     assert loss.calls == 0
     assert torch.equal(before[0], torch.get_rng_state())
@@ -263,8 +263,8 @@ def test_nothing_of_a_run_changes():
 
 @pytest.mark.parametrize("name", SHARES)
 def test_reference_maps_have_the_quality_of_their_names(name):
-    targets = synthetic_targets(SHARES[name])
-    maps, n = reference_maps(targets), len(SHARES[name])
+    targets = _synthetic_targets(SHARES[name])
+    maps, n = _reference_maps(targets), len(SHARES[name])
     scores = {k: mcc(confusion(v, targets.label, n, targets.known)) for k, v in maps.items()}
     assert scores["perfect"] == 1
     assert 0.8 < scores["good"] < 0.97
@@ -285,9 +285,9 @@ def test_invalid_fractions_and_a_single_class():
 
 
 def test_tables_and_their_duration():
-    loss, targets = CombinedLoss(DEFAULT_LOSS_WEIGHTS, 4), synthetic_targets(SHARES["demo"])
-    values, slopes = loss_table(loss, targets), gradient_table(loss, targets)
-    assert values.columns.tolist() == list(MAPS)
+    loss, targets = CombinedLoss(DEFAULT_LOSS_WEIGHTS, 4), _synthetic_targets(SHARES["demo"])
+    values, slopes = _loss_table(loss, targets), _gradient_table(loss, targets)
+    assert values.columns.tolist() == list(_MAPS)
     assert values.index.tolist() == slopes.index.tolist() == ["loss", "focal", "dice", "mcc", "boundary"]
     weights = [loss.weights[name] for name in values.index[1:]]
     np.testing.assert_allclose(values.loc["loss", "perfect"], weights @ values["perfect"].iloc[1:], atol=1e-6)

@@ -12,12 +12,12 @@ from torch import nn
 
 from glacier_nb.checks import network, trial
 from glacier_nb.checks.network import (
-    check_frozen,
-    check_learning,
+    _check_frozen,
+    _check_learning,
+    _check_norm_lag,
+    _check_terms,
     check_live,
     check_network,
-    check_norm_lag,
-    check_terms,
 )
 from glacier_nb.checks.trial import (
     CROPS,
@@ -89,7 +89,7 @@ def states(learner):
 
 
 def frozen(learner):
-    return check_frozen(learner, first_step(learner))
+    return _check_frozen(learner, first_step(learner))
 
 
 def causes(findings):
@@ -227,12 +227,12 @@ def test_norm_lag_is_the_fraction_that_is_left(make):
     [(0.1, set()), (0.03, {("warning", "norm-lag")}), (1e-4, {("fatal", "norm-lag")}), (None, set())],
 )
 def test_norms_that_lag(make, momentum, found):
-    assert causes(check_norm_lag(with_momentum(make(), momentum))) == found
+    assert causes(_check_norm_lag(with_momentum(make(), momentum))) == found
 
 
 def test_the_effect_of_the_lag_is_measured(make):
     learner = with_momentum(make(), 1e-4)
-    (found,) = check_norm_lag(learner, overfit(learner, steps=40))
+    (found,) = _check_norm_lag(learner, overfit(learner, steps=40))
     assert found.numbers["train"] > 0.6
     assert found.numbers["eval"] < found.numbers["train"] - 0.3
     assert "in train mode" in found.evidence
@@ -348,11 +348,11 @@ def test_a_term_that_dominates_the_gradient(make):
     learner = make()
     focal = learner.loss.terms["focal"]
     mean = focal.term
-    assert not check_terms(learner)
+    assert not _check_terms(learner)
     focal.term = lambda pixels: 4096 * mean(pixels)
-    (found,) = check_terms(learner)
+    (found,) = _check_terms(learner)
     assert (found.severity, found.cause, found.numbers["term"]) == ("warning", "loss-drowned", "focal")
-    assert not check_terms(make(**{f"{k}_weight": 0.0 for k in ("dice", "mcc", "boundary")}))
+    assert not _check_terms(make(**{f"{k}_weight": 0.0 for k in ("dice", "mcc", "boundary")}))
 
 
 class Clock:
@@ -379,7 +379,7 @@ def test_both_trials_share_the_seconds(make, monkeypatch):
 def test_a_rate_within_a_hundred_of_the_usual_is_at_most_a_warning(make, lr):
     learner, table = make(lr=lr), pd.DataFrame({"step": range(60), "loss": 1.0, "mcc": 0.1})
     slow = Overfit(table, lr, 9.0, "all 60 steps were taken", learner.model, fixed_batch(learner))
-    assert {s for s, _ in causes(check_learning(learner, slow, steps=40))} <= {"warning"}
+    assert {s for s, _ in causes(_check_learning(learner, slow, steps=40))} <= {"warning"}
 
 
 def test_crops_are_mixed_and_of_several_tiles(make):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from glacier_nb.checks.augmentation import check_augment, explained_variance
-from glacier_nb.checks.crops import check_exposure, exposure_table
+from glacier_nb.checks.augmentation import _explained_variance, check_augment
+from glacier_nb.checks.crops import _exposure_table, check_exposure
 from glacier_nb.checks.inputs import check_inputs, check_sets
-from glacier_nb.checks.steps import better_budget, budget, check_budget, check_norm_batches
+from glacier_nb.checks.steps import _better_budget, budget, check_budget, check_norm_batches
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.tiles.read import read_tiles
@@ -108,7 +108,7 @@ def test_restarts(data):
 @pytest.mark.parametrize("changes", [{}, {"lr_min": 1e-2, "lr": 1e-1}, {"batch_size": 30, "accumulate": 3}])
 def test_better_budget_is_a_config(data, changes):
     cfg = TrainConfig(crop_size=0, samples_per_epoch=0, epochs=1, warmup_epochs=0.0, **changes)
-    better = TrainConfig(**(asdict(cfg) | better_budget(cfg, data.train)))
+    better = TrainConfig(**(asdict(cfg) | _better_budget(cfg, data.train)))
     assert budget(better, data.train)["steps"] >= 256
     assert 0 < better.crop_size <= 96
 
@@ -117,12 +117,12 @@ def test_better_budget_is_a_config(data, changes):
 def test_samplers_have_no_finding(data, sampler):
     cfg = replace(TINY, sampler=sampler, samples_per_epoch=64)
     assert check_exposure(cfg, data.train) == []
-    assert (exposure_table(cfg, data.train)["shown"] > 0).all()
+    assert (_exposure_table(cfg, data.train)["shown"] > 0).all()
 
 
 def test_whole_tiles_show_every_pixel_alike(data):
     cfg = replace(TINY, sampler="random", crop_size=0, samples_per_epoch=len(data.train) * 4)
-    table = exposure_table(cfg, data.train)
+    table = _exposure_table(cfg, data.train)
     assert check_exposure(cfg, data.train) == []
     assert math.isclose(table["share shown"].sum(), 1)
 
@@ -232,4 +232,4 @@ def test_validation_that_changes(learner):
 def test_explained():
     groups = torch.tensor([[0, 0, 1, 1]])
     image = torch.tensor([[[1.0, 1.0, 2.0, 2.0]], [[1.0, 2.0, 1.0, 2.0]], [[1.0, 1.0, 1.0, 1.0]]])
-    np.testing.assert_allclose(explained_variance(image, groups), [1, 0, np.nan])
+    np.testing.assert_allclose(_explained_variance(image, groups), [1, 0, np.nan])

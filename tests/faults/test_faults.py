@@ -19,7 +19,7 @@ ROWS: list[str] = []  # of the table
 def correct():
     "The config of a set-up without a fault."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diagnosis, "CHECKS", shared_checks())
+        patch.setattr(diagnosis, "_CHECKS", shared_checks())
         yield setup()
     print("\n\nfault | cause | named first | severity | seconds", *ROWS, sep="\n")
 

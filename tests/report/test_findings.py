@@ -12,7 +12,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from glacier_nb.plot.colours import LINE_COLOURS
-from glacier_nb.report.figures import bar_chart, image_row, line_chart, spread_labels
+from glacier_nb.report.figures import _spread_labels, bar_chart, image_row, line_chart
 from glacier_nb.report.findings import CAUSES, SYMPTOMS, CheckResult, Finding, Status, ranked
 from glacier_nb.report.report import FatalFinding, Report, read_report
 
@@ -259,10 +259,10 @@ def test_labels_are_spread_in_order():
     rng = np.random.default_rng(0)
     for n in range(6):
         wanted = rng.random(n)
-        placed = spread_labels(wanted, 0.15)
+        placed = _spread_labels(wanted, 0.15)
         order = np.argsort(wanted)
         assert (np.diff(placed[order]) >= 0.15 - 1e-9).all()
-    np.testing.assert_allclose(spread_labels([0.1, 0.9], 0.15), [0.1, 0.9])
+    np.testing.assert_allclose(_spread_labels([0.1, 0.9], 0.15), [0.1, 0.9])
 
 
 def test_bars_have_the_length_of_their_values():
