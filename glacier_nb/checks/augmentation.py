@@ -120,8 +120,8 @@ def _misaligned_labels(learner: Learner) -> list[Finding]:
     parts = [f"{n} in {share[n]:.0%} of {len(table)} crops (median {v:.2f})" for n, v in worst.items()]
     evidence = (
         "Test images were drawn from their labels and then augmented. Afterwards these no longer match the "
-        f"image: {', '.join(parts)}. They explain more than {_MIN_EXPLAINED:g} of its variance when they move "
-        "with it."
+        f"image: {', '.join(parts)}. They explain more than {_MIN_EXPLAINED:g} of its variance when they "
+        "move with it."
     )
     fix = "Apply the same geometry to image, label, valid and distance, or set augment = 'photometric'."
     return [Finding("label-left-behind", "fatal", evidence, fix, {"explained": worst}, {})]

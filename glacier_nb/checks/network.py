@@ -104,7 +104,7 @@ def _check_norm_lag(
         Finding(
             "norm-lag",
             "fatal" if worst > _LEFT_FATAL else "warning",
-            f"At the end of the run the running statistics of {(table['left'] > LEFT_WARNING).sum()} of "
+            f"At the end of the run the running statistics of {(table['left'] > _LEFT_WARNING).sum()} of "
             f"{len(table)} batch norms will still be up to {worst:.0%} their initial values: momentum "
             f"{row['momentum']:g}, {row['steps']:.0f} steps. Usual is below 5 %." + measured,
             f"Set the momentum of the batch norms to at least {3 / row['steps']:.2g}, or train for "

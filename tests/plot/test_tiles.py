@@ -13,14 +13,14 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.plot.colours import ERROR_PALETTE, PALETTE, colours, handles
 from glacier_nb.plot.tiles import (
-    _overlay,
-    _stretch_limits,
     class_image,
     composite,
     error_map,
+    overlay,
     show_predictions,
     show_tile,
     show_tiles,
+    stretch_limits,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -101,7 +101,7 @@ def test_common_limits_make_tiles_comparable():
     dark = make_tile("01_01", 0)
     bright = replace(dark, id="01_02", bands=dark.bands * 1.5)
     assert np.allclose(composite(dark), composite(bright), atol=1e-5)
-    limits = _stretch_limits([dark, bright])
+    limits = stretch_limits([dark, bright])
     assert (
         composite(dark, limits=limits)[dark.valid].mean()
         < composite(bright, limits=limits)[dark.valid].mean()
@@ -129,7 +129,7 @@ def test_composite_refuses_wrong_shapes(bands, valid, message):
 
 
 def test_unknown_kind_is_an_error():
-    for draw in (composite, lambda t, kind: _stretch_limits([t], kind)):
+    for draw in (composite, lambda t, kind: stretch_limits([t], kind)):
         with pytest.raises(ValueError, match="kind = 'rgb': expected one of natural, swir"):
             draw(make_tile(), kind="rgb")
 
@@ -150,19 +150,19 @@ def test_class_image_shows_classes_ignored_and_nodata():
 
 def test_overlay_leaves_background_and_ignored_pixels_untouched():
     tile, (_, ax) = make_tile(), plt.subplots()
-    assert _overlay(ax, composite(tile), tile.label, CLASSES, alpha=0.5) is ax
+    assert overlay(ax, composite(tile), tile.label, CLASSES, alpha=0.5) is ax
     fill = ax.images[1].get_array()
     bare = (tile.label == 0) | (tile.label == IGNORE)
     assert (fill[bare][:, 3] == 0).all()
     assert (fill[~bare][:, 3] == 0.5).all()
     assert len(ax.collections) == 3  # outlines of glacier, debris and lake
     with pytest.raises(ValueError, match="expected one height and width"):
-        _overlay(ax, composite(tile), tile.label[1:], CLASSES)
+        overlay(ax, composite(tile), tile.label[1:], CLASSES)
 
 
 def test_overlay_of_one_class_everywhere_has_no_outline():
     _, ax = plt.subplots()
-    _overlay(ax, np.zeros((6, 6, 3)), np.ones((6, 6), np.uint8), CLASSES)
+    overlay(ax, np.zeros((6, 6, 3)), np.ones((6, 6), np.uint8), CLASSES)
     assert len(ax.collections) == 0
 
 
