@@ -75,7 +75,10 @@ class DiskArray:
     def __getitem__(self, key):
         array = _mapped(self.path)
         if (array.shape, array.dtype) != (self.shape, self.dtype):
-            found, expected = f"{array.shape} {array.dtype}", f"{self.shape} {self.dtype}, as when it was opened"
+            found, expected = (
+                f"{array.shape} {array.dtype}",
+                f"{self.shape} {self.dtype}, as when it was opened",
+            )
             raise CacheError(self.path, found, expected, _FIX)
         return np.array(array[key])
 

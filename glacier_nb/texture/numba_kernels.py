@@ -37,7 +37,9 @@ def pair_offsets(
 @cache
 def _compiled_folder() -> str:  # empty: it cannot be written to, and nothing is cached
     "The folder of the compiled loops."
-    folder = Path(config.CACHE_DIR or Path(platformdirs.user_cache_dir("glacier-nb", appauthor=False)) / "numba")
+    folder = Path(
+        config.CACHE_DIR or Path(platformdirs.user_cache_dir("glacier-nb", appauthor=False)) / "numba"
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
+from glacier_nb.checks import labels as labels_module
+from glacier_nb.checks import split as checks_split
+from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data import storage as storage
 from glacier_nb.data.storage import chosen_store, memory_limit, run_tiles
@@ -23,10 +27,21 @@ from glacier_nb.landsat import BINARY_CODES, IGNORE
 from glacier_nb.sampling.loader import CropLoader
 from glacier_nb.sampling.samplers import config_sampler
 from glacier_nb.tiles import lazy as lazy_module
+from glacier_nb.tiles import read as read_module
+from glacier_nb.tiles import splits as splits_module
 from glacier_nb.tiles.lazy import _read, open_tiles
-from glacier_nb.tiles.read import read_tiles
-from glacier_nb.tiles.splits import leakage_audit, near_box, near_tiles, spatial_folds, split, with_transforms
-from glacier_nb.training.recipe import prepare_data, run_loss
+from glacier_nb.tiles.read import describe, read_tiles
+from glacier_nb.tiles.splits import (
+    fold_table,
+    leakage_audit,
+    near_box,
+    near_tiles,
+    spatial_folds,
+    split,
+    with_transforms,
+)
+from glacier_nb.training.learner import Learner
+from glacier_nb.training.recipe import prepare_data, run_loss, run_network
 
 SIDE = 48
 CFG = TrainConfig(
@@ -373,6 +388,34 @@ def test_memory_does_not_grow_with_the_tiles(tmp_path):
         arrays[n] = data.train.nbytes + data.val.nbytes
     assert peaks[6, "second"] - peaks[1, "second"] < (arrays[6] - arrays[1]) / 15  # some KB a tile
     assert peaks[6, "first"] < 0.7 * arrays[6]  # half of that is the distance map of the probe
+
+
+def test_a_run_reads_its_files_and_audits_its_split_once(folder, monkeypatch):
+    calls = Counter()
+
+    def count(name, *modules):
+        "Count the calls of a function by its name, and of `read_raster` by the file."
+        real = getattr(modules[0], name)
+
+        def counted(first, *args, **kwargs):
+            calls[str(first) if name == "read_raster" else name] += 1
+            return real(first, *args, **kwargs)
+
+        for module in modules:
+            monkeypatch.setattr(module, name, counted)
+
+    count("read_raster", read_module, labels_module)
+    count("leakage_audit", splits_module)
+    count("spatial_folds", splits_module, checks_split)
+    cfg = replace(CFG, data_dir=str(folder), architecture="scratch", encoder_weights=None)
+    tiles = run_tiles(cfg)
+    data = prepare_data(cfg, tiles)
+    assert len(describe(tiles)) == 9
+    assert len(fold_table(tiles, data.split.folds)) == 3
+    report = diagnose(cfg, learner=Learner(cfg, data, run_network(cfg, data)[0]), live=False)
+    assert {"label files", "labels in memory", "split"} <= {name for name, *_ in report.checks}
+    assert set(calls.values()) == {1}
+    assert len(calls) == 9 * 6 + 2  # five bands and a label each, one audit, one set of folds
 
 
 def test_auto_chooses_by_size(folder, monkeypatch):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glacier_nb.files.arrays import CacheError, DiskArray, read_header, store_array
+from glacier_nb.files.arrays import CacheError, DiskArray, store_array
+from glacier_nb.files.errors import TileCause
 from glacier_nb.files.paths import atomic_write, cached_json
 
 
@@ -55,11 +56,13 @@ def test_a_truncated_or_too_long_file_is_refused(tmp_path, size):
 
 def test_files_that_are_no_plain_array_are_refused(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}, "x"], object), allow_pickle=True)
-    np.save(tmp_path / "columns.npy", np.asfortranarray(np.zeros((3, 4))))
+    np.savez(tmp_path / "several.npz", np.zeros(3), np.zeros(4))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
     (tmp_path / "text.npy").write_text("no array at all, but some text that is long enough to be one")
-    for name in ("objects", "columns", "text", "missing"):
-        with pytest.raises(CacheError, match=name):
-            read_header(tmp_path / f"{name}.npy")
+    for name in ("objects", "several", "text", "missing"):
+        with pytest.raises(CacheError, match=name) as error:
+            DiskArray.open(tmp_path / f"{name}.npy")
+        assert error.value.cause is TileCause.CACHE
 
 
 def test_a_file_that_shrinks_or_disappears_during_a_run_is_an_error_and_not_a_crash(tmp_path):
@@ -67,9 +70,18 @@ def test_a_file_that_shrinks_or_disappears_during_a_run_is_an_error_and_not_a_cr
     os.truncate(disk.path, 5000)
     with pytest.raises(CacheError, match="found 5000 bytes"):
         disk[90]
+    np.save(disk.path, np.zeros((100, 50)))
+    with pytest.raises(CacheError, match=r"found \(100, 50\) float64\. Expected \(100, 100\) float64"):
+        disk[90]
     os.unlink(disk.path)
     with pytest.raises(CacheError, match="No such file"):
         disk[90]
+
+
+def test_a_pickle_holds_no_numbers(tmp_path):
+    disk = store_array(tmp_path / "a.npy", np.random.default_rng(0).random((300, 300)))
+    disk[5]
+    assert len(pickle.dumps(disk)) < 1000
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
