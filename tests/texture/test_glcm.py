@@ -17,7 +17,7 @@ from skimage.feature import graycomatrix, graycoprops
 
 from glacier_nb.config.training import GLCM_FEATURES as FEATURES
 from glacier_nb.texture import numba_kernels
-from glacier_nb.texture.glcm import GlcmError, glcm, glcm_blocks, in_parts, quantise
+from glacier_nb.texture.glcm import GlcmError, _in_parts, _quantise, glcm, glcm_blocks
 from glacier_nb.texture.numba_kernels import pair_offsets
 
 ANGLES = (0, 45, 90, 135)
@@ -171,7 +171,7 @@ def test_constant_bands_and_empty_masks_are_defined():
 
 def test_quantise_clips_at_both_ends():
     x = np.array([[-5.0, 0, 0.49, 0.5, 1, 99]])
-    assert quantise(x, np.ones(x.shape, bool), 2, 0, 1).tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert _quantise(x, np.ones(x.shape, bool), 2, 0, 1).tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -184,7 +184,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 def test_calls_from_several_threads_at_once():
     band = np.random.default_rng(0).random((200, 100))
     expected, found = glcm(band, threads=1), {}
-    in_parts(lambda top, *_: found.update({top: glcm(band, threads=3)}), 400, 9, threads=4)
+    _in_parts(lambda top, *_: found.update({top: glcm(band, threads=3)}), 400, 9, threads=4)
     assert len(found) == 7
     assert all(np.array_equal(f, expected) for f in found.values())
 
