@@ -42,7 +42,9 @@ def _control_groups() -> list[Path]:
 def _memory_limit() -> int:  # bytes
     "Memory for this process: of the machine or its control group, divided by the processes of the run."
     pages = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else _UNKNOWN_MEMORY
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf")
+        else _UNKNOWN_MEMORY
     )
     texts = [path.read_text().strip() for path in _control_groups() if path.is_file()]
     limits = [int(text) for text in texts if text.isdigit()]  # "max" without a limit

@@ -417,25 +417,28 @@ def _picture(tile: AnyTile, side: int = 128) -> str:  # base64 of a PNG
 
 @patch
 def _repr_html_(self: AnyTile) -> str:
-    "The facts of a tile beside a small picture."
+    "The facts of a tile beside a small picture; without one where its files cannot be read again."
     (h, w), t = self.shape, self.transform
-    unit = self.crs.units_factor[0] if self.crs else ""
-    edges = [(n * np.hypot(*axis), unit) for n, axis in ((h, (t.b, t.e)), (w, (t.a, t.d)))]
-    place = "none" if t.is_identity else f"{edges[0][0]:,.4g} x {edges[1][0]:,.4g} {unit}"
-    shares = zip(self.classes, self.class_fractions, strict=True)
+    unit = self.crs.units_factor[0].replace("metre", "m") if self.crs else ""
+    high, wide = h * np.hypot(t.b, t.e), w * np.hypot(t.a, t.d)
+    place = "no georeference" if t.is_identity else f"{high:,.4g} x {wide:,.4g} {unit}"
+    shares = zip(self.classes, self.class_fractions, strict=True) if self.labelled else ()
     facts = {
         "tile": f"{self.id}, on disk" if self.on_disk else self.id,
         "size": f"{h} x {w} pixels, {place}",
-        "CRS": self.crs,
+        "CRS": self.crs or "none",
         "valid": f"{self.valid_fraction:.1%}",
         "label": ", ".join(f"{name} {share:.2%}" for name, share in shares) or "none",
     }
-    cell = 'style="text-align:left;padding:0 1em 0 0;background:none"'
-    rows = "".join(
-        f"<tr><th {cell}>{k}</th><td {cell}>{html.escape(str(v))}</td></tr>" for k, v in facts.items()
-    )
-    image = f'<img alt="tile {html.escape(self.id)}" src="data:image/png;base64,{_picture(self)}">'
-    return f'<div style="display:flex;gap:1em;color:inherit">{image}<table>{rows}</table></div>'
+    cell = 'style="text-align:left;padding:0 1em 0 0;color:inherit;background:none"'
+    pairs = ((name, html.escape(str(value))) for name, value in facts.items())
+    rows = "".join(f"<tr><th {cell}>{name}</th><td {cell}>{value}</td></tr>" for name, value in pairs)
+    try:
+        image = f'<img alt="tile {html.escape(self.id)}" src="data:image/png;base64,{_picture(self)}">'
+    except (TileError, OSError):
+        image = ""
+    style = "display:flex;gap:1em;align-items:flex-start;color:inherit"
+    return f'<div style="{style}">{image}<table style="color:inherit;margin:0">{rows}</table></div>'
 
 # %% ../../nbs/tiles/01_read.ipynb #61bb1b84
 def _read_label(

@@ -181,7 +181,10 @@ def _near_tiles(
     buffer: int,  # pixels of `tiles`
 ) -> list[np.ndarray]:  # indices into `others`, one array per tile
     "For each tile, the others that may be within the buffer: all that are, and few more."
-    found, outlines = [], {crs: np.array([_outline(t, crs) for t in others]) for crs in {t.crs for t in tiles}}
+    found, outlines = (
+        [],
+        {crs: np.array([_outline(t, crs) for t in others]) for crs in {t.crs for t in tiles}},
+    )
     for tile in tiles:
         west, south, east, north = outlines[tile.crs].reshape(-1, 4).T
         corners = np.concatenate([west, west, east, east]), np.concatenate([south, north] * 2)

@@ -1,17 +1,23 @@
 """Unusual and damaged tile folders: each is read correctly or refused with a helpful message."""
 
+import base64
 import pickle
+import re
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, IGNORE, LABEL_CODES
 from glacier_nb.tiles.index import _find_bands, _tile_id, index_folder
+from glacier_nb.tiles.lazy import open_tiles
 from glacier_nb.tiles.read import _detect_scheme, describe, read_raster, read_tile, read_tiles
 
 SIZE = 32
@@ -581,3 +587,26 @@ def test_errors_survive_pickling():
 def test_find_bands_takes_a_string(folder):
     assert list(_find_bands(str(folder))) == list(IDS)
     assert [t.id for t in read_tiles(str(folder))] == list(IDS)
+
+
+def test_a_tile_shows_itself(folder):
+    held, lazy = read_tiles(folder)[0], open_tiles(folder)[0]
+    bare = replace(held, id="<b>", label=None, classes=(), crs=None, transform=Affine.identity())
+    for tile in (held, lazy, bare):
+        line, page = repr(tile), tile._repr_html_()
+        assert "\n" not in line
+        assert len(line) < 120
+        assert not re.search(r"#[0-9a-f]{3}|black|white", re.sub('base64,[^"]*', "", page))
+        png = base64.b64decode(re.search('base64,([^"]*)', page)[1])
+        with rasterio.MemoryFile(png).open() as picture:
+            assert picture.count == 4
+            assert max(picture.shape) <= 128
+            assert (picture.read(4) > 0).mean() == pytest.approx(tile.valid_fraction)
+    assert "32 x 32 pixels, 960 x 960 m<" in held._repr_html_()
+    degrees = replace(held, crs=CRS.from_epsg(4326), transform=Affine(0.001, 0, 75, 0, -0.001, 35))
+    assert "0.032 x 0.032 degree<" in degrees._repr_html_()
+    assert "no georeference" in bare._repr_html_()
+    assert "&lt;b&gt;" in bare._repr_html_()
+    lazy = open_tiles(folder)[1]
+    lazy.files.bands[0].unlink()
+    assert "<img" not in lazy._repr_html_()
