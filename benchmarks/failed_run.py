@@ -67,7 +67,7 @@ def middle(tile: Tile) -> Tile:
 
 def random_data(cfg: TrainConfig, tiles: list[Tile]) -> RunData:
     "Training and validation data drawn at random, as many as in the contiguous fold."
-    train, val = random_split(tiles, len(split(tiles, cfg.fold, cfg.n_folds)[1]), cfg.seed)
+    train, val = random_split(tiles, len(split(tiles, cfg.fold, cfg.n_folds).val), cfg.seed)
     distance = partial(signed_distance, n_classes=len(tiles[0].classes))
     return unchecked_data(train, val, run_stats(cfg, train), distance)
 

@@ -131,7 +131,7 @@ def _crs(wkt):
 
 def _open_tile(
     files: TileFiles,  # from `index_folder`
-    scheme: LabelScheme | None = None,  # from `detect_scheme`; None: without label
+    scheme: LabelScheme | None = None,  # from `folder_scheme`; None: without label
     codes: tuple[tuple, ...] = (),  # of its label file
 ) -> LazyTile:
     "Open one tile; its files are read only if its facts are not in the cache."

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from glacier_nb.checks.split import check_sides, content_key, share_p, shared_tiles, split_finding
+from glacier_nb.checks.split import _content_key, _share_p, _shared_tiles, check_sides, split_finding
 from glacier_nb.data.stats import fit_stats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.demo.tiles import cached_demo
@@ -32,7 +32,7 @@ def test_a_split_has_nothing_fatal(tiles, fold):
 def test_copies_are_found(tiles):
     train, val = split(tiles, 0, 3)
     flipped = replace(val[0], id="b", bands=val[0].bands[:, ::-1], valid=val[0].valid[::-1])
-    kinds = shared_tiles(Split([*train, val[0], replace(val[0], id="a"), flipped], val)).kind
+    kinds = _shared_tiles(Split([*train, val[0], replace(val[0], id="a"), flipped], val)).kind
     assert list(kinds) == ["same tile", "same pixels", "flipped copy"]
     (first, *_) = check_sides(Split([*train, val[0]], val))
     assert (first.cause, first.severity) == ("split-shared", "fatal")
@@ -41,7 +41,7 @@ def test_copies_are_found(tiles):
 
 def test_key_is_equal_for_all_symmetries():
     a = np.random.default_rng(0).random((8, 8))
-    assert content_key(a) == content_key(a.T) == content_key(np.rot90(a)) != content_key(a + 1)
+    assert _content_key(a) == _content_key(a.T) == _content_key(np.rot90(a)) != _content_key(a + 1)
 
 
 def test_sets_that_share_images(tiles):
@@ -78,9 +78,9 @@ def test_uneven_shares_are_more_than_chance(tiles):
     val = [replace(t, label=np.where(t.label == 1, 0, t.label).astype(np.uint8)) for t in many[:9]]
     for t in val:
         t.label[:4] = 1
-    p = share_p(Split(many[9:], val))
+    p = _share_p(Split(many[9:], val))
     assert p[1] < 0.01
-    assert share_p(Split(many[9:], many[:9]))[1] > 0.5
+    assert _share_p(Split(many[9:], many[:9]))[1] > 0.5
 
 
 def test_errors_become_findings(tiles):

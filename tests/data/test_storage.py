@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +15,32 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
+from glacier_nb.checks import labels as labels_module
+from glacier_nb.checks import split as checks_split
+from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data import storage as storage
-from glacier_nb.data.storage import chosen_store, memory_limit, run_tiles
+from glacier_nb.data.storage import _chosen_store, _memory_limit, run_tiles
 from glacier_nb.demo.tiles import _write_tile
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BINARY_CODES, IGNORE
 from glacier_nb.sampling.loader import CropLoader
 from glacier_nb.tiles import lazy as lazy_module
+from glacier_nb.tiles import read as read_module
+from glacier_nb.tiles import splits as splits_module
 from glacier_nb.tiles.lazy import _read, open_tiles
-from glacier_nb.tiles.read import read_tiles
-from glacier_nb.tiles.splits import leakage_audit, near_box, near_tiles, spatial_folds, split, with_transforms
-from glacier_nb.training.recipe import prepare_data, run_loss, run_sampler
+from glacier_nb.tiles.read import describe, read_tiles
+from glacier_nb.tiles.splits import (
+    _leakage_audit,
+    _near_box,
+    _near_tiles,
+    _with_transforms,
+    fold_table,
+    spatial_folds,
+    split,
+)
+from glacier_nb.training.learner import Learner
+from glacier_nb.training.recipe import prepare_data, run_loss, run_network, run_sampler
 
 SIDE = 48
 CFG = TrainConfig(
@@ -192,17 +207,19 @@ def test_folds_split_and_audit_are_those_of_memory(folder, buffer):
         for a, b in zip(*parts, strict=True):
             assert same_tiles(a, b)
         for least in (buffer, buffer + 5):
-            a, b = (leakage_audit(*part, least) for part in parts)
+            a, b = (_leakage_audit(*part, least) for part in parts)
             assert a.equals(b)
             assert a.empty == (least == buffer)
     same = [replace(lazy[0], files=replace(lazy[0].files, id="copy"))]
-    assert leakage_audit(lazy[:1], same).kind.tolist() == ["same pixels"]
+    assert _leakage_audit(lazy[:1], same).kind.tolist() == ["same pixels"]
 
 
 def test_tiles_without_georeference_are_with_transforms_by_their_ids(folder):
     lazy, held = open_tiles(folder), read_tiles(folder)
     bare = [[replace(t, crs=None, transform=Affine.identity()) for t in tiles] for tiles in (lazy, held)]
-    assert [t.transform for t in with_transforms(bare[0])] == [t.transform for t in with_transforms(bare[1])]
+    assert [t.transform for t in _with_transforms(bare[0])] == [
+        t.transform for t in _with_transforms(bare[1])
+    ]
     assert spatial_folds(bare[0], 3) == spatial_folds(held, 3)
 
 
@@ -216,8 +233,8 @@ def test_near_tiles_misses_none_also_in_other_coordinate_systems(folder):
         moved.append(replace(t, crs=crs, transform=box(t.crs, crs, SIDE, SIDE, *bounds)[0]))
     for others in (tiles, moved):
         for buffer in (0, 3, 40):
-            for t, near in zip(moved, near_tiles(moved, others, buffer), strict=True):
-                assert {k for k, o in enumerate(others) if near_box(t, o, buffer)} <= set(near.tolist())
+            for t, near in zip(moved, _near_tiles(moved, others, buffer), strict=True):
+                assert {k for k, o in enumerate(others) if _near_box(t, o, buffer)} <= set(near.tolist())
 
 
 @pytest.mark.parametrize("normalisation", ["standard", "robust"])
@@ -374,13 +391,41 @@ def test_memory_does_not_grow_with_the_tiles(tmp_path):
     assert peaks[6, "first"] < 0.7 * arrays[6]  # half of that is the distance map of the probe
 
 
+def test_a_run_reads_its_files_and_audits_its_split_once(folder, monkeypatch):
+    calls = Counter()
+
+    def count(name, *modules):
+        "Count the calls of a function by its name, and of `read_raster` by the file."
+        real = getattr(modules[0], name)
+
+        def counted(first, *args, **kwargs):
+            calls[str(first) if name == "read_raster" else name] += 1
+            return real(first, *args, **kwargs)
+
+        for module in modules:
+            monkeypatch.setattr(module, name, counted)
+
+    count("read_raster", read_module, labels_module)
+    count("leakage_audit", splits_module)
+    count("spatial_folds", splits_module, checks_split)
+    cfg = replace(CFG, data_dir=str(folder), architecture="scratch", encoder_weights=None)
+    tiles = run_tiles(cfg)
+    data = prepare_data(cfg, tiles)
+    assert len(describe(tiles)) == 9
+    assert len(fold_table(tiles, data.split.folds)) == 3
+    report = diagnose(cfg, learner=Learner(cfg, data, run_network(cfg, data)[0]), live=False)
+    assert {"label files", "labels in memory", "split"} <= {name for name, *_ in report.checks}
+    assert set(calls.values()) == {1}
+    assert len(calls) == 9 * 6 + 2  # five bands and a label each, one audit, one set of folds
+
+
 def test_auto_chooses_by_size(folder, monkeypatch):
     cfg = replace(CFG, data_dir=str(folder))
     assert not isinstance(run_tiles(cfg)[0], lazy_module.LazyTile)
-    needed = 9 * SIDE * SIDE * storage.bytes_per_pixel(cfg)
+    needed = 9 * SIDE * SIDE * storage._bytes_per_pixel(cfg)
     for limit, kind in ((4 * needed, "memory"), (4 * needed - 4, "disk")):
-        monkeypatch.setattr(storage, "memory_limit", lambda limit=limit: limit)
-        assert chosen_store(cfg, 9 * SIDE * SIDE) == kind
+        monkeypatch.setattr(storage, "_memory_limit", lambda limit=limit: limit)
+        assert _chosen_store(cfg, 9 * SIDE * SIDE) == kind
         tiles = run_tiles(cfg)
         assert isinstance(tiles[0], lazy_module.LazyTile) == (kind == "disk")
         assert isinstance(prepare_data(cfg, tiles).train.images[0], np.ndarray) == (kind == "memory")
@@ -391,16 +436,16 @@ def test_bytes_per_pixel_is_the_memory_of_a_run(folder):
     data = prepare_data(CFG, tiles)
     held = sum(t.bands.nbytes + t.valid.nbytes + t.label.nbytes for t in tiles)
     pixels = 9 * SIDE * SIDE
-    assert storage.bytes_per_pixel(CFG) * pixels == held + data.train.nbytes + data.val.nbytes
+    assert storage._bytes_per_pixel(CFG) * pixels == held + data.train.nbytes + data.val.nbytes
 
 
 def test_memory_limit_of_control_groups_and_processes(monkeypatch, tmp_path):
-    whole = memory_limit()
+    whole = _memory_limit()
     (tmp_path / "a").write_text("max\n")
     (tmp_path / "b").write_text("1000000\n")
     monkeypatch.setattr(storage, "_control_groups", lambda: [tmp_path / "a"])
-    assert memory_limit() >= whole
+    assert _memory_limit() >= whole
     monkeypatch.setattr(storage, "_control_groups", lambda: [tmp_path / n for n in ("a", "b", "missing")])
-    assert memory_limit() == 1_000_000
+    assert _memory_limit() == 1_000_000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert memory_limit() == 250_000
+    assert _memory_limit() == 250_000

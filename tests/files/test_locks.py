@@ -2,7 +2,11 @@
 
 import errno
 import fcntl
+import importlib
+import multiprocessing
 import os
+import pkgutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from glacier_nb.files.locks import LOCK_VARIABLE, LockError, is_locked, run_lock
+import glacier_nb
+from glacier_nb.files.locks import _VARIABLE, LockError, is_locked, run_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +85,7 @@ def test_only_files_of_dead_processes_are_removed(tmp_path):
 
 def test_a_child_of_one_run_may_not_use_another_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the attempts of `run_lock`
-    monkeypatch.setenv(LOCK_VARIABLE, str(tmp_path / "one"))
+    monkeypatch.setenv(_VARIABLE, str(tmp_path / "one"))
     with run_lock(tmp_path / "two"):
         with pytest.raises(LockError, match="in use"):
             run_lock(tmp_path / "two").__enter__()
@@ -127,3 +132,60 @@ def test_of_processes_that_start_at_the_same_moment_one_gets_the_folder(tmp_path
     assert all(f"in use: process {winner.pid} on" in text for text in answers if text != "mine")
     with run_lock(tmp_path / "run"):
         pass
+
+
+POSIX_MODULES = ("fcntl", "grp", "pwd", "pty", "resource", "syslog", "termios", "tty")
+POSIX_NAMES = {
+    os: [
+        "fork",
+        "forkpty",
+        "getuid",
+        "geteuid",
+        "killpg",
+        "mkfifo",
+        "sched_getaffinity",
+        "setsid",
+        "sysconf",
+        "uname",
+        "wait4",
+    ],
+    signal: ["SIGHUP", "SIGKILL", "SIGALRM", "SIGUSR1", "alarm", "pthread_kill", "setitimer"],
+}
+
+
+def _without_posix(folder, out):
+    "Import every module, and use a run folder, where all that only POSIX systems have is missing."
+    names = [m.name for m in pkgutil.walk_packages(glacier_nb.__path__, "glacier_nb.")]
+    for name in names:  # what other packages need of POSIX is imported before it goes
+        importlib.import_module(name)
+    for name in [n for n in sys.modules if n.split(".")[0] == "glacier_nb"]:
+        del sys.modules[name]
+    sys.modules.update(dict.fromkeys(POSIX_MODULES))
+    for module, attributes in POSIX_NAMES.items():
+        for attribute in attributes:
+            delattr(module, attribute)
+    try:
+        for name in names:
+            importlib.import_module(name)
+        locks = importlib.import_module("glacier_nb.files.locks")
+        (folder / f".last.pt.{os.getpid()}.tmp").write_text("half")
+        with locks.run_lock(folder, inherit=True) as lock, locks.run_lock(folder) as again:
+            out.send((len(names), locks.fcntl, lock.files, again.files, locks.is_locked(folder)))
+    except BaseException as error:
+        out.send(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="shows on POSIX systems what happens on others")
+def test_every_module_imports_where_posix_is_missing(tmp_path):
+    receive, send = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_without_posix, args=(tmp_path, send))
+    process.start()
+    send.close()
+    found = receive.recv()
+    process.join()
+    assert not isinstance(found, str), found
+    n, module, files, again, locked = found
+    assert n > 80
+    assert module is None
+    assert files == again == ()  # no descriptor can be passed to a child process
+    assert not locked

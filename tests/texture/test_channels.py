@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 import glacier_nb.texture.channels as texture
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.landsat import IGNORE
-from glacier_nb.texture.channels import GlcmConfig, effect_sizes, fit_glcm, glcm_channels, superiority
+from glacier_nb.texture.channels import GlcmConfig, _effect_sizes, _superiority, fit_glcm, glcm_channels
 from glacier_nb.texture.glcm import GlcmError, glcm
 
 
@@ -91,26 +91,26 @@ def test_superiority_is_mann_whitney():
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(0, 9, 40) + 1.0, rng.integers(0, 9, 70) * 1.0) for _ in range(6)]
     a, b = (np.concatenate(v) for v in zip(*pairs, strict=True))
-    value, low, high = superiority(pairs)
+    value, low, high = _superiority(pairs)
     assert value == pytest.approx(mannwhitneyu(a, b).statistic / len(a) / len(b), abs=1e-12)
     assert low < value < high
-    assert superiority(pairs) == (value, low, high)
-    assert superiority(pairs, seed=1)[1:] != (low, high)
-    assert superiority([(b, a) for a, b in pairs])[0] == pytest.approx(1 - value)
-    assert superiority([(np.ones(3), np.zeros(3))]) == (1, 1, 1)
+    assert _superiority(pairs) == (value, low, high)
+    assert _superiority(pairs, seed=1)[1:] != (low, high)
+    assert _superiority([(b, a) for a, b in pairs])[0] == pytest.approx(1 - value)
+    assert _superiority([(np.ones(3), np.zeros(3))]) == (1, 1, 1)
 
 
 def test_effect_sizes_leave_ignored_undefined_and_outside_pixels_out(tiles):
     rng = np.random.default_rng(0)
     maps = {t.id: (t.label[None] + rng.normal(0, 0.01, (1, *t.label.shape))) for t in tiles}
-    plain = effect_sizes(tiles, maps, ("m",), stride=1)
+    plain = _effect_sizes(tiles, maps, ("m",), stride=1)
     assert plain.effect.to_numpy() == pytest.approx(1, abs=1e-4)
     changed = {i: np.where(np.arange(56) < 9, -9.0, m) for i, m in maps.items()}
     ignored = [replace(t, label=np.where(np.arange(56) < 9, IGNORE, t.label).astype(np.uint8)) for t in tiles]
     undefined = {i: np.where(np.arange(56) < 9, np.nan, m) for i, m in changed.items()}
     inside = {t.id: np.broadcast_to(np.arange(56) >= 9, t.label.shape) for t in tiles}
     for case in ((ignored, changed, None), (tiles, undefined, None), (tiles, changed, inside)):
-        assert effect_sizes(*case[:2], ("m",), case[2], stride=1).effect.to_numpy() == pytest.approx(
+        assert _effect_sizes(*case[:2], ("m",), case[2], stride=1).effect.to_numpy() == pytest.approx(
             1, abs=1e-4
         )
-    assert effect_sizes(tiles, changed, ("m",), stride=1).effect.max() < 0.95
+    assert _effect_sizes(tiles, changed, ("m",), stride=1).effect.max() < 0.95

@@ -5,15 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
+import platformdirs
 import pytest
 import torch
+from numba.core.registry import CPUDispatcher
 from scipy.ndimage import gaussian_filter
 from skimage import data as pictures
 from skimage.feature import graycomatrix, graycoprops
 
 from glacier_nb.config.training import GLCM_FEATURES as FEATURES
-from glacier_nb.texture.glcm import GlcmError, glcm, glcm_blocks, in_parts, quantise
+from glacier_nb.texture import numba_kernels
+from glacier_nb.texture.glcm import GlcmError, _in_parts, _quantise, glcm, glcm_blocks
 from glacier_nb.texture.numba_kernels import pair_offsets
 
 ANGLES = (0, 45, 90, 135)
@@ -167,7 +171,7 @@ def test_constant_bands_and_empty_masks_are_defined():
 
 def test_quantise_clips_at_both_ends():
     x = np.array([[-5.0, 0, 0.49, 0.5, 1, 99]])
-    assert quantise(x, np.ones(x.shape, bool), 2, 0, 1).tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert _quantise(x, np.ones(x.shape, bool), 2, 0, 1).tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -180,7 +184,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 def test_calls_from_several_threads_at_once():
     band = np.random.default_rng(0).random((200, 100))
     expected, found = glcm(band, threads=1), {}
-    in_parts(lambda top, *_: found.update({top: glcm(band, threads=3)}), 400, 9, threads=4)
+    _in_parts(lambda top, *_: found.update({top: glcm(band, threads=3)}), 400, 9, threads=4)
     assert len(found) == 7
     assert all(np.array_equal(f, expected) for f in found.values())
 
@@ -339,3 +343,24 @@ def test_nothing_warns():
     glcm(np.full((9, 9), 5.0), features=FEATURES)
     glcm(np.full((9, 9), np.nan), np.zeros((9, 9), bool), features=FEATURES)
     glcm(np.random.default_rng(0).random((20, 20)), holes((20, 20)), features=FEATURES)
+
+
+def test_compiled_loops_are_cached_for_the_user_and_not_beside_the_module(monkeypatch, tmp_path):
+    glcm(np.eye(9, dtype=np.float32), np.ones((9, 9), bool))
+    user = Path(platformdirs.user_cache_dir("glacier-nb", appauthor=False)) / "numba"
+    found = {name: f for name, f in vars(numba_kernels).items() if isinstance(f, CPUDispatcher)}
+    assert len(found) == 10
+    for name, function in found.items():
+        folder = Path(function.stats.cache_path)
+        assert user in folder.parents
+        assert list(folder.glob(f"numba_kernels.{name}-*.nbi"))  # the next process need not compile it
+    assert numba.config.CACHE_DIR == ""
+    numba_kernels._compiled_folder.cache_clear()
+    monkeypatch.setattr(
+        platformdirs, "user_cache_dir", lambda *args, **kwargs: str(tmp_path / "file" / "sub")
+    )
+    (tmp_path / "file").write_text("")
+    uncached = numba_kernels._kernel()(lambda x: x + 1)
+    numba_kernels._compiled_folder.cache_clear()
+    assert uncached(1) == 2
+    assert uncached.stats.cache_path is None

@@ -1,18 +1,24 @@
 """Unusual and damaged tile folders: each is read correctly or refused with a helpful message."""
 
+import base64
 import pickle
+import re
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, IGNORE, LABEL_CODES
-from glacier_nb.tiles.index import find_bands, index_folder, tile_id
-from glacier_nb.tiles.read import describe, detect_scheme, read_raster, read_tile, read_tiles
+from glacier_nb.tiles.index import _find_bands, _tile_id, index_folder
+from glacier_nb.tiles.lazy import open_tiles
+from glacier_nb.tiles.read import _detect_scheme, describe, read_raster, read_tile, read_tiles
 
 SIZE = 32
 IDS = ("02_07", "02_08", "03_07")
@@ -147,7 +153,7 @@ def test_describe(folder):
 def plain_names(folder):
     """The same folder named img001.tif, img002.TIFF, ... with labels/."""
     for path in sorted(folder.glob("*/*.tif")):
-        k = IDS.index(tile_id(path)) + 1
+        k = IDS.index(_tile_id(path)) + 1
         path.rename(path.with_name(f"img{k:03}" + (".TIFF" if k == 2 else ".tif")))
     (folder / "label").rename(folder / "labels")
 
@@ -209,7 +215,7 @@ def test_matched_by_id_not_by_order(folder):
         for j, tile in enumerate(IDS):
             path = band_file(folder, band, tile)
             path.rename(path.with_name(f"{'xyz'[(j * (k + 1)) % 3]}{j}_{tile}.tif"))
-    orders = {tuple(tile_id(p) for p in sorted((folder / f"Band{k}").iterdir())) for k in (1, 2)}
+    orders = {tuple(_tile_id(p) for p in sorted((folder / f"Band{k}").iterdir())) for k in (1, 2)}
     assert len(orders) == 2
     for k, tile in enumerate(read_tiles(folder)):
         np.testing.assert_array_equal(tile.bands, pixels(k)[0])
@@ -228,7 +234,7 @@ def test_matched_by_id_not_by_order(folder):
     ],
 )
 def test_tile_id(name, expected):
-    assert tile_id(name) == expected
+    assert _tile_id(name) == expected
 
 
 def test_integer_bands_and_other_nodata(folder):
@@ -555,7 +561,7 @@ def test_declared_nodata_of_a_label_is_ignored_unless_a_code(folder):
 def test_scheme_of_another_folder(folder):
     files = index_folder(folder)
     set_labels(folder, recode(0, 255, 255, 0))
-    scheme = detect_scheme([f.label for f in files])
+    scheme = _detect_scheme([f.label for f in files])
     rewrite(label_file(folder), put(85))
     with pytest.raises(TileError, match=r"label codes 85"):
         read_tile(files[1], scheme)
@@ -579,5 +585,28 @@ def test_errors_survive_pickling():
 
 
 def test_find_bands_takes_a_string(folder):
-    assert list(find_bands(str(folder))) == list(IDS)
+    assert list(_find_bands(str(folder))) == list(IDS)
     assert [t.id for t in read_tiles(str(folder))] == list(IDS)
+
+
+def test_a_tile_shows_itself(folder):
+    held, lazy = read_tiles(folder)[0], open_tiles(folder)[0]
+    bare = replace(held, id="<b>", label=None, classes=(), crs=None, transform=Affine.identity())
+    for tile in (held, lazy, bare):
+        line, page = repr(tile), tile._repr_html_()
+        assert "\n" not in line
+        assert len(line) < 120
+        assert not re.search(r"#[0-9a-f]{3}|black|white", re.sub('base64,[^"]*', "", page))
+        png = base64.b64decode(re.search('base64,([^"]*)', page)[1])
+        with rasterio.MemoryFile(png).open() as picture:
+            assert picture.count == 4
+            assert max(picture.shape) <= 128
+            assert (picture.read(4) > 0).mean() == pytest.approx(tile.valid_fraction)
+    assert "32 x 32 pixels, 960 x 960 m<" in held._repr_html_()
+    degrees = replace(held, crs=CRS.from_epsg(4326), transform=Affine(0.001, 0, 75, 0, -0.001, 35))
+    assert "0.032 x 0.032 degree<" in degrees._repr_html_()
+    assert "no georeference" in bare._repr_html_()
+    assert "&lt;b&gt;" in bare._repr_html_()
+    lazy = open_tiles(folder)[1]
+    lazy.files.bands[0].unlink()
+    assert "<img" not in lazy._repr_html_()

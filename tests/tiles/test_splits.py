@@ -15,10 +15,10 @@ from glacier_nb.tiles.splits import (
     LeakageError,
     Split,
     SplitError,
-    adjacency,
+    _adjacency,
+    _leakage_audit,
+    _pixel_box,
     fold_table,
-    leakage_audit,
-    pixel_box,
     spatial_folds,
     split,
 )
@@ -42,7 +42,7 @@ def grid(rows=5, cols=5, **kwargs):
 
 def components(tiles):
     "Number of connected groups, corners included."
-    touch = adjacency(np.array([pixel_box(tiles[0], t) for t in tiles])) > 0
+    touch = _adjacency(np.array([_pixel_box(tiles[0], t) for t in tiles])) > 0
     group = list(range(len(tiles)))
     for a, b in zip(*np.nonzero(touch), strict=True):
         group = [group[a] if g == group[b] else g for g in group]
@@ -113,10 +113,10 @@ def test_no_used_training_pixel_is_within_the_buffer(fold, buffer):
     tiles = grid(4, 4)
     train, val = split(tiles, fold, 4, buffer)
     assert nearest(train, val) == buffer
-    assert leakage_audit(train, val, buffer).empty
+    assert _leakage_audit(train, val, buffer).empty
     Split(train, val, buffer).check()
     assert (
-        leakage_audit(train, val, buffer + 1).gap.min() == buffer
+        _leakage_audit(train, val, buffer + 1).gap.min() == buffer
     )  # not a pixel more than necessary is ignored
 
 
@@ -137,7 +137,7 @@ def test_random_split_fails_the_audit(seed):
     order = np.random.default_rng(seed).permutation(25)
     folds = {tiles[k].id: int(i % 5) for i, k in enumerate(order)}
     for k in range(5):
-        found = leakage_audit(*split(tiles, k, buffer=0, folds=folds), 4)
+        found = _leakage_audit(*split(tiles, k, buffer=0, folds=folds), 4)
         assert "shared edge" in set(found.kind)
         assert found.gap.min() == 0
     with pytest.raises(LeakageError, match="shared edge of"):
@@ -146,13 +146,13 @@ def test_random_split_fails_the_audit(seed):
 
 def test_contiguous_folds_without_buffer_fail_the_audit_too():
     train, val = split(grid(), 2, 5, buffer=0)
-    assert not leakage_audit(train, val, 0).empty
-    assert not leakage_audit(train, val, 4).empty
+    assert not _leakage_audit(train, val, 0).empty
+    assert not _leakage_audit(train, val, 4).empty
 
 
 def test_a_shared_corner_counts_as_a_shared_edge():
     a, b = make_tile(0, 0), make_tile(1, 1)
-    found = leakage_audit([a], [b], 4)
+    found = _leakage_audit([a], [b], 4)
     assert found.to_dict("records") == [
         {"train": "00_00", "val": "01_01", "kind": "shared edge", "gap": 0.0, "pixels": 16}
     ]
@@ -160,10 +160,10 @@ def test_a_shared_corner_counts_as_a_shared_edge():
 
 def test_audit_counts_only_what_training_uses():
     a, b = make_tile(0, 0), make_tile(0, 1)
-    assert leakage_audit([a], [b], 4).pixels.tolist() == [4 * SIDE]
+    assert _leakage_audit([a], [b], 4).pixels.tolist() == [4 * SIDE]
     valid, label = a.valid.copy(), a.label.copy()
     valid[:, -4:-2], label[:, -2:] = False, IGNORE
-    assert leakage_audit([replace(a, valid=valid, label=label)], [b], 4).empty
+    assert _leakage_audit([replace(a, valid=valid, label=label)], [b], 4).empty
 
 
 def test_audit_finds_same_id_same_pixels_and_overlap():
@@ -172,7 +172,7 @@ def test_audit_finds_same_id_same_pixels_and_overlap():
         make_tile(0, 8, seed=5), transform=Affine(30, 0, b.transform.c - 300, 0, -30, b.transform.f - 60)
     )
     far = replace(b, id="elsewhere", transform=make_tile(9, 0).transform)
-    kinds = {(r.train, r.kind) for r in leakage_audit([a, moved, far], [replace(a), b], 2).itertuples()}
+    kinds = {(r.train, r.kind) for r in _leakage_audit([a, moved, far], [replace(a), b], 2).itertuples()}
     assert kinds == {("00_00", "same id"), ("00_08", "overlap"), ("elsewhere", "same pixels")}
 
 
@@ -183,7 +183,7 @@ def test_overlap_is_removed_by_the_split():
     shifted = replace(make_tile(0, 0, name="shifted", seed=7), transform=moved)
     folds = {t.id: int(t.id[-1]) // 2 for t in tiles} | {"shifted": 0}
     train, val = split([*tiles, shifted], 1, folds=folds, buffer=3)
-    assert leakage_audit(train, val, 3).empty
+    assert _leakage_audit(train, val, 3).empty
     assert "shifted" not in {t.id for t in train}
 
 
@@ -195,19 +195,19 @@ def test_places_are_compared_across_coordinate_systems():
     (west, right), (top, bottom) = transform(UTM, CRS.from_epsg(4326), *corners.T)
     degrees = Affine((right - west) / SIDE, 0, west, 0, (bottom - top) / SIDE, top)
     geographic = replace(east, crs=CRS.from_epsg(4326), transform=degrees)
-    np.testing.assert_allclose(pixel_box(a, geographic), pixel_box(a, east), atol=0.6)
-    assert leakage_audit([a], [geographic], 4).kind.tolist() in (["shared edge"], ["overlap"])
+    np.testing.assert_allclose(_pixel_box(a, geographic), _pixel_box(a, east), atol=0.6)
+    assert _leakage_audit([a], [geographic], 4).kind.tolist() in (["shared edge"], ["overlap"])
     far = replace(east, crs=CRS.from_epsg(4326), transform=Affine(degrees.a, 0, west + 1, 0, degrees.e, top))
-    assert leakage_audit([a], [far], 4).empty
+    assert _leakage_audit([a], [far], 4).empty
 
 
 def test_tiles_of_different_size_and_resolution():
     coarse = make_tile(0, 0, name="coarse", seed=1)
     coarse = replace(coarse, transform=Affine(60, 0, 567945 + 30 * SIDE, 0, -60, 3771855))
     fine = make_tile(0, 0)
-    assert pixel_box(fine, coarse) == (0, SIDE, 2 * SIDE, 3 * SIDE)
-    assert pixel_box(coarse, fine) == (0, -SIDE / 2, SIDE / 2, 0)
-    found = leakage_audit([coarse], [fine], 4)
+    assert _pixel_box(fine, coarse) == (0, SIDE, 2 * SIDE, 3 * SIDE)
+    assert _pixel_box(coarse, fine) == (0, -SIDE / 2, SIDE / 2, 0)
+    found = _leakage_audit([coarse], [fine], 4)
     assert found.pixels.tolist() == [4 * (SIDE // 2 + 4)]
 
 

@@ -33,7 +33,7 @@ from cut_runs import (
 )
 
 from glacier_nb.experiments.command import main
-from glacier_nb.files.locks import LOCK_VARIABLE, run_lock
+from glacier_nb.files.locks import _VARIABLE, run_lock
 from glacier_nb.parallel import launch
 from glacier_nb.runs.folder import run_state
 from glacier_nb.training.learner import Learner
@@ -426,7 +426,7 @@ def test_a_locked_folder_is_an_error_except_for_child_processes_of_the_owner(pro
         status = command(project, monkeypatch, run="swept")
         assert_one_line_error(capsys, status, "swept is in use", f"process {os.getpid()}")
         assert [p.name for p in folder.iterdir()] == [".lock"]
-        monkeypatch.setenv(LOCK_VARIABLE, lock.environment[LOCK_VARIABLE])
+        monkeypatch.setenv(_VARIABLE, lock.environment[_VARIABLE])
         assert command(project, monkeypatch, run="swept", epochs=1) == 0
         assert run_state(folder) == "finished"
 
