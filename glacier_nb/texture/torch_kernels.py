@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_kernels import ENTROPY_BITS, ENTROPY_ONE, HOMOGENEITY_ONE, LookupTables
+from .numba_kernels import LookupTables
 
 # %% ../../nbs/texture/01_torch_kernels.ipynb #d9b18a5f
 def _pairs_of(
@@ -55,7 +55,7 @@ def _sum_features(
     return n, {
         "contrast": (squares - 2 * product) * per_pair,
         "dissimilarity": apart * per_pair,
-        "homogeneity": homogeneous * per_pair * (1 / HOMOGENEITY_ONE),
+        "homogeneity": homogeneous * per_pair * (1 / LookupTables.HOMOGENEITY_ONE),
         "correlation": torch.where(flat, n.clamp(max=1), covaried) / torch.where(flat, 1.0, varied),
         "mean": total * per_pair * 0.5,
         "variance": varied * per_pair * per_pair * 0.25,
@@ -74,7 +74,7 @@ def _histogram_sums(
     repeated[:, 1:] = cells[:, 1:] == cells[:, :-1]
     before = index - index.masked_fill(repeated, 0).cummax(dim=1).values
     total = gain[start[cells] + before].sum(dim=1)
-    return (total >> ENTROPY_BITS).double(), (total & ((1 << ENTROPY_BITS) - 1)).double() / ENTROPY_ONE
+    return (total >> LookupTables.ENTROPY_BITS).double(), (total & ((1 << LookupTables.ENTROPY_BITS) - 1)).double() / LookupTables.ENTROPY_ONE
 
 
 def _histogram_features(
