@@ -123,6 +123,21 @@ def test_modules_import_in_reading_order():
         assert all(number[m] < number[name] for m in same), f"{name} imports {same}"
 
 
+def test_few_names_are_public_and_none_twice():
+    "`__all__` of a module is what users and other modules import."
+    public = {}
+    for path in MODULES:
+        (names,) = [
+            ast.literal_eval(node.value)
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ] or [[]]
+        for name in names:
+            public.setdefault(name, []).append(dotted(path))
+    assert not {name: modules for name, modules in public.items() if len(modules) > 1}
+    assert len(public) < 350
+
+
 def test_each_module_has_its_notebook():
     exports = {}
     for path in LESSONS:

@@ -21,7 +21,7 @@ from ..config.training import TrainConfig
 from ..data.storage import run_tiles
 from .run import Run
 from ..files.locks import run_lock
-from ..files.paths import project_root
+from ..files.paths import project_root, short_path
 from ..parallel.device import processes
 from ..parallel.launch import launch, process_group, send_message, under_torchrun
 from ..parallel.ranks import ranks_here
@@ -121,7 +121,7 @@ def _check_ranks(
     "Run the checks on rank 0; raises FatalFinding on every rank if the config says so."
     report, fatal = check_run(learner, folder) if learner.ranks.rank == 0 else None, ""
     if report is not None:
-        print(f"{report.verdict} See {folder / 'diagnosis.md'}", flush=True)
+        print(f"{report.verdict} See {short_path(folder)}/diagnosis.md", flush=True)
         try:
             report.stop()
         except FatalFinding as e:

@@ -91,7 +91,7 @@ def verdict(
     baseline = f"the per-pixel baseline's {metrics['baseline_mcc']:.3f}"
     if gain > 0:
         return f"{found} beats {baseline} by {gain:.3f}."
-    why = "too few steps, or a fault in data or training; run diagnose_run.ipynb"
+    why = "too few steps, or a fault in data or training: see glacier-nb diagnose, or diagnose_run.ipynb"
     return f"{found} does not beat {baseline}: it is {-gain:.3f} lower ({why})."
 
 # %% ../../nbs/runs/00_folder.ipynb #47018a5d
