@@ -20,7 +20,7 @@ import pandas as pd
 from ..config.fields import ConfigError
 from ..config.files import check_parameters, read_parameters
 from ..config.training import check_names
-from .jobs import Job, result_row, run_job
+from .jobs import Job, run_job
 from ..files.paths import project_root
 from ..progress import progress_bar
 from ..texture.glcm import cores
@@ -172,7 +172,7 @@ def _rows(jobs: Sequence[Job], submit: Callable) -> Iterator[dict | None]:
         for job in map(by_name.get, sorter.get_ready()):
             bad = [need for need in job.needs if need in failed]
             if bad:
-                yield finish(result_row(job, "failed", 0.0, f"needs run {bad[0]}, which failed"))
+                yield finish(job.row("failed", 0.0, f"needs run {bad[0]}, which failed"))
             else:
                 futures[submit(job)] = job
         finished = wait(futures, timeout=1, return_when=FIRST_COMPLETED).done if futures else ()
@@ -186,8 +186,7 @@ def _outcome(future, job: Job) -> dict:
     "The row of a job that ended, also when its worker died."
     if (error := future.exception()) is None:
         return future.result()
-    return result_row(
-        job, "failed", error=f"the dask worker of the job failed: {type(error).__name__}: {error}"
+    return job.row("failed", error=f"the dask worker of the job failed: {type(error).__name__}: {error}"
     )
 
 # %% ../../nbs/experiments/03_sweep.ipynb #d737dbb7

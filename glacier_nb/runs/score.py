@@ -16,9 +16,9 @@ from ..config.training import TrainConfig, data_path
 from ..files.paths import write_text
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import summary
-from ..prediction.evaluate import check_evaluation, choices, evaluation_record, tta_table
+from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
 from ..prediction.members import Member, load_ensemble, load_member
-from ..prediction.views import View, make_views
+from ..prediction.views import PLAIN, View, make_views
 from ..training.checkpoints import read_checkpoint, saving
 from ..training.learner import Learner
 from ..training.recipe import RunData
@@ -78,9 +78,9 @@ def _evaluation(learner: Learner, folder: Path, progress: bool) -> dict | None:
     "Scores and cost of more views and networks; None where the config asks for neither."
     cfg, tiles = learner.cfg, learner.data.val_tiles
     views, others = evaluation_members(cfg, learner.data)
-    members = [load_member(folder, cfg.devices), *others]
-    if len(choices(members, views)) == 1:
+    if not others and tuple(views) == PLAIN:
         return None
+    members = [load_member(folder, cfg.devices), *others]
     notes = check_evaluation(members, tiles, data_path(cfg))
     return evaluation_record(tta_table(members, tiles, data_path(cfg), views, cfg.seed, progress), notes)
 

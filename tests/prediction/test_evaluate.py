@@ -18,7 +18,7 @@ from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.metrics.scores import mcc
 from glacier_nb.models.weights import WeightsError
 from glacier_nb.prediction.evaluate import (
-    choices,
+    _choices,
     evaluate,
     evaluation_record,
     tile_probs,
@@ -405,18 +405,18 @@ def test_tiles_that_cannot_be_scored_are_an_error(members, held_out, demo):
 
 def test_only_the_given_views_and_members_are_compared(members):
     flips = make_views("flips")
-    assert list(choices(members[:1], PLAIN)) == ["plain"]
-    assert list(choices(members[:1], flips)) == ["plain", "tta"]
-    assert list(choices(members, PLAIN)) == ["plain", "ensemble"]
-    assert choices(members, flips)["both"] == (members, flips)
-    assert list(choices(members[:1], make_views("none", "0.75"))) == ["plain", "tta"]
+    assert list(_choices(members[:1], PLAIN)) == ["plain"]
+    assert list(_choices(members[:1], flips)) == ["plain", "tta"]
+    assert list(_choices(members, PLAIN)) == ["plain", "ensemble"]
+    assert _choices(members, flips)["both"] == (members, flips)
+    assert list(_choices(members[:1], make_views("none", "0.75"))) == ["plain", "tta"]
 
 
 def test_the_table_has_gain_and_cost(members, held_out, demo):
     views = make_views("none", "1,1.25")
     table = tta_table(members, held_out, demo, views, progress=False)
     assert table["passes"].to_dict() == {"plain": 1, "tta": 2, "ensemble": 2, "both": 4}
-    for choice, (networks, transforms) in choices(members, views).items():
+    for choice, (networks, transforms) in _choices(members, views).items():
         matrices, _ = evaluate(networks, held_out, demo, transforms, progress=False)
         pooled = [sum(pair[k] for pair in matrices.values()) for k in (0, 1)]
         assert table.loc[choice, ["mcc", "mcc_valid"]].tolist() == [mcc(p) for p in pooled]
