@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .geometry import Warp, dihedral
 from ..data.stats import DataError
-from ..parallel.ranks import Shard, shard_of
+from ..parallel.ranks import Shard
 
 # %% ../../nbs/augment/01_photometric.ipynb #3e63c5fd
 def batch_generator(
@@ -50,7 +50,7 @@ class Photometric:
         shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with gains and offsets; only the image changes."
-        x, shard = batch["image"], shard_of(len(batch["image"]), shard)
+        x, shard = batch["image"], Shard.of(len(batch["image"]), shard)
         draw = torch.rand((2, shard.total, x.shape[1], 1, 1), generator=generator).mul(2).sub(1)
         draw = shard.take(draw, 1).to(x.device, x.dtype)
         lit = x * (1 + self.gain * draw[0]) + self.offset * draw[1]
@@ -74,7 +74,7 @@ class Noise:
         shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with noise; only the image changes."
-        x, shard = batch["image"], shard_of(len(batch["image"]), shard)
+        x, shard = batch["image"], Shard.of(len(batch["image"]), shard)
         strength = shard.take(self.std * torch.rand((shard.total, 1, 1, 1), generator=generator))
         noise = shard.take(torch.randn((shard.total, *x.shape[1:]), generator=generator))
         noise = (strength * noise).to(x.device, x.dtype)
@@ -98,7 +98,7 @@ class BandDropout:
         shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with dropped channels; only the image changes."
-        x, shard = batch["image"], shard_of(len(batch["image"]), shard)
+        x, shard = batch["image"], Shard.of(len(batch["image"]), shard)
         channel = torch.randint(x.shape[1], (shard.total, 1), generator=generator)
         lose = torch.rand((shard.total, 1), generator=generator) < self.p
         lost = shard.take((channel == torch.arange(x.shape[1])) & lose)

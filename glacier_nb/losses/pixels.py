@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ..landsat import IGNORE
-from ..parallel.ranks import ALONE, Ranks
+from ..parallel.ranks import Ranks
 
 # %% ../../nbs/losses/00_pixels.ipynb #12a05855
 def _check(logits: Tensor, target: Tensor, valid: Tensor) -> None:
@@ -73,7 +73,7 @@ def _soft_target(
 def _masked_mean(
     values: Tensor,  # any shape
     mask: Tensor,  # bool, the same shape
-    ranks: Ranks = ALONE,  # processes whose values are averaged together
+    ranks: Ranks = Ranks(),  # processes whose values are averaged together
 ) -> Tensor:  # scalar
     "Mean of `values` over the mask; 0, still attached to the graph, when the mask is empty."
     return ranks.sum((values * mask).sum()) / ranks.sum(mask.sum()).clamp_min(1)
@@ -135,7 +135,7 @@ def soft_confusion(
     probs: Tensor,  # (B, C, H, W) probabilities
     target: Tensor,  # (B, H, W) int64 class index, 255 is in no row; or (B, C, H, W) probabilities
     valid: Tensor,  # (B, H, W) bool
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # (C, C) sums of probability, in pixels: rows truth, columns prediction
     "Confusion matrix of probabilities over a batch, additive; agreement min(y, p) as in Wang et al. (2023)."
     truth = _soft_target(target, valid, probs.shape[1], probs.dtype)
@@ -192,7 +192,7 @@ def prepared_batch(
     logits: Tensor,  # (B, C, H, W) any floating type
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Iterator[Pixels]:
     "Check and mask a batch for the losses, autocast off inside; raises ValueError for wrong input."
     _check(logits, target, valid)

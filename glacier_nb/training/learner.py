@@ -28,7 +28,7 @@ from ..models.build import predict_logits
 from ..parallel.batchnorm import synchronise_norms
 from ..parallel.device import pick_device
 from ..parallel.launch import StopRequest
-from ..parallel.ranks import ALONE, Ranks, ranks_here
+from ..parallel.ranks import Ranks
 from ..sampling.loader import CropLoader
 from .ema import WeightAverage
 from .precision import Precision, choose_precision
@@ -84,7 +84,7 @@ def _validate_tiles(
     predict: Callable[[dict[str, Tensor]], Tensor],  # a batch of one -> (1, n_classes, H, W) logits
     loss: nn.Module,  # a `CombinedLoss`
     device: torch.device,  # where `predict` expects its batch
-    ranks: Ranks = ALONE,  # processes that divide the tiles; all hold the same network
+    ranks: Ranks = Ranks(),  # processes that divide the tiles; all hold the same network
 ) -> tuple[dict[str, float], dict[str, tuple[np.ndarray, np.ndarray]]]:
     "val_loss, mcc and mcc_valid; and for each tile id its confusion matrix of all and of valid pixels."
     mine = {}
@@ -121,7 +121,7 @@ class Learner:
         model: nn.Module,  # (B, C, H, W) normalised channels -> (B, n_classes, H, W) logits
         callbacks: list[Callback] = (),  # called in this order
     ):
-        self.cfg, self.data, self.callbacks, self.ranks = cfg, data, list(callbacks), ranks_here()
+        self.cfg, self.data, self.callbacks, self.ranks = cfg, data, list(callbacks), Ranks.here()
         self.device = pick_device(cfg.devices, int(os.environ.get("LOCAL_RANK", 0)))
         self.model = synchronise_norms(model, self.ranks) if cfg.sync_batchnorm else model
         self.network = self.model  # called in the steps, see `prepare_network`
