@@ -40,7 +40,7 @@ from ..sampling.index import SamplerError
 from ..tiles.read import AnyTile
 from ..tiles.splits import LeakageError, SplitError
 from ..training.learner import Learner
-from ..training.recipe import RunData, batch_shape, prepare_data, run_network
+from ..training.recipe import RunData, prepare_data, run_network
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #24e96faa
 @dataclass(eq=False)
@@ -157,7 +157,7 @@ def _norm_batches(learner: Learner) -> list[Finding]:
 
 def _loss(learner: Learner) -> list[Finding]:
     "The loss, at the class fractions of the training tiles."
-    crops, *_, edge = batch_shape(learner.cfg, learner.data.train)
+    crops, *_, edge = learner.batch_shape
     pixels = sum(tile.class_counts() for tile in learner.data.train_tiles)
     return check_loss(learner.loss, pixels, learner.data.classes, crops, edge)
 

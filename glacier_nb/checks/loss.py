@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..config.training import DEFAULT_LOSS_WEIGHTS
 from ..landsat import IGNORE
 from ..losses.combined import CombinedLoss
-from ..losses.pixels import prepared_batch, soft_confusion
+from ..losses.pixels import Pixels, soft_confusion
 from ..losses.terms import signed_distance, soft_mcc
 from ..metrics.scores import confusion, mcc
 from ..report.figures import bar_chart
@@ -212,7 +212,7 @@ def _term(module: nn.Module, targets: _Targets) -> Callable:
     def value(logits: Tensor) -> Tensor:
         if not hasattr(module, "term"):
             return _called(module, logits, targets)[0]
-        with prepared_batch(logits, targets.label, targets.valid) as pixels:
+        with Pixels.prepared(logits, targets.label, targets.valid) as pixels:
             return module.term(
                 pixels, *[targets.distance] * (len(inspect.signature(module.term).parameters) > 1)
             )

@@ -9,6 +9,7 @@ __all__ = ['GLCM_FEATURES', 'DEFAULT_LOSS_WEIGHTS', 'RECIPE', 'TrainConfig', 'pa
 # %% ../../nbs/config/01_training.ipynb #968347d1
 import html
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -304,6 +305,15 @@ def _check_combinations(
     )
     for check in (_check_run, _check_loss, _check_sampling, _check_optimisation):
         check(cfg)
+
+# %% ../../nbs/config/01_training.ipynb #0d15b240
+@patch
+def steps_per_epoch(
+    self: TrainConfig,
+    tiles: int,  # training tiles
+) -> int:
+    "Optimizer steps in an epoch; the last may see fewer crops."
+    return math.ceil((self.samples_per_epoch or tiles) / self.batch_size)
 
 # %% ../../nbs/config/01_training.ipynb #751dc8a5
 DEFAULT_LOSS_WEIGHTS = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})

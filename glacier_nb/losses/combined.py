@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .pixels import prepared_batch
+from .pixels import Pixels
 from glacier_nb.losses.terms import (
     BoundaryLoss,
     DiceLoss,
@@ -112,7 +112,7 @@ def forward(
             "give the tiles' signed_distance, or set the weight to 0"
         )
     extra = {"boundary": (distance,)}
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         values = {name: loss.term(pixels, *extra.get(name, ())) for name, loss in self.terms.items()}
     total = sum(self.weights[name] * value for name, value in values.items())
     return total, {name: value.detach() for name, value in values.items()}

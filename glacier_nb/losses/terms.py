@@ -16,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from ..landsat import IGNORE
-from .pixels import Pixels, prepared_batch
+from .pixels import Pixels
 from ..parallel.ranks import Ranks
 
 # %% ../../nbs/losses/01_terms.ipynb #88f39a8d
@@ -35,7 +35,7 @@ def dice_loss(
     ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "1 - mean soft Dice of the classes in the batch's target (Milletari et al., 2016; Sudre et al., 2017)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _dice_term(pixels)
 
 # %% ../../nbs/losses/01_terms.ipynb #9b146289
@@ -63,7 +63,7 @@ def tversky_loss(
     ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "Mean (1 - Tversky index)^gamma of the classes present (Salehi et al., 2017; Abraham & Khan, 2019)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _tversky_term(pixels, alpha, beta, gamma)
 
 # %% ../../nbs/losses/01_terms.ipynb #0c4f2a96
@@ -104,7 +104,7 @@ def mcc_loss(
     ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 2]; 0 without a pixel that counts
     "1 - R_K of the soft confusion matrix of the whole batch (Gorodkin, 2004)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _mcc_term(pixels)
 
 # %% ../../nbs/losses/01_terms.ipynb #b82ee0cd
@@ -136,7 +136,7 @@ def lovasz_loss(
     ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "Lovász extension of 1 - mean Jaccard index of the classes in the batch's target (Berman et al., 2018)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _lovasz_term(pixels)
 
 # %% ../../nbs/losses/01_terms.ipynb #0b75da4f
@@ -183,7 +183,7 @@ def focal_loss(
     ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar >= 0; 0 without a pixel that counts
     "Mean focal loss over the pixels that count (Lin et al., 2017)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _focal_term(pixels, gamma, class_weights)
 
 # %% ../../nbs/losses/01_terms.ipynb #06c0354e
@@ -234,7 +234,7 @@ def boundary_loss(
     ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [-1, 1], negative for good maps; 0 without a pixel that counts
     "Mean signed distance of the pixels that count, weighted by probability (Kervadec et al., 2019)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _boundary_term(pixels, distance)
 
 # %% ../../nbs/losses/01_terms.ipynb #78a95f83
@@ -242,7 +242,7 @@ class Loss(nn.Module):
     "Base of the loss modules: `forward` prepares the batch, `term` holds the formula."
 
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = Ranks()) -> Tensor:
-        with prepared_batch(logits, target, valid, ranks) as pixels:
+        with Pixels.prepared(logits, target, valid, ranks) as pixels:
             return self.term(pixels)
 
 
@@ -304,7 +304,7 @@ class BoundaryLoss(Loss):
     def forward(
         self, logits: Tensor, target: Tensor, valid: Tensor, distance: Tensor, ranks: Ranks = Ranks()
     ) -> Tensor:
-        with prepared_batch(logits, target, valid, ranks) as pixels:
+        with Pixels.prepared(logits, target, valid, ranks) as pixels:
             return self.term(pixels, distance)
 
     def term(self, pixels: Pixels, distance: Tensor) -> Tensor:

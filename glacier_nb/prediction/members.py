@@ -26,7 +26,7 @@ from ..parallel.device import pick_device
 from ..tiles.read import Tile
 from ..tiles.splits import LeakageError
 from ..training.checkpoints import read_checkpoint
-from ..training.precision import choose_precision
+from ..training.precision import Precision
 from ..training.recipe import empty_network
 
 # %% ../../nbs/prediction/01_members.ipynb #4bdc6dfb
@@ -157,7 +157,7 @@ def load_member(
     _load_weights(model, state["weights"], path)
     device = pick_device(devices)
     model = model.eval().to(device, memory_format=torch.channels_last)
-    dtype = choose_precision(precision or cfg.precision, "channels_last", device).dtype
+    dtype = Precision.choose(precision or cfg.precision, "channels_last", device).dtype
     return Member(path, model, cfg, stats, classes, codes, device, dtype)
 
 # %% ../../nbs/prediction/01_members.ipynb #255f8911

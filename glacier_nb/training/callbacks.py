@@ -30,6 +30,7 @@ from ..models.weights import InitialWeights
 from ..parallel.device import seed_everything
 from ..parallel.ranks import Ranks
 from ..progress import progress_bar
+from ..sampling.samplers import crop_shape
 from glacier_nb.training.checkpoints import (
     check_folder,
     read_checkpoint,
@@ -38,7 +39,7 @@ from glacier_nb.training.checkpoints import (
 )
 from .learner import Callback, Learner
 from .precision import Precision
-from .recipe import RunData, batch_shape, run_network
+from .recipe import RunData, run_network
 
 # %% ../../nbs/training/06_callbacks.ipynb #aaae082f
 def run_path(
@@ -311,7 +312,7 @@ def _check_batches(
     single = 1 in (fewest // size, crops // size) and not (cfg.sync_batchnorm and size > 1)
     if not single:
         return
-    shape = batch_shape(cfg, train)[2:]
+    shape = crop_shape(train, cfg.crop_size)
     try:
         with torch.no_grad():
             copy.deepcopy(model).train()(torch.zeros(1, train.images[0].shape[0], *shape))

@@ -13,7 +13,7 @@ from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.sampling.index import SamplerError
 from glacier_nb.sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
 from glacier_nb.tiles.read import Tile
-from glacier_nb.training.recipe import run_sampler, steps_per_epoch
+from glacier_nb.training.recipe import run_sampler
 
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
 CROPS = {"crop_size": 32, "samples_per_epoch": 40, "batch_size": 16}
@@ -90,4 +90,4 @@ def test_weighted_tiles_of_binary_labels_are_all_alike():
 def test_steps_are_the_batches_of_an_epoch(n, batch):
     cfg, tileset = TrainConfig(samples_per_epoch=n, batch_size=batch, crop_size=32), make_set()
     crops = len(run_sampler(cfg, tileset).positions(0))
-    assert steps_per_epoch(cfg, tileset) == math.ceil(crops / batch) == math.ceil((n or 5) / batch)
+    assert cfg.steps_per_epoch(len(tileset)) == math.ceil(crops / batch) == math.ceil((n or 5) / batch)
