@@ -28,7 +28,7 @@ from .network import check_live, check_network
 from .scores import baseline_scores, check_baselines
 from .split import check_sides, split_finding
 from .steps import budget, check_budget, check_norm_batches
-from ..config.training import TrainConfig, data_path
+from ..config.training import TrainConfig
 from ..data.stats import DataError
 from ..data.storage import run_tiles
 from ..files.errors import TileError
@@ -59,7 +59,7 @@ class _Subject:
     @property
     def files(self) -> Path | None:  # None: the tiles are not on disk
         "The tile folder."
-        return data_path(self.cfg) if data_path(self.cfg).is_dir() else None
+        return self.cfg.data_path if self.cfg.data_path.is_dir() else None
 
     @property
     def label_source(self) -> list[AnyTile] | Path | None:  # None: there are no label files
@@ -276,6 +276,6 @@ def diagnose(
     findings, done = _examine(subject, live, progress)
     if subject.error is not None and not any(f.severity == "fatal" for f in findings):
         raise subject.error
-    name = folder.name if folder else cfg.run or data_path(cfg).name
+    name = folder.name if folder else cfg.run or cfg.data_path.name
     over = bool(subject.metrics) or len(subject.history) >= cfg.epochs
     return Report(f"Diagnosis of {name}", asdict(cfg), findings, done, _facts(subject), over)

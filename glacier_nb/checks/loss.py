@@ -19,7 +19,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ..config.training import DEFAULT_LOSS_WEIGHTS
+from ..config.training import TrainConfig
 from ..landsat import IGNORE
 from ..losses.combined import CombinedLoss
 from ..losses.pixels import Pixels, soft_confusion
@@ -401,7 +401,7 @@ def _change(loss: Callable, cause: str, name: str, slopes: pd.DataFrame) -> dict
     if not isinstance(loss, CombinedLoss):
         return {}
     if name == "loss":
-        weights = {f"{name}_weight": weight for name, weight in DEFAULT_LOSS_WEIGHTS.items()}
+        weights = {f"{name}_weight": weight for name, weight in TrainConfig.LOSS_WEIGHTS.items()}
         return weights if cause == "loss-majority" else {}
     if cause == "loss-drowned":
         share = slopes.loc[name, "share"]

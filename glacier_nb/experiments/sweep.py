@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..config.fields import ConfigError
 from ..config.files import check_parameters, read_parameters
-from ..config.training import check_names
+from ..config.training import TrainConfig
 from .jobs import Job, result_row, run_job
 from ..files.paths import project_root
 from ..progress import progress_bar
@@ -64,7 +64,7 @@ def _read_entry(file, root: Path) -> tuple[str, str, dict]:  # source, name of t
 def _check_overrides(overrides: Mapping | None) -> dict:
     "Parameters for all jobs; raises ConfigError for `run` and `resume`."
     overrides = dict(overrides or {})
-    check_names(overrides)
+    TrainConfig.check_names(overrides)
     hints = {
         "run": "rename runs with a prefix or a suffix",
         "resume": "a sweep resumes interrupted runs itself",

@@ -19,8 +19,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..config.fields import ConfigError, config_differences
-from ..config.training import TrainConfig, data_path, save_config
+from ..config.fields import ConfigError
+from ..config.training import TrainConfig
 from ..data.stats import BandStats
 from ..data.tileset import TileSet
 from ..files.locks import holds_run, run_lock
@@ -57,7 +57,7 @@ def run_path(
         if cfg.resume and not (folder / "last.pt").exists():
             raise ConfigError(f"{folder} has no last.pt to resume from: start it with resume=False")
         return folder
-    name, number = Path(cfg.data_dir).name or data_path(cfg).name, 1  # a link has a name of its own
+    name, number = Path(cfg.data_dir).name or cfg.data_path.name, 1  # a link has a name of its own
     while (outputs / (name if number == 1 else f"{name}-{number}") / "config.json").exists():
         number += 1
     return outputs / (name if number == 1 else f"{name}-{number}")
@@ -190,7 +190,7 @@ def _start(self: RunFolder, learner: Learner) -> None:
     "Write config and split into the folder; raises ConfigError when it holds another run."
     if holds_run(self.folder):  # it began while the data were read
         raise ConfigError(f"{self.folder} already holds a run: choose another name for `run`")
-    save_config(learner.cfg, self.folder / "config.json")
+    learner.cfg.save(self.folder / "config.json")
     write_text(self.folder / "splits.json", json.dumps(_split(learner), indent=1) + "\n")
 
 
@@ -204,7 +204,7 @@ def _resume(self: RunFolder, learner: Learner) -> None:
     "Resume from last.pt, which rank 0 reads; raises ConfigError when it belongs to another config."
     path = self.folder / "last.pt"
     state = learner.ranks.broadcast(read_checkpoint(path) if learner.ranks.rank == 0 else None)
-    if changed := config_differences(learner.cfg, state["config"]):
+    if changed := learner.cfg.differences(state["config"]):
         raise ConfigError(
             f"{path} belongs to another config: {changed}. Resume with the values of its config.json"
         )
@@ -217,7 +217,7 @@ def _resume(self: RunFolder, learner: Learner) -> None:
         )
     if state["split"] != _split(learner) or BandStats.from_dict(state["stats"]) != learner.data.stats:
         raise ConfigError(
-            f"{path} is from other tiles than those in {data_path(learner.cfg)}: resume with the tiles that "
+            f"{path} is from other tiles than those in {learner.cfg.data_path}: resume with the tiles that "
             "its splits.json lists, or start a new run"
         )
     learner.restore(state)

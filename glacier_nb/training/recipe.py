@@ -21,7 +21,7 @@ from torch import nn
 from ..augment.mixing import make_mixer
 from ..augment.photometric import make_augment
 from ..config.fields import parse_numbers
-from ..config.training import TrainConfig, loss_weights
+from ..config.training import TrainConfig
 from ..data.stats import BandStats
 from ..data.storage import run_stats, store_folder
 from ..data.tileset import TileSet
@@ -68,7 +68,8 @@ def prepare_data(
     sides.check()
     stats, folder = run_stats(cfg, sides.train), store_folder(cfg, tiles)
     classes = sides.train[0].classes
-    distance = partial(signed_distance, n_classes=len(classes)) if loss_weights(cfg)["boundary"] > 0 else None
+    boundary = cfg.loss_weights()["boundary"] > 0
+    distance = partial(signed_distance, n_classes=len(classes)) if boundary else None
     train, val = (TileSet.build(t, stats, distance, folder) for t in sides)
     return RunData(train, val, sides, stats, classes)
 
@@ -153,7 +154,7 @@ def run_loss(
     gammas = parse_numbers(cfg.focal_gamma, "focal_gamma")
     counts = sum(tile.class_counts() for tile in data.train_tiles)
     return CombinedLoss(
-        loss_weights(cfg) | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight},
+        cfg.loss_weights() | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight},
         len(data.classes),
         gammas[0] if len(gammas) == 1 else gammas,
         None if cfg.class_weights == "none" else class_weights(counts, cfg.class_weights),

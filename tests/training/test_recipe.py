@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glacier_nb.config.fields import ConfigError
-from glacier_nb.config.training import TrainConfig, from_namespace
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
@@ -71,7 +71,7 @@ def test_config_reads_lists_and_the_interface():
 )
 def test_parameters_are_checked(given, message):
     with pytest.raises(ConfigError, match=message):
-        from_namespace(given)
+        TrainConfig.from_namespace(given)
 
 
 def test_parameters_that_do_not_fit_the_tiles_are_refused():
