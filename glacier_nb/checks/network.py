@@ -183,7 +183,7 @@ def _check_learning(
     **options,  # of `Overfit.of`
 ) -> list[Finding]:
     "Why the network cannot overfit a few crops: its learning rate, or something else."
-    usual = Overfit.USUAL_LR
+    usual = FirstStep.USUAL_LR
     far = not 1 / _FAR < first.lr / usual < _FAR
     if first.mcc >= _LEARNED or not (far or first.diverged or len(first.table) >= _MIN_STEPS):
         return []
@@ -231,7 +231,7 @@ def _numbers(*runs: Overfit) -> dict[str, list]:
 
 def _wrong_rate(first: Overfit, second: Overfit, severity: str) -> Finding:
     "The run's learning rate fails, the usual one does not."
-    usual = Overfit.USUAL_LR
+    usual = FirstStep.USUAL_LR
     high = first.lr > usual
     return Finding(
         "lr-high" if high else "lr-low",

@@ -44,6 +44,7 @@ def _first_crops(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 class FirstStep:
     "The result of one step on a few crops of the run's first batch."
 
+    USUAL_LR: ClassVar[float] = 1e-3  # of the config; all architectures and losses learn with it
     TRAINS: ClassVar[str] = "trains"  # state of a parameter that the step changes
     # of parts that do not fit
     ERRORS: ClassVar[tuple] = ValueError, RuntimeError, TypeError, LookupError, AttributeError
@@ -84,7 +85,7 @@ def take(
 ):
     "Take one step at `USUAL_LR`, which changes float32 weights; raises only what building the batch raises."
     record, error = {"learns": True}, None
-    with learner.trial(_fixed(Overfit.USUAL_LR)) as trial:
+    with learner.trial(_fixed(cls.USUAL_LR)) as trial:
         image = (batch := _first_crops(next(trial.batches(0))))["image"]
         trial.loss = partial(_recorded, trial.loss, record)
         try:
@@ -125,7 +126,6 @@ class Overfit:
     "The result of training on the same crops."
 
     GOAL: ClassVar[float] = 0.95  # MCC on the crops that ends the trial
-    USUAL_LR: ClassVar[float] = 1e-3  # of the config; all architectures and losses learn with it
 
     table: pd.DataFrame  # a row a step: step, loss, mcc
     lr: float  # learning rate of all steps
