@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from glacier_nb.config.files import read_config
-from glacier_nb.config.training import TrainConfig, save_config
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.storage import run_tiles
 from glacier_nb.demo.tiles import _grid_shape, _write_tile, make_demo
 from glacier_nb.files.paths import project_root
@@ -126,7 +126,7 @@ MEASURES = {"memory": memory_of, "time": time_of}
 
 def in_new_process(what: str, cfg: TrainConfig, folders: list[Path], steps: int, scratch: Path) -> list[dict]:
     "A measurement that shares nothing with the ones before; of several processes, the largest numbers."
-    save_config(cfg, scratch / "cfg.json")
+    cfg.save(scratch / "cfg.json")
     command = [sys.executable, __file__, "--measure", what, str(scratch), "--steps", str(steps), "--sets"]
     subprocess.run([*command, *map(str, folders)], check=True)
     ranks = json.loads((scratch / "measured.json").read_text())

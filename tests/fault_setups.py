@@ -23,7 +23,7 @@ from glacier_nb.losses.terms import signed_distance
 from glacier_nb.tiles.read import Tile, read_tiles
 from glacier_nb.tiles.splits import split
 from glacier_nb.training.learner import Learner
-from glacier_nb.training.recipe import RunData, batch_shape, prepare_data, run_augment, run_network
+from glacier_nb.training.recipe import RunData, prepare_data, run_augment, run_network
 
 SMALL = {
     **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "precision": "fp32", "n_folds": 3},
@@ -61,7 +61,7 @@ def content(tiles: Iterable[Tile]) -> tuple:
 def loss_content(learner: Learner) -> tuple:
     "A key that differs when anything differs that the check of the loss uses."
     pixels = sum(tile.class_counts() for tile in learner.data.train_tiles)
-    shape = batch_shape(learner.cfg, learner.data.train)
+    shape = learner.batch_shape
     return pickle.dumps(learner.loss), tuple(pixels.tolist()), tuple(learner.data.classes), tuple(shape)
 
 

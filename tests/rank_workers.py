@@ -7,12 +7,12 @@ import time
 import torch
 
 from glacier_nb.parallel.launch import _describe_rank, send_message
-from glacier_nb.parallel.ranks import ranks_here
+from glacier_nb.parallel.ranks import Ranks
 
 
 def answer(cfg, name: str) -> dict:
     "A description of the rank; the later ranks answer first."
-    ranks = ranks_here()
+    ranks = Ranks.here()
     for i in range(3):
         send_message((name, ranks.rank, i))
     time.sleep(0.3 * (ranks.size - 1 - ranks.rank))
@@ -25,15 +25,15 @@ def answer(cfg, name: str) -> dict:
 
 def _wait_for_ever() -> None:
     "What rank 0 does while rank 1 dies: waits for it in a sum."
-    ranks_here().sum(torch.ones(()))
+    Ranks.here().sum(torch.ones(()))
 
 
 def _dies_after_all_are_here() -> bool:
     "True for the rank that is to die now; it sends the time."
-    ranks_here().barrier()
-    if ranks_here().rank == 1:
+    Ranks.here().barrier()
+    if Ranks.here().rank == 1:
         send_message(time.time())
-    return ranks_here().rank == 1
+    return Ranks.here().rank == 1
 
 
 def fail(cfg) -> None:

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import yaml
 
-from glacier_nb.config.training import TrainConfig, check_names
+from glacier_nb.config.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -177,5 +177,5 @@ def test_parameters_cell_is_the_config():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_iteration_is_a_config(path):
     values = yaml.safe_load(path.read_text())
-    check_names(values)
+    TrainConfig.check_names(values)
     assert TrainConfig(**values).run == path.stem

@@ -17,7 +17,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from ..data.stats import DataError
 from ..landsat import IGNORE
-from ..parallel.ranks import Shard, shard_of
+from ..parallel.ranks import Shard
 
 # %% ../../nbs/augment/00_geometry.ipynb #6173c36e
 def turn(
@@ -40,7 +40,7 @@ def dihedral(
             f"crops of {h} x {w} pixels cannot be turned by 90°: "
             "choose a square crop_size, or a policy without dihedral"
         )
-    shard = shard_of(len(batch["image"]), shard)
+    shard = Shard.of(len(batch["image"]), shard)
     views = shard.take(torch.randint(8, (shard.total,), generator=generator)).tolist()
     return {
         name: torch.stack([turn(x, v) for x, v in zip(xs, views, strict=True)]) for name, xs in batch.items()
@@ -140,7 +140,7 @@ class Warp:
     ) -> tuple[Tensor, list[float], list[bool]]:  # field (B, h, w, 2) in pixels, zoom and choice of each crop
         "Draw the warp of each crop."
         n, h, w = shape
-        shard = shard_of(n, shard)
+        shard = Shard.of(n, shard)
         u = shard.take(torch.rand((6, shard.total), generator=generator) * 2 - 1, 1)
         zoom = self.zoom ** u[1]
         shift = u[3:5].T * self.shift * torch.tensor([w, h])

@@ -19,7 +19,7 @@ from torch import Tensor
 from .inputs import check_sets
 from ..data.stats import DataError, normalise
 from ..landsat import IGNORE
-from ..parallel.ranks import shard_of
+from ..parallel.ranks import Shard
 from ..report.findings import Finding
 from ..sampling.loader import cut
 from ..sampling.samplers import crop_shape
@@ -80,7 +80,7 @@ def _marker_batch(
 def _augmented(learner: Learner, batch: dict, number: int) -> dict:
     "An augmented copy of a batch."
     copied = {name: x.clone() for name, x in batch.items()}
-    return learner.augment(copied, 0, number, shard_of(len(batch["image"]), None))
+    return learner.augment(copied, 0, number, Shard.of(len(batch["image"])))
 
 
 def _label_agreement(

@@ -28,7 +28,7 @@ from .network import check_live, check_network
 from .scores import baseline_scores, check_baselines
 from .split import check_sides, split_finding
 from .steps import budget, check_budget, check_norm_batches
-from ..config.training import TrainConfig, data_path
+from ..config.training import TrainConfig
 from ..data.stats import DataError
 from ..data.storage import run_tiles
 from ..files.errors import TileError
@@ -40,7 +40,7 @@ from ..sampling.index import SamplerError
 from ..tiles.read import AnyTile
 from ..tiles.splits import LeakageError, SplitError
 from ..training.learner import Learner
-from ..training.recipe import RunData, batch_shape, prepare_data, run_network
+from ..training.recipe import RunData, prepare_data, run_network
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #24e96faa
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class _Subject:
     @property
     def files(self) -> Path | None:  # None: the tiles are not on disk
         "The tile folder."
-        return data_path(self.cfg) if data_path(self.cfg).is_dir() else None
+        return self.cfg.data_path if self.cfg.data_path.is_dir() else None
 
     @property
     def label_source(self) -> list[AnyTile] | Path | None:  # None: there are no label files
@@ -157,7 +157,7 @@ def _norm_batches(learner: Learner) -> list[Finding]:
 
 def _loss(learner: Learner) -> list[Finding]:
     "The loss, at the class fractions of the training tiles."
-    crops, *_, edge = batch_shape(learner.cfg, learner.data.train)
+    crops, *_, edge = learner.batch_shape
     pixels = sum(tile.class_counts() for tile in learner.data.train_tiles)
     return check_loss(learner.loss, pixels, learner.data.classes, crops, edge)
 
@@ -276,6 +276,6 @@ def diagnose(
     findings, done = _examine(subject, live, progress)
     if subject.error is not None and not any(f.severity == "fatal" for f in findings):
         raise subject.error
-    name = folder.name if folder else cfg.run or data_path(cfg).name
+    name = folder.name if folder else cfg.run or cfg.data_path.name
     over = bool(subject.metrics) or len(subject.history) >= cfg.epochs
     return Report(f"Diagnosis of {name}", asdict(cfg), findings, done, _facts(subject), over)

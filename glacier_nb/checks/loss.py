@@ -19,10 +19,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ..config.training import DEFAULT_LOSS_WEIGHTS
+from ..config.training import TrainConfig
 from ..landsat import IGNORE
 from ..losses.combined import CombinedLoss
-from ..losses.pixels import prepared_batch, soft_confusion
+from ..losses.pixels import Pixels, soft_confusion
 from ..losses.terms import signed_distance, soft_mcc
 from ..metrics.scores import confusion, mcc
 from ..report.figures import bar_chart
@@ -212,7 +212,7 @@ def _term(module: nn.Module, targets: _Targets) -> Callable:
     def value(logits: Tensor) -> Tensor:
         if not hasattr(module, "term"):
             return _called(module, logits, targets)[0]
-        with prepared_batch(logits, targets.label, targets.valid) as pixels:
+        with Pixels.prepared(logits, targets.label, targets.valid) as pixels:
             return module.term(
                 pixels, *[targets.distance] * (len(inspect.signature(module.term).parameters) > 1)
             )
@@ -401,7 +401,7 @@ def _change(loss: Callable, cause: str, name: str, slopes: pd.DataFrame) -> dict
     if not isinstance(loss, CombinedLoss):
         return {}
     if name == "loss":
-        weights = {f"{name}_weight": weight for name, weight in DEFAULT_LOSS_WEIGHTS.items()}
+        weights = {f"{name}_weight": weight for name, weight in TrainConfig.LOSS_WEIGHTS.items()}
         return weights if cause == "loss-majority" else {}
     if cause == "loss-drowned":
         share = slopes.loc[name, "share"]

@@ -14,20 +14,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from glacier_nb.checks.trial import (
-    GOAL,
-    STEP_ERRORS,
-    TRAINS,
-    USUAL_LR,
-    FirstStep,
-    Overfit,
-    first_step,
-    fixed_batch,
-    gradient_shares,
-    mode_scores,
-    norm_lag,
-    overfit,
-)
+from .trial import FirstStep, Overfit, fixed_batch, gradient_shares, norm_lag
 from ..models.weights import InitialWeights, WeightKind
 from ..report.figures import line_chart
 from ..report.findings import Finding
@@ -39,7 +26,8 @@ _MAX_FROZEN = 0.5  # fraction of a part that does not train; unused layers are l
 
 def _frozen_parts(table: pd.DataFrame) -> pd.DataFrame:
     "Parts of which more than `_MAX_FROZEN` does not train: size, share, main reason; empty for a flat loss."
-    trained, with_gradient = table["state"] == TRAINS, table["state"].isin([TRAINS, "unchanged"])
+    trained = table["state"] == FirstStep.TRAINS
+    with_gradient = trained | (table["state"] == "unchanged")
     if not with_gradient.any() and (table["state"] == "no gradient").any():
         return pd.DataFrame(columns=["size", "share", "state"])
     size = table.groupby("part", sort=False)["size"].sum()
@@ -95,7 +83,7 @@ def _check_norm_lag(
         return []
     row, scores, measured = table.loc[table["left"].idxmax()], {}, ""
     if found is not None and not found.diverged:
-        scores = mode_scores(learner, found)
+        scores = found.mode_scores(learner)
         measured = (
             f" On crops that it was trained on, MCC was {scores['train']:.2f} in train mode and "
             f"{scores['eval']:.2f} in eval mode with such statistics."
@@ -192,14 +180,15 @@ def _check_learning(
     learner: Learner,  # unchanged
     first: Overfit,  # of this learner, at the learning rate of the run
     seconds: float = 40.0,  # for a second trial
-    **options,  # of `overfit`
+    **options,  # of `Overfit.of`
 ) -> list[Finding]:
     "Why the network cannot overfit a few crops: its learning rate, or something else."
-    far = not 1 / _FAR < first.lr / USUAL_LR < _FAR
+    usual = FirstStep.USUAL_LR
+    far = not 1 / _FAR < first.lr / usual < _FAR
     if first.mcc >= _LEARNED or not (far or first.diverged or len(first.table) >= _MIN_STEPS):
         return []
-    near = first.lr > 0 and 1 / _NEAR < first.lr / USUAL_LR < _NEAR
-    second = None if near else overfit(learner, lr=USUAL_LR, seconds=seconds, batch=first.batch, **options)
+    near = first.lr > 0 and 1 / _NEAR < first.lr / usual < _NEAR
+    second = None if near else Overfit.of(learner, lr=usual, seconds=seconds, batch=first.batch, **options)
     if second is not None and second.mcc >= _LEARNED:
         fatal = not first.finite or (first.mcc < _NOT_LEARNED and (far or first.diverged))
         return [_wrong_rate(first, second, "fatal" if fatal else "warning")]
@@ -229,7 +218,7 @@ def _picture(*runs: Overfit) -> tuple[Callable, str]:
         for name in ("mcc", "loss"):
             values = run.table[name].to_numpy(np.float64)
             ys[f"{name}, lr {run.lr:g}"] = [*values, *[math.nan] * (n - len(values))]
-    goal = {"goal": GOAL}
+    goal = {"goal": Overfit.GOAL}
     chart = partial(line_chart, range(1, n + 1), ys, "step on the same crops", "MCC, loss", levels=goal)
     return chart, "A network that can learn reaches an MCC near 1 on a few fixed crops."
 
@@ -242,14 +231,15 @@ def _numbers(*runs: Overfit) -> dict[str, list]:
 
 def _wrong_rate(first: Overfit, second: Overfit, severity: str) -> Finding:
     "The run's learning rate fails, the usual one does not."
-    high = first.lr > USUAL_LR
+    usual = FirstStep.USUAL_LR
+    high = first.lr > usual
     return Finding(
         "lr-high" if high else "lr-low",
         severity,
         f"{_described(first)} {_described(second)} Usual is above {_LEARNED:g} in 100 steps.",
-        f"{'Lower' if high else 'Raise'} lr to {USUAL_LR:g}, or find one with glacier_nb.training.lr_find.",
+        f"{'Lower' if high else 'Raise'} lr to {usual:g}, or find one with glacier_nb.training.lr_find.",
         _numbers(first, second),
-        {"lr": USUAL_LR},
+        {"lr": usual},
         *_picture(first, second),
     )
 
@@ -275,8 +265,8 @@ def check_network(
     if learner.ranks.size > 1:
         return []
     try:
-        step = first_step(learner)
-    except STEP_ERRORS as e:
+        step = FirstStep.take(learner)
+    except FirstStep.ERRORS as e:
         return [_raised(e), *_check_norm_lag(learner)]
     return [*_check_step(learner, step), *_check_frozen(learner, step), *_check_norm_lag(learner)]
 
@@ -284,16 +274,16 @@ def check_network(
 def _first_trial(learner: Learner, **options) -> Overfit:
     "Small crops, or crops as wide as the run's where the network accepts no others."
     try:
-        return overfit(learner, **options)
-    except STEP_ERRORS:
-        return overfit(learner, batch=fixed_batch(learner, learner.cfg.crop_size), **options)
+        return Overfit.of(learner, **options)
+    except FirstStep.ERRORS:
+        return Overfit.of(learner, batch=fixed_batch(learner, learner.cfg.crop_size), **options)
 
 
 def check_live(
     learner: Learner,  # unchanged
     seconds: float = 120.0,  # time limit for both trials together
     steps: int = 100,  # of each trial, at most
-    **options,  # of `overfit`, such as progress
+    **options,  # of `Overfit.of`, such as progress
 ) -> list[Finding]:
     "`check_network`, `_check_terms`, and whether a few crops can be learned; empty with several processes."
     found = check_network(learner)
@@ -306,5 +296,5 @@ def check_live(
             found = [f for f in found if f.cause != "norm-lag"] + _check_norm_lag(learner, first)
         left = seconds - (time.perf_counter() - start)
         return found + _check_learning(learner, first, left, steps=steps, **options)
-    except STEP_ERRORS as e:
+    except FirstStep.ERRORS as e:
         return [*found, _raised(e)]

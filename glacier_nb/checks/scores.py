@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from .history import known_parameters
-from ..config.fields import EXECUTION_PARAMETERS
 from ..landsat import IGNORE
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import mcc
@@ -177,7 +176,7 @@ def _one_change(
 ) -> str | None:  # name of the only parameter in which they differ
     "The single change between two runs; None for none or several."
     a, b = known_parameters(a), known_parameters(b)
-    names = [k for k in a if k not in EXECUTION_PARAMETERS and a[k] != b[k]]
+    names = [k for k in a if k not in TrainConfig.EXECUTION and a[k] != b[k]]
     return names[0] if len(names) == 1 else None
 
 

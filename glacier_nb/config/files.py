@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from .fields import ConfigError
-from .training import TrainConfig, check_names
+from .training import TrainConfig
 from ..files.paths import project_root
 
 # %% ../../nbs/config/02_files.ipynb #150d015b
@@ -38,7 +38,7 @@ def check_parameters(
     if other := [name for name in parameters if not isinstance(name, str)]:
         raise ConfigError(f"{source}: unknown parameter {other[0]!r}: expected text")
     try:
-        check_names(parameters)
+        TrainConfig.check_names(parameters)
         return TrainConfig(**parameters)
     except ConfigError as e:
         hint = ". YAML reads 1e-3 as text: write 1.0e-3" if _text_number(parameters) else ""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config.training import TrainConfig, data_path, loss_weights
+from ..config.training import TrainConfig
 from .stats import BandStats, fit_stats
 from ..files.paths import cache_folder, cached_json, digest
 from ..landsat import BANDS, CLASSES
@@ -59,7 +59,7 @@ def _bytes_per_pixel(
 ) -> int:
     "Memory of a pixel, in bytes: as it was read, and as arrays for training."
     channels = len(BANDS) + (len(feature_names(cfg.glcm_features)) if cfg.include_glcm else 0)
-    distances = len(CLASSES) if loss_weights(cfg)["boundary"] > 0 else 0
+    distances = len(CLASSES) if cfg.loss_weights()["boundary"] > 0 else 0
     return (4 * len(BANDS) + 2) + (4 * channels + 2) + 2 * distances
 
 
@@ -77,7 +77,7 @@ def run_tiles(
     cfg: TrainConfig,  # reads data_dir, classes, tile_store and the parameters of `_bytes_per_pixel`
 ) -> list[AnyTile]:  # lazy tiles if the run stores them on disk
     "The tiles of a run. Raises `TileError` for files that cannot be read."
-    folder = data_path(cfg)
+    folder = cfg.data_path
     files = index_folder(folder)
     largest = max((f.bands[0] for f in files), key=lambda path: path.stat().st_size)
     pixels = len(files) * math.prod(raster_shape(largest))

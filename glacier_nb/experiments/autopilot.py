@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config.fields import ConfigError, config_differences
+from ..config.fields import ConfigError
 from ..config.files import read_parameters
 from ..config.training import TrainConfig
 from .jobs import Job, JobStopped, run_job
@@ -129,9 +129,8 @@ def _read_start(start: str | os.PathLike, root: Path) -> tuple[str, dict, Path |
     name = parameters.pop("run", "") or path.stem
     parameters.pop("resume", None)
     folder = root / "outputs" / name
-    same = run_state(folder) == "finished" and not config_differences(
-        TrainConfig(**parameters), read_record(folder).parameters
-    )
+    finished = run_state(folder) == "finished"
+    same = finished and not TrainConfig(**parameters).differences(read_record(folder).parameters)
     return name, parameters, folder if same else None
 
 
@@ -139,7 +138,7 @@ def _write_start(path: Path, steps: list[dict], start: str | os.PathLike, root: 
     "Write the first step; raises RunError when this folder has another start."
     name, parameters, folder = _read_start(start, root)
     if steps:
-        if names := config_differences(TrainConfig(**parameters), steps[0]["parameters"]):
+        if names := TrainConfig(**parameters).differences(steps[0]["parameters"]):
             raise RunError(f"{path} has another start: {names}. Choose another folder, or delete this one")
         return
     metrics = read_record(folder).metrics if folder else {}

@@ -130,9 +130,9 @@ def _demo(options: argparse.Namespace) -> int:
 def _list_parameters(options: argparse.Namespace) -> int:
     "Print what each parameter means, its default and what is allowed."
     from glacier_nb.config.fields import check_known
-    from glacier_nb.config.training import parameter_table
+    from glacier_nb.config.training import TrainConfig
 
-    table = parameter_table()
+    table = TrainConfig.table()
     check_known(options.names, table.index)
     for name, row in table.loc[list(options.names) or list(table.index)].iterrows():
         print(f"{name} = {row['default']}\n    {row['meaning']}\n    {row['allowed']}")

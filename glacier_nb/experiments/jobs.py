@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from ..config.fields import ConfigError, config_differences
+from ..config.fields import ConfigError
 from ..config.files import check_parameters
 from ..config.training import TrainConfig
 from ..files.locks import Lock, LockError, run_lock
@@ -178,7 +178,7 @@ def _planned_status(
         return "done"
     finished = "metrics.json" in names
     found = read_metrics(folder).get("parameters", {}) if finished else read_json(folder / "config.json")
-    if changed := config_differences(cfg, found):
+    if changed := cfg.differences(found):
         state = f"{folder} {'is finished' if finished else 'was started'} with other parameters"
         raise RunError(f"{state}: {changed}. Choose another run name, or delete the folder")
     return "skipped" if finished else "resumed"

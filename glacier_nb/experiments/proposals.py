@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ..config.fields import ConfigError, config_differences
+from ..config.fields import ConfigError
 from ..config.training import TrainConfig
 from .rules import RULES, Case, Option, Rule, RunRecord, evidence_and_fix, read_record
 from ..files.paths import project_root, write_text
@@ -147,7 +147,7 @@ def _new_config(case: Case, change: Mapping, tried: Sequence[TrainConfig]) -> Tr
     except ConfigError:
         return None
     same = [*tried, *([case.base.cfg] if change else [])]
-    return None if any(not config_differences(cfg, vars(other)) for other in same) else cfg
+    return None if any(not cfg.differences(vars(other)) for other in same) else cfg
 
 
 def _proposal(name: str, rule: Rule, case: Case, option: Option, cfg: TrainConfig) -> Proposal:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..config.fields import ConfigError
 from ..config.files import check_parameters, read_parameters
-from ..config.training import check_names
+from ..config.training import TrainConfig
 from .jobs import Job, run_job
 from ..files.paths import project_root
 from ..progress import progress_bar
@@ -64,7 +64,7 @@ def _read_entry(file, root: Path) -> tuple[str, str, dict]:  # source, name of t
 def _check_overrides(overrides: Mapping | None) -> dict:
     "Parameters for all jobs; raises ConfigError for `run` and `resume`."
     overrides = dict(overrides or {})
-    check_names(overrides)
+    TrainConfig.check_names(overrides)
     hints = {
         "run": "rename runs with a prefix or a suffix",
         "resume": "a sweep resumes interrupted runs itself",
@@ -186,8 +186,7 @@ def _outcome(future, job: Job) -> dict:
     "The row of a job that ended, also when its worker died."
     if (error := future.exception()) is None:
         return future.result()
-    return job.row("failed", error=f"the dask worker of the job failed: {type(error).__name__}: {error}"
-    )
+    return job.row("failed", error=f"the dask worker of the job failed: {type(error).__name__}: {error}")
 
 # %% ../../nbs/experiments/03_sweep.ipynb #d737dbb7
 def sweep(

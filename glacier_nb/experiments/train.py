@@ -24,10 +24,10 @@ from ..files.locks import run_lock
 from ..files.paths import project_root, short_path
 from ..parallel.device import processes
 from ..parallel.launch import launch, process_group, send_message, under_torchrun
-from ..parallel.ranks import ranks_here
+from ..parallel.ranks import Ranks
 from ..report.report import FatalFinding, Report
 from ..runs.score import evaluation_members, save_metrics, score_run
-from ..training.callbacks import Progress, RunFolder, make_learner, restore, run_path
+from ..training.callbacks import Progress, RunFolder, make_learner, run_path
 from ..training.checkpoints import read_checkpoint
 from ..training.learner import Callback, Learner
 from ..training.recipe import RunData, prepare_data
@@ -96,7 +96,7 @@ def fit_run(
     else:
         folder = next(c.folder for c in learner.callbacks if isinstance(c, RunFolder))
         launch(_fit_rank, learner.cfg, folder, make_data, on_message=partial(_follow, learner))
-        restore(learner, read_checkpoint(folder / "last.pt"))
+        learner.restore(read_checkpoint(folder / "last.pt"))
     if learner.stopped_by == "SIGTERM":
         sys.exit(0)
     return learner.history
@@ -136,7 +136,7 @@ def _run_rank(
     make_data: Callable[[TrainConfig], RunData],  # importable
 ) -> tuple[Path, str]:  # run folder; SIGINT or SIGTERM if a signal ended it, else empty
     "Train and score a run as one of its processes; rank 0 decides whether it resumes."
-    ranks, start = ranks_here(), time.perf_counter()
+    ranks, start = Ranks.here(), time.perf_counter()
     if ranks.rank == 0:
         started = bool(cfg.run) and (project_root() / "outputs" / cfg.run / "last.pt").exists()
         cfg = replace(cfg, resume=cfg.resume or (resume and started))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from affine import Affine
 
-from ..config.training import TrainConfig, data_path, loss_weights
+from ..config.training import TrainConfig
 from ..data.stats import fit_stats
 from ..data.tileset import TileSet
 from ..files.errors import TileError, listing
@@ -277,10 +277,11 @@ def hkh_run_data(
     reading: HkhReading = HkhReading(),  # which patches, and how they are read
 ) -> RunData:  # as from `glacier_nb.training.recipe.prepare_data`
     "The data of a run on HKH: split by scene, statistics of the training part, arrays in the cache folder."
-    patches = hkh_patches(data_path(cfg), reading.min_glacier)
+    patches = hkh_patches(cfg.data_path, reading.min_glacier)
     train, val = (_PatchTiles(p, reading) for p in hkh_split(patches, cfg.fold, cfg.n_folds))
     stats = fit_stats(train, cfg.normalisation, glcm=fit_glcm(train, cfg))
-    distance = partial(signed_distance, n_classes=len(CLASSES)) if loss_weights(cfg)["boundary"] > 0 else None
+    boundary = cfg.loss_weights()["boundary"] > 0
+    distance = partial(signed_distance, n_classes=len(CLASSES)) if boundary else None
     folder = None if cfg.tile_store == "memory" else cache_folder() / "hkh"
     sets = (TileSet.build(t, stats, distance_fn=distance, cache_dir=folder) for t in (train, val))
     return RunData(*sets, Split(train, val), stats, CLASSES, left_out=CLASSES[3:])

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .pixels import prepared_batch
+from .pixels import Pixels
 from glacier_nb.losses.terms import (
     BoundaryLoss,
     DiceLoss,
@@ -24,7 +24,7 @@ from glacier_nb.losses.terms import (
     MCCLoss,
     TverskyLoss,
 )
-from ..parallel.ranks import ALONE, Ranks
+from ..parallel.ranks import Ranks
 
 # %% ../../nbs/losses/02_combined.ipynb #ed325528
 def _effective(n: np.ndarray, beta: float | None) -> np.ndarray:
@@ -101,7 +101,7 @@ def forward(
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
     distance: Tensor | None = None,  # (B, C, H, W) signed distances; needed when boundary has a weight
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> tuple[Tensor, dict[str, Tensor]]:  # weighted sum to minimise; each term's value, unweighted and detached
     "Loss and its terms; raises ValueError without a needed `distance`, or for a wrong number of classes."
     if logits.shape[1] != self.n_classes:
@@ -112,7 +112,7 @@ def forward(
             "give the tiles' signed_distance, or set the weight to 0"
         )
     extra = {"boundary": (distance,)}
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         values = {name: loss.term(pixels, *extra.get(name, ())) for name, loss in self.terms.items()}
     total = sum(self.weights[name] * value for name, value in values.items())
     return total, {name: value.detach() for name, value in values.items()}

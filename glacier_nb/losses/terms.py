@@ -16,8 +16,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from ..landsat import IGNORE
-from .pixels import Pixels, prepared_batch
-from ..parallel.ranks import ALONE, Ranks
+from .pixels import Pixels
+from ..parallel.ranks import Ranks
 
 # %% ../../nbs/losses/01_terms.ipynb #88f39a8d
 def _dice_term(pixels: Pixels) -> Tensor:
@@ -32,10 +32,10 @@ def dice_loss(
     logits: Tensor,  # (B, C, H, W) any floating type
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "1 - mean soft Dice of the classes in the batch's target (Milletari et al., 2016; Sudre et al., 2017)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _dice_term(pixels)
 
 # %% ../../nbs/losses/01_terms.ipynb #9b146289
@@ -60,10 +60,10 @@ def tversky_loss(
     alpha: float = 0.3,  # weight of a false alarm, > 0
     beta: float = 0.7,  # weight of a miss, > 0
     gamma: float = 1.0,  # exponent of each class's 1 - index, > 0; above 1 stresses bad ones
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "Mean (1 - Tversky index)^gamma of the classes present (Salehi et al., 2017; Abraham & Khan, 2019)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _tversky_term(pixels, alpha, beta, gamma)
 
 # %% ../../nbs/losses/01_terms.ipynb #0c4f2a96
@@ -101,10 +101,10 @@ def mcc_loss(
     logits: Tensor,  # (B, C, H, W) any floating type
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 2]; 0 without a pixel that counts
     "1 - R_K of the soft confusion matrix of the whole batch (Gorodkin, 2004)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _mcc_term(pixels)
 
 # %% ../../nbs/losses/01_terms.ipynb #b82ee0cd
@@ -133,10 +133,10 @@ def lovasz_loss(
     logits: Tensor,  # (B, C, H, W) any floating type
     target: Tensor,  # (B, H, W) int64 class index, 255 = ignore; or (B, C, H, W) float32 probabilities
     valid: Tensor,  # (B, H, W) bool
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [0, 1]; 0 without a pixel that counts
     "Lovász extension of 1 - mean Jaccard index of the classes in the batch's target (Berman et al., 2018)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _lovasz_term(pixels)
 
 # %% ../../nbs/losses/01_terms.ipynb #0b75da4f
@@ -180,10 +180,10 @@ def focal_loss(
     valid: Tensor,  # (B, H, W) bool
     gamma: float | Sequence[float] = 2.0,  # focusing exponent >= 0: one number, or one per true class
     class_weights: Sequence[float] | Tensor | None = None,  # (C,) >= 0, by true class; None: all 1
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar >= 0; 0 without a pixel that counts
     "Mean focal loss over the pixels that count (Lin et al., 2017)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _focal_term(pixels, gamma, class_weights)
 
 # %% ../../nbs/losses/01_terms.ipynb #06c0354e
@@ -231,18 +231,18 @@ def boundary_loss(
     target: Tensor,  # as in all losses; read here only for which pixels count
     valid: Tensor,  # (B, H, W) bool
     distance: Tensor,  # (B, C, H, W) from `signed_distance`, cropped and mixed like the image
-    ranks: Ranks = ALONE,  # processes that share the batch
+    ranks: Ranks = Ranks(),  # processes that share the batch
 ) -> Tensor:  # scalar in [-1, 1], negative for good maps; 0 without a pixel that counts
     "Mean signed distance of the pixels that count, weighted by probability (Kervadec et al., 2019)."
-    with prepared_batch(logits, target, valid, ranks) as pixels:
+    with Pixels.prepared(logits, target, valid, ranks) as pixels:
         return _boundary_term(pixels, distance)
 
 # %% ../../nbs/losses/01_terms.ipynb #78a95f83
 class Loss(nn.Module):
     "Base of the loss modules: `forward` prepares the batch, `term` holds the formula."
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = ALONE) -> Tensor:
-        with prepared_batch(logits, target, valid, ranks) as pixels:
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor, ranks: Ranks = Ranks()) -> Tensor:
+        with Pixels.prepared(logits, target, valid, ranks) as pixels:
             return self.term(pixels)
 
 
@@ -302,9 +302,9 @@ class BoundaryLoss(Loss):
     "Module of `boundary_loss`."
 
     def forward(
-        self, logits: Tensor, target: Tensor, valid: Tensor, distance: Tensor, ranks: Ranks = ALONE
+        self, logits: Tensor, target: Tensor, valid: Tensor, distance: Tensor, ranks: Ranks = Ranks()
     ) -> Tensor:
-        with prepared_batch(logits, target, valid, ranks) as pixels:
+        with Pixels.prepared(logits, target, valid, ranks) as pixels:
             return self.term(pixels, distance)
 
     def term(self, pixels: Pixels, distance: Tensor) -> Tensor:

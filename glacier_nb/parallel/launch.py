@@ -28,7 +28,7 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_
 from ..config.fields import ConfigError
 from ..config.training import TrainConfig
 from .device import pick_device, processes
-from .ranks import Ranks, ranks_here
+from .ranks import Ranks
 
 # %% ../../nbs/parallel/02_launch.ipynb #3b5daadf
 @contextmanager
@@ -43,7 +43,7 @@ def process_group(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     dist.init_process_group(backend, store=store, **(group if store else {}))
-    yield ranks_here()
+    yield Ranks.here()
     dist.destroy_process_group()  # not after an error: the end of the process makes the other ranks fail
 
 
@@ -139,7 +139,7 @@ def _check_worker(worker: Callable) -> None:
     "Raise `ConfigError` for a worker that another process cannot import."
     main = sys.modules["__main__"]
     in_notebook = worker.__module__ == "__main__" and not hasattr(main, "__file__")
-    if in_notebook or not worker.__qualname__.isidentifier():
+    if in_notebook or "<" in worker.__qualname__:
         raise ConfigError(
             f"worker {worker.__qualname__!r} is defined in a notebook cell or inside a function, where "
             "another process cannot import it: put it at the top of a module"
@@ -223,7 +223,7 @@ def _describe_rank(
     cfg: TrainConfig,  # `devices` is read
 ) -> dict:  # rank, of, device, threads; counted: a sum of 1 over all ranks
     "Rank, device and threads of this process: a worker that tests a machine."
-    ranks = ranks_here()
+    ranks = Ranks.here()
     return {
         "rank": ranks.rank,
         "of": ranks.size,
@@ -235,7 +235,7 @@ def _describe_rank(
 # %% ../../nbs/parallel/02_launch.ipynb #40cd9c93
 def _with_ranks(function: Callable, *args: Any) -> Any:
     "Call a function of `run_ranks`."
-    return function(ranks_here(), *args)
+    return function(Ranks.here(), *args)
 
 
 def run_ranks(

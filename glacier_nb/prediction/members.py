@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config.training import TrainConfig, check_names, data_path
+from ..config.training import TrainConfig
 from ..data.stats import BandStats, channels, normalise
 from ..files.paths import project_root
 from ..models.build import predict_logits
@@ -26,7 +26,7 @@ from ..parallel.device import pick_device
 from ..tiles.read import Tile
 from ..tiles.splits import LeakageError
 from ..training.checkpoints import read_checkpoint
-from ..training.precision import choose_precision
+from ..training.precision import Precision
 from ..training.recipe import empty_network
 
 # %% ../../nbs/prediction/01_members.ipynb #4bdc6dfb
@@ -107,7 +107,7 @@ def _read(path: Path) -> dict:
 def _parts(state: dict, path: Path) -> tuple[TrainConfig, BandStats, tuple, tuple]:
     "Config, statistics, classes and codes; raises PredictError when this version cannot read them."
     try:
-        check_names(state["config"])
+        TrainConfig.check_names(state["config"])
         cfg, stats = TrainConfig(**state["config"]), BandStats.from_dict(state["stats"])
         classes, codes = tuple(state["classes"]), tuple(state["codes"])
     except (ValueError, TypeError, KeyError, AttributeError) as e:
@@ -157,7 +157,7 @@ def load_member(
     _load_weights(model, state["weights"], path)
     device = pick_device(devices)
     model = model.eval().to(device, memory_format=torch.channels_last)
-    dtype = choose_precision(precision or cfg.precision, "channels_last", device).dtype
+    dtype = Precision.choose(precision or cfg.precision, "channels_last", device).dtype
     return Member(path, model, cfg, stats, classes, codes, device, dtype)
 
 # %% ../../nbs/prediction/01_members.ipynb #255f8911
@@ -216,7 +216,7 @@ def check_leakage(
         trained = _trained_on(m)
         if trained is None:
             notes.append(f"{m.name}: no splits.json beside {m.path.name}: it may have trained on these tiles")
-        elif data_path(m.cfg) != here:
+        elif m.cfg.data_path != here:
             notes.append(
                 f"{m.name}: trained on tiles of another folder, {m.cfg.data_dir}: they may be these tiles"
             )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..config.training import TrainConfig, data_path
+from ..config.training import TrainConfig
 from ..files.paths import write_text
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import summary
@@ -31,7 +31,7 @@ def evaluation_members(
     "What is evaluated beside one plain pass; raises PredictError and LeakageError where that is impossible."
     views, others = make_views(cfg.tta, cfg.tta_scales), load_ensemble(cfg.ensemble, cfg.devices)
     if others:
-        check_evaluation(others, data.val_tiles, data_path(cfg))
+        check_evaluation(others, data.val_tiles, cfg.data_path)
     return views, others
 
 # %% ../../nbs/runs/02_score.ipynb #4caf69d4
@@ -81,8 +81,8 @@ def _evaluation(learner: Learner, folder: Path, progress: bool) -> dict | None:
     if not others and tuple(views) == PLAIN:
         return None
     members = [load_member(folder, cfg.devices), *others]
-    notes = check_evaluation(members, tiles, data_path(cfg))
-    return evaluation_record(tta_table(members, tiles, data_path(cfg), views, cfg.seed, progress), notes)
+    notes = check_evaluation(members, tiles, cfg.data_path)
+    return evaluation_record(tta_table(members, tiles, cfg.data_path, views, cfg.seed, progress), notes)
 
 # %% ../../nbs/runs/02_score.ipynb #e4b96aa2
 def save_metrics(

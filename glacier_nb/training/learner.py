@@ -28,20 +28,19 @@ from ..models.build import predict_logits
 from ..parallel.batchnorm import synchronise_norms
 from ..parallel.device import pick_device
 from ..parallel.launch import StopRequest
-from ..parallel.ranks import ALONE, Ranks, ranks_here
+from ..parallel.ranks import Ranks
 from ..sampling.loader import CropLoader
+from ..sampling.samplers import crop_shape
 from .ema import WeightAverage
-from .precision import Precision, choose_precision
+from .precision import Precision
 from glacier_nb.training.recipe import (
     RunData,
-    batch_shape,
     run_augment,
     run_loss,
     run_mixer,
     run_optimizer,
     run_sampler,
     run_schedule,
-    steps_per_epoch,
 )
 
 # %% ../../nbs/training/05_learner.ipynb #d1dfc52f
@@ -84,7 +83,7 @@ def _validate_tiles(
     predict: Callable[[dict[str, Tensor]], Tensor],  # a batch of one -> (1, n_classes, H, W) logits
     loss: nn.Module,  # a `CombinedLoss`
     device: torch.device,  # where `predict` expects its batch
-    ranks: Ranks = ALONE,  # processes that divide the tiles; all hold the same network
+    ranks: Ranks = Ranks(),  # processes that divide the tiles; all hold the same network
 ) -> tuple[dict[str, float], dict[str, tuple[np.ndarray, np.ndarray]]]:
     "val_loss, mcc and mcc_valid; and for each tile id its confusion matrix of all and of valid pixels."
     mine = {}
@@ -121,7 +120,7 @@ class Learner:
         model: nn.Module,  # (B, C, H, W) normalised channels -> (B, n_classes, H, W) logits
         callbacks: list[Callback] = (),  # called in this order
     ):
-        self.cfg, self.data, self.callbacks, self.ranks = cfg, data, list(callbacks), ranks_here()
+        self.cfg, self.data, self.callbacks, self.ranks = cfg, data, list(callbacks), Ranks.here()
         self.device = pick_device(cfg.devices, int(os.environ.get("LOCAL_RANK", 0)))
         self.model = synchronise_norms(model, self.ranks) if cfg.sync_batchnorm else model
         self.network = self.model  # called in the steps, see `prepare_network`
@@ -129,7 +128,7 @@ class Learner:
         self.sampler = run_sampler(cfg, data.train)
         self.augment = run_augment(cfg)
         self.mix = run_mixer(cfg, len(data.classes))
-        self.steps_per_epoch = steps_per_epoch(cfg, data.train)
+        self.steps_per_epoch = cfg.steps_per_epoch(len(data.train))
         self.rate = run_schedule(cfg, self.steps_per_epoch)
         self.optimizer = run_optimizer(cfg, self.model)
         self.set_precision(self.ranks.broadcast(self._choose_precision() if self.ranks.rank == 0 else None))
@@ -156,6 +155,12 @@ class Learner:
         return max(self.history, key=lambda r: r["mcc_valid"], default=None)
 
     @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        "B, C, h and w of one forward pass, all processes together."
+        cfg, train = self.cfg, self.data.train
+        return cfg.batch_size // cfg.accumulate, train.images[0].shape[0], *crop_shape(train, cfg.crop_size)
+
+    @property
     def eval_model(self) -> nn.Module:
         "The network that is validated and saved: the moving average of the weights, if there is one."
         return self.average.model if self.average else self.model
@@ -178,10 +183,10 @@ def _freeze_unused(
 @patch
 def _choose_precision(self: Learner) -> Precision:
     "What the config asks for, on one rank's shard of a batch."
-    crops, *shape = batch_shape(self.cfg, self.data.train)
+    crops, *shape = self.batch_shape
     shape = (math.ceil(crops / self.ranks.size), *shape)
     model = None if self.cfg.resume else self.model  # last.pt names the precision of a resumed run
-    return choose_precision(self.cfg.precision, self.cfg.memory_format, self.device, model, shape)
+    return Precision.choose(self.cfg.precision, self.cfg.memory_format, self.device, model, shape)
 
 
 @patch
@@ -201,7 +206,7 @@ def prepare_network(self: Learner) -> None:
     if self.cfg.compile:
         self.network = torch.compile(self.model)
     if self.ranks.size > 1:
-        _freeze_unused(self.model, batch_shape(self.cfg, self.data.train)[1])
+        _freeze_unused(self.model, self.batch_shape[1])
         devices = [self.device] if self.device.type == "cuda" else None
         self.network = DistributedDataParallel(self.network, devices, gradient_as_bucket_view=True)
 

@@ -7,7 +7,7 @@ from scipy.stats import kstest
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from glacier_nb.augment.mixing import CutMix, MixUp, _boxes, _own_shares, _partners, _soft_label, make_mixer
+from glacier_nb.augment.mixing import _boxes, _CutMix, _MixUp, _own_shares, _partners, _soft_label, make_mixer
 from glacier_nb.augment.photometric import batch_generator
 from glacier_nb.data.stats import DataError
 from glacier_nb.landsat import IGNORE
@@ -67,7 +67,7 @@ def test_extreme_shares_are_still_shares(alpha):
 
 
 def test_mixup_is_the_formula_of_the_paper(batch):
-    out, (other, share) = MixUp(0.4, 4)(batch, seeded()), drawn(batch, 0.4)
+    out, (other, share) = _MixUp(0.4, 4)(batch, seeded()), drawn(batch, 0.4)
     for b in range(12):
         o, s = int(other[b]), float(share[b])
         known = [batch["valid"][k] & (batch["label"][k] != IGNORE) for k in (b, o)]
@@ -94,13 +94,13 @@ def test_mixup_of_images_and_classes_is_torchvisions():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("glacier_nb.augment.mixing._partners", lambda n, g: torch.arange(n).roll(1))
         patch.setattr("glacier_nb.augment.mixing._own_shares", lambda n, a, g: torch.full((n,), 0.3))
-        out = MixUp(1.0, 4)(batch, seeded())
+        out = _MixUp(1.0, 4)(batch, seeded())
     assert_close(out["image"], wanted)
     assert_close(out["label"], wanted_label[:, :, None, None].expand(6, 4, 8, 8))
 
 
 def test_soft_labels_are_probabilities_where_valid_and_0_elsewhere(batch):
-    out = MixUp(1.0, 4)(batch, seeded())
+    out = _MixUp(1.0, 4)(batch, seeded())
     assert out["label"].dtype == torch.float32
     assert_close(out["label"].sum(1), out["valid"].float())
     assert (out["label"] >= 0).all()
@@ -110,7 +110,7 @@ def test_soft_labels_are_probabilities_where_valid_and_0_elsewhere(batch):
 
 
 def test_the_boundary_loss_of_a_blend_is_the_blend_of_both(batch):
-    out, (other, share) = MixUp(1.0, 4)(batch, seeded()), drawn(batch, 1.0)
+    out, (other, share) = _MixUp(1.0, 4)(batch, seeded()), drawn(batch, 1.0)
     logits = torch.randn((12, 4, 24, 24), generator=seeded(1))
     for b in range(12):
         args = logits[b : b + 1], batch["label"][b : b + 1], out["valid"][b : b + 1]
@@ -123,15 +123,15 @@ def test_the_boundary_loss_of_a_blend_is_the_blend_of_both(batch):
 def test_labels_that_are_not_classes_are_errors(batch, unknown):
     batch["label"][0, 0, 0], batch["valid"][0, 0, 0] = unknown, True
     with pytest.raises(DataError, match=rf"found class indices \[{unknown}\], expected 0 to 3 or 255"):
-        MixUp(1.0, 4)(batch, seeded())
+        _MixUp(1.0, 4)(batch, seeded())
     batch["valid"][0, 0, 0] = False
     assert _soft_label(batch["label"], batch["valid"] & (batch["label"] != IGNORE), 4)[0, :, 0, 0].sum() == 0
 
 
 def test_cutmix_takes_every_pixel_whole_from_one_of_both(batch):
-    out, (other, share) = CutMix(1.0)(batch, seeded()), drawn(batch, 1.0)
+    out, (other, share) = _CutMix(1.0)(batch, seeded()), drawn(batch, 1.0)
     marked = batch | {"image": torch.arange(12.0)[:, None, None, None].expand(12, 1, 24, 24)}
-    source = CutMix(1.0)(marked, seeded())["image"][:, 0].long()
+    source = _CutMix(1.0)(marked, seeded())["image"][:, 0].long()
     assert {(b, int(s)) for b in range(12) for s in source[b].unique()} <= {
         (b, k) for b in range(12) for k in (b, int(other[b]))
     }
@@ -146,7 +146,7 @@ def test_cutmix_takes_every_pixel_whole_from_one_of_both(batch):
 
 def test_pasted_pixels_are_one_rectangle(batch):
     marked = batch | {"image": torch.arange(12.0)[:, None, None, None].expand(12, 1, 24, 24)}
-    inside = CutMix(1.0)(marked, seeded())["image"][:, 0] != torch.arange(12.0)[:, None, None]
+    inside = _CutMix(1.0)(marked, seeded())["image"][:, 0] != torch.arange(12.0)[:, None, None]
     for box in inside:
         rows, cols = box.any(1), box.any(0)
         assert torch.equal(box, rows[:, None] & cols)

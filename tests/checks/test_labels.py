@@ -9,14 +9,14 @@ from scipy import ndimage
 
 from glacier_nb.checks.bands import spaced_tiles
 from glacier_nb.checks.labels import check_label_files, check_labels, label_table, reader_finding
-from glacier_nb.config.training import data_path
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import IGNORE, LABEL_CODES
 from glacier_nb.tiles.lazy import open_tiles
 from glacier_nb.tiles.read import read_tiles
 
-REAL = data_path(type("Folder", (), {"data_dir": "data/competition"}))
+REAL = TrainConfig(data_dir="data/competition").data_path
 
 
 def serious(found):

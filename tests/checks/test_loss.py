@@ -17,7 +17,7 @@ from glacier_nb.checks.loss import (
     _synthetic_targets,
     check_loss,
 )
-from glacier_nb.config.training import DEFAULT_LOSS_WEIGHTS
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.losses.combined import CombinedLoss, class_weights
 from glacier_nb.losses.pixels import soft_confusion
 from glacier_nb.losses.terms import soft_mcc
@@ -42,13 +42,13 @@ def found(loss, shares=SHARES["demo"], **more):
 def settings(shares, many):
     "Correct losses for these class fractions."
     n = len(shares)
-    for weights in (dict(DEFAULT_LOSS_WEIGHTS), *SINGLE):
+    for weights in (dict(TrainConfig.LOSS_WEIGHTS), *SINGLE):
         yield CombinedLoss(weights, n)
     if not many:
         return
     for kind in ("inverse", "effective"):
         yield CombinedLoss({"focal": 1.0}, n, 2.0, class_weights(shares, kind))
-        yield CombinedLoss(DEFAULT_LOSS_WEIGHTS, n, 2.0, class_weights(shares, kind))
+        yield CombinedLoss(TrainConfig.LOSS_WEIGHTS, n, 2.0, class_weights(shares, kind))
     for gamma in (0.0, 1.0, 4.0):
         yield CombinedLoss({"focal": 1.0}, n, gamma)
     for tversky in ((0.1, 0.9, 2.0), (0.7, 0.3, 0.75)):
@@ -71,7 +71,7 @@ def test_the_default_gives_no_finding_at_any_size(shape, seed):
     for shares in (SHARES["demo"], SHARES["binary"]):
         assert (
             found(
-                CombinedLoss(DEFAULT_LOSS_WEIGHTS, len(shares)),
+                CombinedLoss(TrainConfig.LOSS_WEIGHTS, len(shares)),
                 shares,
                 batch=shape[0],
                 size=shape[1],
@@ -189,7 +189,7 @@ class Term(nn.Module):
         return self.value(pixels)
 
 
-def with_term(name, value, weights=DEFAULT_LOSS_WEIGHTS):
+def with_term(name, value, weights=TrainConfig.LOSS_WEIGHTS):
     loss = CombinedLoss(weights, 4)
     loss.terms[name] = Term(value)
     return loss
@@ -275,7 +275,7 @@ def test_reference_maps_have_the_quality_of_their_names(name):
 
 
 def test_invalid_fractions_and_a_single_class():
-    default = CombinedLoss(DEFAULT_LOSS_WEIGHTS, 4)
+    default = CombinedLoss(TrainConfig.LOSS_WEIGHTS, 4)
     assert check_loss(default, [0, 5.0, 0, 0]) == []
     for shares in ([0, 0, 0, 0], [1, np.nan, 0, 0], [1, -1, 0, 0], [0, -1, 0, 0], [1.0]):
         with pytest.raises(ValueError, match="shares: found"):
@@ -285,7 +285,7 @@ def test_invalid_fractions_and_a_single_class():
 
 
 def test_tables_and_their_duration():
-    loss, targets = CombinedLoss(DEFAULT_LOSS_WEIGHTS, 4), _synthetic_targets(SHARES["demo"])
+    loss, targets = CombinedLoss(TrainConfig.LOSS_WEIGHTS, 4), _synthetic_targets(SHARES["demo"])
     values, slopes = _loss_table(loss, targets), _gradient_table(loss, targets)
     assert values.columns.tolist() == list(_MAPS)
     assert values.index.tolist() == slopes.index.tolist() == ["loss", "focal", "dice", "mcc", "boundary"]

@@ -21,14 +21,13 @@ from glacier_nb.checks.network import (
 )
 from glacier_nb.checks.trial import (
     _CROPS,
+    FirstStep,
     Overfit,
     _first_crops,
     _peak_lr,
-    first_step,
     fixed_batch,
     gradient_shares,
     norm_lag,
-    overfit,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
@@ -85,12 +84,12 @@ def make(data):
 
 def states(learner):
     "The states of the parameters after the first step, by part."
-    table = first_step(learner).parameters
+    table = FirstStep.take(learner).parameters
     return {part: set(rows) for part, rows in table.groupby("part")["state"]}
 
 
 def frozen(learner):
-    return _check_frozen(learner, first_step(learner))
+    return _check_frozen(learner, FirstStep.take(learner))
 
 
 def causes(findings):
@@ -145,7 +144,7 @@ def test_learner_is_the_same_to_the_bit(make, changes, trained):
 
 def test_two_trials_are_the_same(make):
     learner = make()
-    one, two = (overfit(learner, steps=3).table for _ in range(2))
+    one, two = (Overfit.of(learner, steps=3).table for _ in range(2))
     assert one.equals(two)
 
 
@@ -183,7 +182,7 @@ def test_few_steps_are_no_evidence(make):
 
 
 def test_frozen_parts(make):
-    assert set(first_step(make()).parameters["state"]) == {"trains"}
+    assert set(FirstStep.take(make()).parameters["state"]) == {"trains"}
     for part, start, severity in [
         ("encoder", WeightKind.RANDOM, "fatal"),
         ("encoder", WeightKind.RUN, "warning"),
@@ -234,7 +233,7 @@ def test_norms_that_lag(make, momentum, found):
 
 def test_the_effect_of_the_lag_is_measured(make):
     learner = with_momentum(make(), 1e-4)
-    (found,) = _check_norm_lag(learner, overfit(learner, steps=40))
+    (found,) = _check_norm_lag(learner, Overfit.of(learner, steps=40))
     assert found.numbers["train"] > 0.6
     assert found.numbers["eval"] < found.numbers["train"] - 0.3
     assert "in train mode" in found.evidence
@@ -330,7 +329,7 @@ def test_a_network_of_one_width_is_tried_at_that_width(make):
     learner.model.head = nn.Sequential(learner.model.head, OnlyOf(96))
     assert not check_live(learner, steps=1)
     with pytest.raises(ValueError, match="64 pixels"):
-        overfit(learner, steps=1)
+        Overfit.of(learner, steps=1)
 
 
 class OnlyOf(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 from glacier_nb.augment.photometric import _POLICIES
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.files import read_config
-from glacier_nb.config.training import TrainConfig, from_namespace, loss_weights, save_config
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.files.paths import atomic_write, project_root
 from glacier_nb.training.callbacks import run_path
 from glacier_nb.training.schedules import _SCHEDULES
@@ -68,19 +68,19 @@ def test_contradictions_name_their_parameters(values):
     "given", [{}, {"mcc_weight": 1.0}, {"mcc_weight": 0.5}, {"focal_weight": 0.2, "dice_weight": 0.1}]
 )
 def test_given_weights_are_used_and_the_rest_sums_to_one(given):
-    weights = loss_weights(TrainConfig(**given))
+    weights = TrainConfig(**given).loss_weights()
     assert sum(weights.values()) == pytest.approx(1, abs=1e-12)
     assert all(weights[k.removesuffix("_weight")] == v for k, v in given.items())
 
 
 def test_four_given_weights_are_used_as_they_are():
     given = {"focal_weight": 2.0, "dice_weight": 0.0, "mcc_weight": 3.0, "boundary_weight": 0.5}
-    assert loss_weights(TrainConfig(**given)) == {"focal": 2.0, "dice": 0.0, "mcc": 3.0, "boundary": 0.5}
+    assert TrainConfig(**given).loss_weights() == {"focal": 2.0, "dice": 0.0, "mcc": 3.0, "boundary": 0.5}
 
 
 def test_json_round_trip(tmp_path):
     cfg = TrainConfig(run="x", lr=3e-4, mcc_weight=1, encoder_weights="imagenet", focal_gamma="2,2,1,0")
-    assert read_config(save_config(cfg, tmp_path / "config.json")) == cfg
+    assert read_config(cfg.save(tmp_path / "config.json")) == cfg
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
 
 
@@ -93,12 +93,12 @@ def test_namespace_ignores_values_that_are_not_plain():
         "exit": print,
         **asdict(TrainConfig(epochs=3)),
     }
-    assert from_namespace(space) == TrainConfig(epochs=3)
+    assert TrainConfig.from_namespace(space) == TrainConfig(epochs=3)
 
 
 def test_unknown_name_gets_the_nearest():
     with pytest.raises(ConfigError, match="unknown parameter 'mcc_wieght': did you mean 'mcc_weight'"):
-        from_namespace({"mcc_wieght": 1})
+        TrainConfig.from_namespace({"mcc_wieght": 1})
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):

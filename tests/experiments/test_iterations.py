@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glacier_nb.config.fields import EXECUTION_PARAMETERS
-from glacier_nb.config.training import TrainConfig, loss_weights
+from glacier_nb.config.training import TrainConfig
 
 FOLDER = Path(__file__).parents[2] / "configs/iterations"
 VARIANTS = sorted(FOLDER.glob("[1-3][0-9]_*.yaml"))
@@ -29,7 +28,7 @@ def parameters(name: str) -> dict:
 )
 def test_the_four_iterations_are_as_recorded(name, weights, boosts, schedule, lowest):
     cfg = TrainConfig(**parameters(name))
-    assert tuple(loss_weights(cfg).values()) == weights
+    assert tuple(cfg.loss_weights().values()) == weights
     assert (cfg.lake_boost, cfg.debris_boost) == boosts
     assert (cfg.schedule, cfg.lr, cfg.lr_min, cfg.restart_epochs) == (schedule, 1e-4, lowest, 10)
     assert (cfg.sampler, cfg.samples_per_epoch, cfg.batch_size, cfg.epochs) == ("weighted", 0, 32, 30)
@@ -41,7 +40,7 @@ def test_the_four_iterations_are_as_recorded(name, weights, boosts, schedule, lo
 def test_enough_steps_changes_sampler_and_steps_alone():
     starved, enough = (TrainConfig(**parameters(name)) for name in ("04_heavy_mcc", "05_enough_steps"))
     changed = {k for k, v in vars(enough).items() if v != getattr(starved, k)}
-    assert changed - set(EXECUTION_PARAMETERS) == {"sampler", "samples_per_epoch"}
+    assert changed - set(TrainConfig.EXECUTION) == {"sampler", "samples_per_epoch"}
 
 
 @pytest.mark.parametrize("path", VARIANTS[1:], ids=lambda p: p.stem)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glacier_nb.config.fields import config_differences
 from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.experiments.jobs import FailureCause
@@ -180,7 +179,7 @@ def test_nothing_is_tried_twice_until_nothing_is_left(tmp_path):
         if isinstance(found, NoProposal):
             break
         cfg = TrainConfig(**found.parameters)
-        assert all(config_differences(cfg, r.parameters) for r in runs), found.name
+        assert all(cfg.differences(r.parameters) for r in runs), found.name
         runs.append(record(f"r{number}", 0.5, **found.parameters))
     assert isinstance(found, NoProposal)
     assert 8 <= len(runs) < 30

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from glacier_nb.config.fields import ConfigError, config_differences
+from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.files import read_parameters
 from glacier_nb.experiments.command import main
 from glacier_nb.experiments.jobs import Job, _end_processes, run_job
@@ -355,5 +355,5 @@ def test_a_scheduler_without_workers_is_named(monkeypatch):
 def test_a_parameter_that_is_no_longer_known_is_a_difference():
     from glacier_nb.config.training import TrainConfig
 
-    assert config_differences(TrainConfig(run="a", workers=3), {"run": "b", "resume": True}) == ""
-    assert "gone (saved 1, requested None)" in config_differences(TrainConfig(), {"gone": 1})
+    assert TrainConfig(run="a", workers=3).differences({"run": "b", "resume": True}) == ""
+    assert "gone (saved 1, requested None)" in TrainConfig().differences({"gone": 1})

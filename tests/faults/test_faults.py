@@ -9,7 +9,7 @@ from fault_setups import FAULTS, setup, shared_checks
 
 from glacier_nb.checks import diagnosis
 from glacier_nb.checks.diagnosis import diagnose
-from glacier_nb.config.training import check_names
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.training.learner import Learner
 
 ROWS: list[str] = []  # of the table
@@ -39,7 +39,7 @@ def test_fault_is_named_first(fault, correct, tmp_path):
     ROWS.append(f"{fault.name} | {fault.cause} | {named} | {severity} | {seconds:.1f}")
     assert cause == fault.cause, str(report)
     for finding in report.findings:
-        check_names(finding.change)
+        TrainConfig.check_names(finding.change)
 
 
 def test_there_are_twenty_faults_of_all_parts():

@@ -35,7 +35,7 @@ from glacier_nb.losses.terms import (
     tversky_loss,
 )
 from glacier_nb.parallel.launch import run_ranks
-from glacier_nb.parallel.ranks import ALONE, Ranks
+from glacier_nb.parallel.ranks import Ranks
 
 AREAS = ("dice", "mcc", "tversky", "lovasz")  # 0 for a prediction that equals a soft target
 
@@ -1015,7 +1015,7 @@ def of_two():
 @pytest.mark.parametrize("kind", list(batches()))
 @pytest.mark.parametrize("name", [*NAMES, "combined"])
 def test_two_processes_have_the_loss_of_one(of_two, kind, name):
-    total, terms, gradients = ddp_step(ALONE, ALL if name == "combined" else {name: 1.0}, batches()[kind])
+    total, terms, gradients = ddp_step(Ranks(), ALL if name == "combined" else {name: 1.0}, batches()[kind])
     for steps in of_two:
         found_total, found_terms, found_gradients = steps[kind, name]
         assert_close((found_total, found_terms), (total, terms), atol=1e-6, rtol=1e-5)
@@ -1031,8 +1031,8 @@ def test_the_mean_of_two_losses_is_another_number(name):
     "The tests above would fail if the ranks did not communicate."
     whole, parts = batches()["uneven"], []
     for rows in (slice(0, 5), slice(5, 8)):
-        parts.append(ddp_step(ALONE, {name: 1.0}, [x[rows] for x in whole]))
-    total, _, gradients = ddp_step(ALONE, {name: 1.0}, whole)
+        parts.append(ddp_step(Ranks(), {name: 1.0}, [x[rows] for x in whole]))
+    total, _, gradients = ddp_step(Ranks(), {name: 1.0}, whole)
     mean = [sum(g) / 2 for g in zip(*(part[2] for part in parts), strict=True)]
     assert abs(sum(part[0] for part in parts) / 2 - total) > 1e-4
     assert max(float((a - b).abs().max()) for a, b in zip(mean, gradients, strict=True)) > 1e-4

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 
 from glacier_nb.config.fields import ConfigError
-from glacier_nb.parallel.device import pick_device, processes, rng_state, set_rng_state
+from glacier_nb.parallel.device import pick_device, processes
 
 CPU = torch.device("cpu")
 
@@ -59,40 +58,3 @@ def test_process_without_a_gpu_of_its_own(gpus, rank):
         return
     with pytest.raises(ConfigError, match=rf"process {rank} of this host has no device .* {gpus} CUDA"):
         pick_device("auto", rank)
-
-
-# random state
-
-
-def test_random_state_is_restored():
-    state = rng_state(CPU)
-    drawn = torch.rand(3), nn.functional.dropout(torch.ones(9))
-    set_rng_state(state, CPU)
-    assert torch.equal(drawn[0], torch.rand(3))
-    assert torch.equal(drawn[1], nn.functional.dropout(torch.ones(9)))
-    assert {k: v.dtype for k, v in state.items()} == {"cpu": torch.uint8}
-
-
-def test_random_state_of_a_gpu(monkeypatch, tmp_path):
-    there = {1: torch.arange(16, dtype=torch.uint8)}
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: there[device.index].clone())
-    monkeypatch.setattr(
-        torch.cuda, "set_rng_state", lambda state, device: there.update({device.index: state})
-    )
-    device = torch.device("cuda", 1)
-    torch.save(rng_state(device), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    before, there[1] = there[1], torch.zeros(16, dtype=torch.uint8)
-    set_rng_state({"cpu": state["cpu"]}, device)  # of a run on a CPU: the GPU's generator stays
-    assert there[1].sum() == 0
-    set_rng_state(state, device)
-    assert torch.equal(there[1], before)
-    set_rng_state(state, CPU)  # a run that resumes without a GPU
-
-
-@pytest.mark.parametrize(
-    "wrong", [None, {}, {"cuda": torch.zeros(1)}, {"cpu": torch.zeros(1), "mps": 0}, [1]]
-)
-def test_wrong_random_states(wrong):
-    with pytest.raises(ConfigError, match=r"random generators: found .* expected cpu"):
-        set_rng_state(wrong, CPU)

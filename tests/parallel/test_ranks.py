@@ -12,15 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from glacier_nb.parallel.launch import RankDied, run_ranks
-from glacier_nb.parallel.ranks import (
-    ALONE,
-    RankError,
-    Ranks,
-    Shard,
-    ranks_here,
-    shard_of,
-    shared_gradient,
-)
+from glacier_nb.parallel.ranks import Ranks, Shard
 
 SIZES = (3, 0, 4)  # rows of three ranks
 ZEROS = torch.zeros(2)
@@ -46,35 +38,35 @@ def test_take_from_any_axis_of_arrays_and_tensors(dim):
 
 
 def test_a_shard_of_another_batch_is_an_error():
-    with pytest.raises(RankError, match=r"found 4 rows on axis 1 of \(2, 4\), expected the 5 of the whole"):
+    with pytest.raises(ValueError, match=r"found 4 rows on axis 1 of \(2, 4\), expected the 5 of the whole"):
         Ranks(0, 2).shard(5).take(torch.zeros(2, 4), 1)
-    assert shard_of(4, None) == Shard(0, 4, 4)
-    assert shard_of(0, Shard(2, 2, 9)) == Shard(2, 2, 9)  # an empty shard is one, and not none
-    with pytest.raises(RankError, match="found 3 rows, expected the 2 of Shard"):
-        shard_of(3, Shard(0, 2, 9))
+    assert Shard.of(4, None) == Shard(0, 4, 4)
+    assert Shard.of(0, Shard(2, 2, 9)) == Shard(2, 2, 9)  # an empty shard is one, and not none
+    with pytest.raises(ValueError, match="found 3 rows, expected the 2 of Shard"):
+        Shard.of(3, Shard(0, 2, 9))
 
 
 @pytest.mark.parametrize("numbers", [(-1, 2, 3), (2, 1, 3), (0, 4, 3)])
 def test_wrong_shards(numbers):
-    with pytest.raises(RankError, match="expected 0 <= start <= stop <= total"):
+    with pytest.raises(ValueError, match="expected 0 <= start <= stop <= total"):
         Shard(*numbers)
 
 
 @pytest.mark.parametrize("numbers", [(-1, 2), (2, 2), (0, 0)])
 def test_wrong_ranks(numbers):
-    with pytest.raises(RankError, match="expected a rank from 0 to size - 1"):
+    with pytest.raises(ValueError, match="expected a rank from 0 to size - 1"):
         Ranks(*numbers)
 
 
 def test_alone_everything_is_the_identity():
     x = torch.zeros(3, requires_grad=True)
-    assert ranks_here() == ALONE == Ranks()
-    assert ALONE.sum(x) is x
-    assert ALONE.gather(x) is x
-    assert ALONE.gather_objects("value") == ["value"]
-    assert ALONE.broadcast("value") == "value"
-    assert ALONE.any([True, False, 1]) == [True, False, True]
-    ALONE.barrier()
+    assert Ranks.here() == Ranks() == Ranks()
+    assert Ranks().sum(x) is x
+    assert Ranks().gather(x) is x
+    assert Ranks().gather_objects("value") == ["value"]
+    assert Ranks().broadcast("value") == "value"
+    assert Ranks().any([True, False, 1]) == [True, False, True]
+    Ranks().barrier()
     assert not dist.is_initialized()
 
 
@@ -85,7 +77,7 @@ def every_method(ranks):
     along_last = ranks.gather(mine.movedim(0, -1), dim=-1)
     strided = torch.arange(6.0).reshape(2, 3).T * (ranks.rank + 1)
     return {
-        "here": ranks_here() == ranks,
+        "here": Ranks.here() == ranks,
         "sum": ranks.sum(strided),
         "whole numbers": ranks.sum(torch.tensor(2**40 + ranks.rank)),
         "gather": ranks.gather(mine),
@@ -153,7 +145,7 @@ def all_at_once(ranks, x, zeros):
         "methods": every_method(ranks),
         "slopes": slopes(ranks),
         "ddp": under_ddp(ranks, x),
-        "shared": shared_gradient(ranks, ratio_and_more, x[:, :1]),
+        "shared": ranks.gradient(ratio_and_more, x[:, :1]),
         "changed": changed(ranks, zeros),
         "threads": torch.get_num_threads(),
     }
@@ -198,20 +190,20 @@ def test_slopes_are_those_of_the_sum_of_all_losses(three):
 
 
 def test_ddp_of_three_is_one_process(three):
-    expected = under_ddp(ALONE, whole_batch())
+    expected = under_ddp(Ranks(), whole_batch())
     for result in three:
         assert_close(result["ddp"], expected, atol=1e-14, rtol=1e-12)
 
 
 def test_shared_gradient_is_that_of_one_process(three):
     x = whole_batch()[:, :1]
-    (value, _), slope = shared_gradient(ALONE, ratio_and_more, x)
+    (value, _), slope = Ranks().gradient(ratio_and_more, x)
     for rank, result in enumerate(three):
         (found, more), found_slope = result["shared"]
         assert more == {"rank": rank}
         assert_close((found, found_slope), (value, slope), atol=1e-14, rtol=1e-12)
     leaf = x.clone().requires_grad_()
-    ratio(leaf, ALONE).backward()
+    ratio(leaf, Ranks()).backward()
     assert torch.equal(leaf.grad, slope)
 
 

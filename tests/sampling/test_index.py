@@ -18,9 +18,6 @@ from glacier_nb.sampling.index import (
     _class_pair,
     _interface_pixels,
     _near_interface,
-    _spread,
-    check_interface,
-    draw_from,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -65,19 +62,6 @@ def test_index_lists_exactly_the_used_pixels_of_each_class(tiles, tileset):
         expected = np.concatenate([np.c_[np.full(u.sum(), i), np.argwhere(u)] for i, u in enumerate(used)])
         assert index.ends[-1, c] == len(expected)
         np.testing.assert_array_equal(index.locate(c, np.arange(len(expected))), expected)
-
-
-def test_spread_puts_one_point_in_each_stratum():
-    points = _spread(np.random.default_rng(0), 50)
-    np.testing.assert_array_equal(np.sort((points * 50).astype(int)), np.arange(50))
-    assert _spread(np.random.default_rng(0), 0).size == 0
-
-
-def test_a_share_of_zero_at_the_end_changes_no_draw():
-    shares = np.random.default_rng(1).dirichlet(np.ones(4), 50)
-    for k, share in enumerate(shares):
-        plain, longer = (draw_from(np.random.default_rng(k), 200, s) for s in (share, np.append(share, 0.0)))
-        np.testing.assert_array_equal(plain, longer)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7])
@@ -153,9 +137,9 @@ def test_missing_interface_is_explained(tiles):
     label = np.zeros((48, 64), np.uint8)
     label[:10], label[20:30], label[40:] = 1, 2, IGNORE
     apart = TileSet.build([replace(tiles[0], label=label, valid=np.ones((48, 64), bool))], STATS)
-    check_interface(InterfaceIndex(apart, ("background", "debris")))
+    InterfaceIndex(apart, ("background", "debris")).check()
     with pytest.raises(SamplerError) as error:
-        check_interface(InterfaceIndex(apart))
+        InterfaceIndex(apart).check()
     for part in (
         "of glacier and debris touch",
         "background 1280, glacier 640, debris 640, lake 0",
@@ -165,4 +149,4 @@ def test_missing_interface_is_explained(tiles):
         assert part in str(error.value)
     plain = TileSet.build([replace(tiles[0], label=np.zeros((48, 64), np.uint8))], STATS)
     with pytest.raises(SamplerError, match=r"exist .*: none"):
-        check_interface(InterfaceIndex(plain))
+        InterfaceIndex(plain).check()

@@ -10,14 +10,17 @@ from torch.utils.data import WeightedRandomSampler
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
-from glacier_nb.sampling.index import InterfaceIndex, PixelIndex, SamplerError, draw_from, draw_integers
+from glacier_nb.sampling.index import InterfaceIndex, PixelIndex, SamplerError
 from glacier_nb.sampling.samplers import (
     PixelCrops,
     RandomCrops,
     WeightedTiles,
+    _crop_shares,
     _draw_fractions,
+    _draw_from,
+    _draw_integers,
+    _spread,
     crop_classes,
-    crop_shares,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -180,6 +183,19 @@ def test_weighting_needs_a_class_to_weight_by(tiles):
             WeightedTiles(TileSet.build(tiles, STATS), 16, 4, boosts=boosts)
 
 
+def test_spread_puts_one_point_in_each_stratum():
+    points = _spread(np.random.default_rng(0), 50)
+    np.testing.assert_array_equal(np.sort((points * 50).astype(int)), np.arange(50))
+    assert _spread(np.random.default_rng(0), 0).size == 0
+
+
+def test_a_share_of_zero_at_the_end_changes_no_draw():
+    shares = np.random.default_rng(1).dirichlet(np.ones(4), 50)
+    for k, share in enumerate(shares):
+        plain, longer = (_draw_from(np.random.default_rng(k), 200, s) for s in (share, np.append(share, 0.0)))
+        np.testing.assert_array_equal(plain, longer)
+
+
 def test_pixels_of_the_crops_are_counted(tileset):
     positions = np.array([[0, 0, 0], [2, -5, 20], [1, 40, 40]])
     views = [tileset.crop(*p, 30) for p in positions.tolist()]
@@ -187,16 +203,16 @@ def test_pixels_of_the_crops_are_counted(tileset):
     counts = crop_classes(tileset, positions, 30)
     np.testing.assert_array_equal(counts, np.stack([(used == c).sum((1, 2)) for c in range(4)], 1))
     expected = [*(np.mean(used[used != IGNORE] == c) for c in range(4)), np.mean(used == IGNORE)]
-    np.testing.assert_allclose(crop_shares(tileset, positions, 30), expected)
+    np.testing.assert_allclose(_crop_shares(tileset, positions, 30), expected)
 
 
 def test_whole_tiles_show_what_the_tiles_hold(tiles):
     tileset = TileSet.build([make_tile(f"t{k}", k) for k in range(3)], STATS)
     index, whole = PixelIndex(tileset), np.array([[k, 0, 0] for k in range(3)])
     np.testing.assert_array_equal(crop_classes(tileset, whole, 0), index.per_tile()[:, :-1])
-    shares = crop_shares(tileset, whole, 0)
+    shares = _crop_shares(tileset, whole, 0)
     np.testing.assert_allclose(shares["no label"], 1 - index.ends[-1, -1] / (3 * 48 * 64))
-    assert not crop_shares(tileset, whole[:0], 0).any()
+    assert not _crop_shares(tileset, whole[:0], 0).any()
 
 
 def weighted_set(tiles):
@@ -238,10 +254,10 @@ def reference_pixel_crops(sampler, epoch):
     "The crops of the pixel sampler without interfaces."
     tileset, index = sampler.tileset, sampler.index
     rng, n, size = np.random.default_rng((sampler.seed, epoch)), sampler.n, sampler.crop_size
-    drawn = draw_from(rng, n, _draw_fractions(index, sampler.class_fractions))
+    drawn = _draw_from(rng, n, _draw_fractions(index, sampler.class_fractions))
     pixels = np.empty((n, 3), int)
     for c in np.unique(drawn):
-        numbers = draw_integers(rng, (drawn == c).sum(), index.ends[-1, c])
+        numbers = _draw_integers(rng, (drawn == c).sum(), index.ends[-1, c])
         pixels[drawn == c] = index.locate(c, numbers)
     pixels[:, 1:] += ((rng.random((n, 2)) - 0.5) * sampler.jitter * size).astype(int)
     room = np.array(tileset.shapes)[pixels[:, 0]] - size

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_network import tiny_network
+from torch import nn
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
@@ -19,7 +20,7 @@ from glacier_nb.models.build import build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError, init_from
 from glacier_nb.parallel.device import pick_device
 from glacier_nb.tiles.read import read_tiles
-from glacier_nb.training.callbacks import EarlyStop, make_learner
+from glacier_nb.training.callbacks import EarlyStop, _rng_state, _set_rng_state, make_learner
 from glacier_nb.training.checkpoints import read_checkpoint
 from glacier_nb.training.learner import Callback, TrainingError
 from glacier_nb.training.recipe import prepare_data
@@ -38,6 +39,7 @@ TINY = TrainConfig(
     devices="cpu",
 )
 
+CPU = torch.device("cpu")
 FIRST = "encoder.model.conv_stem.weight"  # of the first convolution
 
 
@@ -348,3 +350,40 @@ def test_a_compiled_network_trains_alike_with_the_same_names(data, tmp_path, mon
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
     assert compiled.history[0]["train_loss"] == pytest.approx(eager.history[0]["train_loss"], abs=1e-3)
     assert compiled.history[0]["train_loss"] != eager.history[0]["train_loss"]  # computed by other kernels
+
+
+# random state
+
+
+def test_random_state_is_restored():
+    state = _rng_state(CPU)
+    drawn = torch.rand(3), nn.functional.dropout(torch.ones(9))
+    _set_rng_state(state, CPU)
+    assert torch.equal(drawn[0], torch.rand(3))
+    assert torch.equal(drawn[1], nn.functional.dropout(torch.ones(9)))
+    assert {k: v.dtype for k, v in state.items()} == {"cpu": torch.uint8}
+
+
+def test_random_state_of_a_gpu(monkeypatch, tmp_path):
+    there = {1: torch.arange(16, dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: there[device.index].clone())
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: there.update({device.index: state})
+    )
+    device = torch.device("cuda", 1)
+    torch.save(_rng_state(device), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    before, there[1] = there[1], torch.zeros(16, dtype=torch.uint8)
+    _set_rng_state({"cpu": state["cpu"]}, device)  # of a run on a CPU: the GPU's generator stays
+    assert there[1].sum() == 0
+    _set_rng_state(state, device)
+    assert torch.equal(there[1], before)
+    _set_rng_state(state, CPU)  # a run that resumes without a GPU
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, {}, {"cuda": torch.zeros(1)}, {"cpu": torch.zeros(1), "mps": 0}, [1]]
+)
+def test_wrong_random_states(wrong):
+    with pytest.raises(ConfigError, match=r"random generators: found .* expected cpu"):
+        _set_rng_state(wrong, CPU)

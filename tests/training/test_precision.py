@@ -11,14 +11,7 @@ from torch import nn
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.training import precision as module
-from glacier_nb.training.precision import (
-    Precision,
-    _candidates,
-    _fastest,
-    _measure_precision,
-    _native_dtypes,
-    choose_precision,
-)
+from glacier_nb.training.precision import Precision, _candidates, _fastest, _measure_precision, _native_dtypes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PLAIN, SHORT = Precision(torch.float32, True), Precision(torch.bfloat16, True)
@@ -59,7 +52,7 @@ def made_up(monkeypatch, seconds):
 def test_bf16_on_a_processor_that_has_it(monkeypatch, has, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert _native_dtypes(CPU) == [torch.float32, torch.bfloat16][: 1 + native]
-    assert choose_precision("auto", "auto", CPU) == PLAIN
+    assert Precision.choose("auto", "auto", CPU) == PLAIN
     assert len(_candidates("measure", "measure", CPU)) == 2 + 2 * native
 
 
@@ -77,14 +70,14 @@ def test_a_gpu(monkeypatch, capability, dtype):
     assert (SHORT in found) == ampere
     assert _candidates("auto", "auto", GPU) == [Precision(dtype, True)]
     for name in ("auto", "measure"):  # without a network nothing is measured
-        assert choose_precision(name, "channels_last", GPU).dtype == dtype
+        assert Precision.choose(name, "channels_last", GPU).dtype == dtype
 
 
 def test_unknown_names():
     for call in (
         lambda: _candidates("bf15", "auto", CPU),
-        lambda: choose_precision("bf15", "channels_last", CPU),
-        lambda: choose_precision("bf15", "contiguous", CPU, network(), (2, 3, 8, 8)),
+        lambda: Precision.choose("bf15", "channels_last", CPU),
+        lambda: Precision.choose("bf15", "contiguous", CPU, network(), (2, 3, 8, 8)),
     ):
         with pytest.raises(
             ConfigError, match="precision = 'bf15' is unknown: expected auto, measure, fp32, fp16, bf16"
@@ -133,7 +126,7 @@ def test_wrong_words(wrong):
 def test_what_was_asked_for_is_not_measured(monkeypatch):
     asked = made_up(monkeypatch, {})
     for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        found = choose_precision(precision, "contiguous", CPU, network(), (2, 3, 8, 8))
+        found = Precision.choose(precision, "contiguous", CPU, network(), (2, 3, 8, 8))
         assert found == Precision(dtype, False)
     assert not asked
 
@@ -232,14 +225,14 @@ def test_budget_ends_measuring_after_a_whole_round(monkeypatch):
 def test_auto_is_not_measured(monkeypatch, precision):
     asked = made_up(monkeypatch, {})
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": True})
-    assert choose_precision(precision, "auto", CPU, network(), (16, 3, 512, 64)) == PLAIN
+    assert Precision.choose(precision, "auto", CPU, network(), (16, 3, 512, 64)) == PLAIN
     assert not asked
 
 
 def test_measure_takes_the_fastest(monkeypatch):
     contiguous = Precision(torch.float32, False)
     asked = made_up(monkeypatch, {PLAIN: 1.0, contiguous: 0.5})
-    assert choose_precision("fp32", "measure", CPU, network(), (16, 3, 512, 64)) == contiguous
+    assert Precision.choose("fp32", "measure", CPU, network(), (16, 3, 512, 64)) == contiguous
     assert asked == [((4, 3, 256, 64), [PLAIN, contiguous])]  # a CPU measures less than was asked
 
 
@@ -248,8 +241,8 @@ def test_memory_too_small_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     seconds = dict.fromkeys(_candidates("measure", "measure", GPU), math.inf)
     asked = made_up(monkeypatch, seconds | {PLAIN: 1.0})
-    assert choose_precision("measure", "measure", GPU, network(), (64, 3, 512, 512)) == PLAIN
+    assert Precision.choose("measure", "measure", GPU, network(), (64, 3, 512, 512)) == PLAIN
     assert asked[0][0] == (64, 3, 512, 512)  # a GPU measures the shape itself
     made_up(monkeypatch, seconds)
     with pytest.raises(ConfigError, match=r"too small .* lower batch_size"):
-        choose_precision("measure", "measure", GPU, network(), (65, 3, 512, 512))
+        Precision.choose("measure", "measure", GPU, network(), (65, 3, 512, 512))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from glacier_nb.config.fields import ConfigError
-from glacier_nb.config.training import TrainConfig, from_namespace
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.sampling.index import SamplerError
 from glacier_nb.sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
 from glacier_nb.tiles.read import Tile
-from glacier_nb.training.recipe import run_sampler, steps_per_epoch
+from glacier_nb.training.recipe import run_sampler
 
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
 CROPS = {"crop_size": 32, "samples_per_epoch": 40, "batch_size": 16}
@@ -71,7 +71,7 @@ def test_config_reads_lists_and_the_interface():
 )
 def test_parameters_are_checked(given, message):
     with pytest.raises(ConfigError, match=message):
-        from_namespace(given)
+        TrainConfig.from_namespace(given)
 
 
 def test_parameters_that_do_not_fit_the_tiles_are_refused():
@@ -90,4 +90,4 @@ def test_weighted_tiles_of_binary_labels_are_all_alike():
 def test_steps_are_the_batches_of_an_epoch(n, batch):
     cfg, tileset = TrainConfig(samples_per_epoch=n, batch_size=batch, crop_size=32), make_set()
     crops = len(run_sampler(cfg, tileset).positions(0))
-    assert steps_per_epoch(cfg, tileset) == math.ceil(crops / batch) == math.ceil((n or 5) / batch)
+    assert cfg.steps_per_epoch(len(tileset)) == math.ceil(crops / batch) == math.ceil((n or 5) / batch)

@@ -93,9 +93,8 @@ def test_the_launching_process_shows_progress_and_holds_the_final_weights(cfg, t
 
 def test_fewer_crops_than_processes_are_refused(cfg, tmp_path, monkeypatch):
     from glacier_nb.parallel.ranks import Ranks
-    from glacier_nb.training import callbacks
 
-    monkeypatch.setattr(callbacks, "ranks_here", lambda: Ranks(0, 4))
+    monkeypatch.setattr(Ranks, "here", lambda: Ranks(0, 4))
     data = prepare_data(cfg, run_tiles(cfg))
     with pytest.raises(ConfigError, match=r"leave 2 in one batch, fewer than the 4 processes that share it"):
         make_learner(cfg, data, tmp_path / "run", progress=False)
