@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ..demo.terrain import PIXEL
+from ..demo.landscape import PIXEL
 from ..demo.tiles import PATH, mosaic
 from ..files.paths import write_array, write_text
 from .patches import HkhError, HkhReading, Patch, ratio

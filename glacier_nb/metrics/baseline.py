@@ -100,9 +100,7 @@ def _shared_classes(
 def _labelled(tile: Tile) -> np.ndarray:
     "The label (H*W,) of a tile, `IGNORE` where a band is nodata; raises ValueError without label."
     if tile.label is None:
-        raise ValueError(
-            f"tile {tile.id} has no label: expected labelled tiles; leave it out of the split"
-        )
+        raise ValueError(f"tile {tile.id} has no label: expected labelled tiles; leave it out of the split")
     if not tile.bands.shape[1:] == tile.valid.shape == tile.label.shape or len(tile.bands) != 5:
         raise ValueError(
             f"tile {tile.id}: found bands {tile.bands.shape}, valid {tile.valid.shape} and label "
@@ -125,9 +123,7 @@ def _fit_pixels(
         raise ValueError(f"balance = {balance}: expected 0 to 1")
     share = np.bincount(y, sample_weight) / sample_weight.sum()
     if (share > 0).sum() < 2:
-        raise ValueError(
-            f"all training pixels have class index {int(y[0])}: expected at least two classes"
-        )
+        raise ValueError(f"all training pixels have class index {int(y[0])}: expected at least two classes")
     weight = sample_weight * share[y] ** -balance
     model = HistGradientBoostingClassifier(min_samples_leaf=200, early_stopping=False, random_state=seed)
     with threadpool_limits(1, user_api="openmp"):
