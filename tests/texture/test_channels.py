@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 import glacier_nb.texture.channels as texture
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.landsat import IGNORE
-from glacier_nb.texture.channels import GlcmConfig, _effect_sizes, _superiority, fit_glcm, glcm_channels
+from glacier_nb.texture.channels import GlcmConfig, _effect_sizes, _superiority, fit_glcm
 from glacier_nb.texture.glcm import GlcmError, glcm
 
 
@@ -48,15 +48,15 @@ def test_channels_are_those_of_the_band_with_one_range(tiles):
         vmin=12000,
         vmax=28000,
     )
-    np.testing.assert_array_equal(glcm_channels(tiles[0], cfg), expected)
+    np.testing.assert_array_equal(cfg.channels(tiles[0]), expected)
 
 
 def test_the_cache_goes_by_content(tiles, tmp_path, monkeypatch):
     cfg, tile, calls = GlcmConfig(vmin=12000, vmax=28000), tiles[0], []
     monkeypatch.setattr(texture, "glcm", lambda *a, **k: calls.append(1) or glcm(*a, **k))
-    first = glcm_channels(tile, cfg, tmp_path)
+    first = cfg.channels(tile, tmp_path)
     same = replace(tile, id="renamed", bands=tile.bands.copy(), label=None)
-    np.testing.assert_array_equal(glcm_channels(same, cfg, tmp_path), first)
+    np.testing.assert_array_equal(cfg.channels(same, tmp_path), first)
     assert len(calls) == 1
     brighter = replace(tile, bands=tile.bands + 1000 * tile.valid)
     hole = replace(tile, valid=tile.valid & (np.arange(56) > 9))
@@ -66,24 +66,24 @@ def test_the_cache_goes_by_content(tiles, tmp_path, monkeypatch):
         (tile, replace(cfg, levels=8)),
         (tile, replace(cfg, vmax=29000)),
     ):
-        assert not np.array_equal(glcm_channels(t, c, tmp_path), first, equal_nan=True)
+        assert not np.array_equal(c.channels(t, tmp_path), first, equal_nan=True)
     assert len(calls) == len(list(tmp_path.iterdir())) == 5
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", None])
 def test_a_damaged_cache_file_is_written_again(tiles, tmp_path, damage):
     cfg = GlcmConfig(vmin=12000, vmax=28000)
-    first = glcm_channels(tiles[0], cfg, tmp_path)
+    first = cfg.channels(tiles[0], tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
-    np.testing.assert_array_equal(glcm_channels(tiles[0], cfg, tmp_path), first)
+    np.testing.assert_array_equal(cfg.channels(tiles[0], tmp_path), first)
     np.testing.assert_array_equal(np.load(path), first)
 
 
 def test_errors_name_the_tile(tiles, tmp_path):
     small = replace(tiles[1], bands=tiles[1].bands[:, :20], valid=tiles[1].valid[:20])
     with pytest.raises(GlcmError, match=r"tile 00_01: window = 31 .*smaller side \(20 pixels\)"):
-        glcm_channels(small, GlcmConfig(window=31), tmp_path)
+        GlcmConfig(window=31).channels(small, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
