@@ -100,7 +100,7 @@ def _check_scale(name: str, center: float, scale: float, method: str) -> None:
 def fit_stats(
     tiles: Iterable[Tile],  # training tiles, or a generator; robust holds all of them in memory
     method: str = "standard",  # standard: mean and std; robust: median and IQR / 1.349
-    glcm: GlcmConfig | None = None,  # texture channels, from `fit_glcm`; None: none
+    glcm: GlcmConfig | None = None,  # texture channels, from `GlcmConfig.fit`; None: none
 ) -> BandStats:
     "Centre and scale of each channel over the valid pixels. Raises `DataError` for a constant channel."
     if method not in ("standard", "robust"):

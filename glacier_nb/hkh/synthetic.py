@@ -16,8 +16,9 @@ from scipy import ndimage
 
 from ..demo.landscape import PIXEL
 from ..demo.tiles import PATH, mosaic
+from ..files.errors import TileError
 from ..files.paths import write_array, write_text
-from .patches import HkhError, HkhReading, Patch, ratio
+from .patches import HkhReading, Patch, ratio
 
 # %% ../../nbs/hkh/01_synthetic.ipynb #26769037
 _GAIN = np.array([320, 290, 315, 205, 225, 235, 265])[
@@ -79,10 +80,10 @@ def write_hkh_like(
     grid: tuple[int, int] = (2, 2),  # rows and columns of patches in a scene
     seed: int = 0,  # same seed, same patches
 ) -> Path:  # folder of the patches
-    "Write synthetic patches in the published layout. Raises `HkhError` when the folder holds patches."
+    "Write synthetic patches in the published layout. Raises `TileError` when the folder holds patches."
     inside, step, features = Path(folder) / "slices", size - Patch.OVERLAP, []
     if (inside / "slices.geojson").exists() or [*inside.glob("slice_*")]:
-        raise HkhError(inside, "patches", "no patches", "delete it, or name another folder")
+        raise TileError(inside, "patches", "no patches", "delete it, or name another folder")
     for number in range(scenes):
         scene = f"LE07_{150 - number}035_200{5 + number % 4}0916"
         whole = _hkh_scene(tuple(n * step + Patch.OVERLAP for n in grid), 1000 * seed + number)

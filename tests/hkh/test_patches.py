@@ -21,8 +21,8 @@ from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.run import load_run
 from glacier_nb.files.arrays import DiskArray
+from glacier_nb.files.errors import TileError
 from glacier_nb.hkh.patches import (
-    HkhError,
     HkhReading,
     Patch,
     _hkh_bands,
@@ -176,7 +176,7 @@ def test_pixels_of_both_kinds_are_ignored_up_to_a_share():
     assert (label[0, :4] == IGNORE).all()
     assert (label == IGNORE).sum() == 4
     assert (label == 1).sum() == 76
-    with pytest.raises(HkhError, match=r"1\.0% of the pixels clean and debris.*at most 0\.5%"):
+    with pytest.raises(TileError, match=r"1\.0% of the pixels clean and debris.*at most 0\.5%"):
         _hkh_label(mask, both=0.005)
 
 
@@ -215,7 +215,7 @@ HOSTILE = [
 @pytest.mark.parametrize(("kind", "change", "message"), HOSTILE)
 def test_files_that_are_not_as_published_are_errors(copy, kind, change, message):
     patch = damage(copy, kind, change)
-    with pytest.raises(HkhError, match=message):
+    with pytest.raises(TileError, match=message):
         patch.read(READING)
 
 
@@ -224,21 +224,21 @@ def test_files_that_are_not_as_published_are_errors(copy, kind, change, message)
 def test_truncated_file_is_named(copy, kind, n_bytes):
     path = getattr(hkh_patches(copy)[0], kind)
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(HkhError, match=rf"{path.name}: found {n_bytes} bytes.*a complete \.npy file"):
+    with pytest.raises(TileError, match=rf"{path.name}: found {n_bytes} bytes.*a complete \.npy file"):
         hkh_patches(copy)[0].read(READING)
 
 
 def test_pickled_objects_are_not_loaded(copy):
     patch = hkh_patches(copy)[0]
     np.save(patch.image, np.array([{"code": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(HkhError, match="allow_pickle"):
+    with pytest.raises(TileError, match="allow_pickle"):
         patch.read(READING)
 
 
 @pytest.mark.parametrize("kind", ["img", "mask"])
 def test_unpaired_file_is_named(copy, kind):
     (copy / f"slices/slice_3_{kind}_000.npy").unlink()
-    with pytest.raises(HkhError, match=r"no partner for slice_3_\w+_000\.npy"):
+    with pytest.raises(TileError, match=r"no partner for slice_3_\w+_000\.npy"):
         hkh_patches(copy)
 
 
@@ -246,29 +246,29 @@ def test_damaged_metadata_is_named(copy):
     path = copy / "slices/slices.geojson"
     whole = path.read_text()
     path.write_text(whole[:500])
-    with pytest.raises(HkhError, match=r"slices\.geojson: found JSONDecodeError"):
+    with pytest.raises(TileError, match=r"slices\.geojson: found JSONDecodeError"):
         hkh_patches(copy)
     path.write_text(whole.replace("LE07_149035", "LC08_149035"))
-    with pytest.raises(HkhError, match=r"slices\.geojson: found TypeError.*LE07_PPPRRR_YYYYMMDD"):
+    with pytest.raises(TileError, match=r"slices\.geojson: found TypeError.*LE07_PPPRRR_YYYYMMDD"):
         hkh_patches(copy)
     path.write_text(whole.replace("slice_2_img_001", "slice_2_img_009"))
-    with pytest.raises(HkhError, match=r"no entry in slices\.geojson for slice_2_img_001\.npy"):
+    with pytest.raises(TileError, match=r"no entry in slices\.geojson for slice_2_img_001\.npy"):
         hkh_patches(copy)
 
 
 def test_folder_without_patches_says_where_they_are(tmp_path, copy):
     (tmp_path / "empty").mkdir()
     for name, found in (("none", "no such folder"), ("empty", r"no slices\.geojson")):
-        with pytest.raises(HkhError, match=rf"{found}.*lila\.science/datasets/hkh-.*write_hkh_like"):
+        with pytest.raises(TileError, match=rf"{found}.*lila\.science/datasets/hkh-.*write_hkh_like"):
             hkh_patches(tmp_path / name)
-    with pytest.raises(HkhError, match=r"none with 99\.0% of ice.*lower min_glacier"):
+    with pytest.raises(TileError, match=r"none with 99\.0% of ice.*lower min_glacier"):
         hkh_patches(copy, 0.99)
-    with pytest.raises(HkhError, match="delete it, or name another"):
+    with pytest.raises(TileError, match="delete it, or name another"):
         write_hkh_like(copy, size=SIZE)
 
 
 def test_unknown_thermal_band(patches):
-    with pytest.raises(HkhError, match=r"'B6'.*B6_VCID_1 or B6_VCID_2"):
+    with pytest.raises(TileError, match=r"'B6'.*B6_VCID_1 or B6_VCID_2"):
         patches[0].read(replace(READING, thermal="B6"))
 
 
@@ -291,9 +291,9 @@ def test_every_patch_is_validated_once(patches):
 
 def test_impossible_splits(patches):
     for fold, n_folds in ((0, 7), (3, 3), (0, 1)):
-        with pytest.raises(HkhError, match=f"fold {fold} of {n_folds}"):
+        with pytest.raises(TileError, match=f"fold {fold} of {n_folds}"):
             hkh_split(patches, fold, n_folds)
-    with pytest.raises(HkhError, match="all scenes overlap with validation scenes"):
+    with pytest.raises(TileError, match="all scenes overlap with validation scenes"):
         hkh_split([p for p in patches if p.path_row[0] > 148], 0, 2)
 
 

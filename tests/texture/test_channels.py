@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 import glacier_nb.texture.channels as texture
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.landsat import IGNORE
-from glacier_nb.texture.channels import GlcmConfig, _effect_sizes, _superiority, fit_glcm
+from glacier_nb.texture.channels import GlcmConfig, _effect_sizes, _superiority
 from glacier_nb.texture.glcm import GlcmError, glcm
 
 
@@ -20,21 +20,21 @@ def tiles():
 
 
 def test_the_range_is_that_of_the_valid_training_pixels(tiles):
-    cfg = fit_glcm(
+    cfg = GlcmConfig.fit(
         tiles, TrainConfig(glcm_band="B3", glcm_window=9, glcm_levels=64, glcm_features="ASM, mean")
     )
     pooled = np.concatenate([t.bands[1][t.valid] for t in tiles])
     assert (cfg.vmin, cfg.vmax) == pytest.approx(np.percentile(pooled, [0.1, 99.9]))
     assert (cfg.band, cfg.window, cfg.levels, cfg.features) == ("B3", 9, 64, ("ASM", "mean"))
     changed = [replace(t, bands=np.where(t.valid, t.bands, 1e6).astype(np.float32)) for t in tiles]
-    assert fit_glcm(changed, TrainConfig()) == fit_glcm(tiles, TrainConfig())
+    assert GlcmConfig.fit(changed, TrainConfig()) == GlcmConfig.fit(tiles, TrainConfig())
 
 
 def test_without_glcm_or_without_pixels(tiles):
-    assert fit_glcm(tiles, TrainConfig(include_glcm=False)) is None
+    assert GlcmConfig.fit(tiles, TrainConfig(include_glcm=False)) is None
     empty = [replace(t, valid=np.zeros_like(t.valid)) for t in tiles]
     with pytest.raises(GlcmError, match="no valid pixel in 4 training tiles"):
-        fit_glcm(empty, TrainConfig())
+        GlcmConfig.fit(empty, TrainConfig())
 
 
 def test_channels_are_those_of_the_band_with_one_range(tiles):
