@@ -406,7 +406,7 @@ def test_a_run_reads_its_files_and_audits_its_split_once(folder, monkeypatch):
             monkeypatch.setattr(module, name, counted)
 
     count("read_raster", read_module, labels_module)
-    count("leakage_audit", splits_module)
+    count("_leakage_audit", splits_module)
     count("spatial_folds", splits_module, checks_split)
     cfg = replace(CFG, data_dir=str(folder), architecture="scratch", encoder_weights=None)
     tiles = run_tiles(cfg)
