@@ -414,7 +414,7 @@ def test_a_run_reads_its_files_and_audits_its_split_once(folder, monkeypatch):
     assert len(describe(tiles)) == 9
     assert len(fold_table(tiles, data.split.folds)) == 3
     report = diagnose(cfg, learner=Learner(cfg, data, run_network(cfg, data)[0]), live=False)
-    assert {"label files", "labels in memory", "split"} <= {name for name, *_ in report.checks}
+    assert {"label files", "labels in memory", "split"} <= {check.name for check in report.checks}
     assert set(calls.values()) == {1}
     assert len(calls) == 9 * 6 + 2  # five bands and a label each, one audit, one set of folds
 
