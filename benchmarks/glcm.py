@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from glacier_nb.config.training import GLCM_FEATURES as FEATURES
-from glacier_nb.demo.terrain import fractal
+from glacier_nb.demo.landscape import fractal
 from glacier_nb.texture.glcm import glcm
 from glacier_nb.tiles.read import read_raster
 

@@ -71,10 +71,10 @@ def _views(
     most: int = _MAX_TILES,  # number of tiles, evenly spaced
 ) -> list[_ReducedTile]:  # without tiles that have fewer than 100 valid pixels or one class only
     "Features and labels of some tiles at reduced size."
-    tiles = [t for t in sorted(tiles, key=lambda t: t.id) if t.labelled]
-    at = np.unique(np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(int))
-    k = -(-max((max(t.shape) for t in tiles), default=1) // _MAX_SIDE)
-    small = [(tiles[i].id, *_small(tiles[i], k)) for i in at]
+    known = sorted((t.id, i, max(t.shape)) for i, t in enumerate(tiles) if t.labelled)
+    at = np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int))
+    k = -(-max((side for *_, side in known), default=1) // _MAX_SIDE)
+    small = [(known[n][0], *_small(tiles[known[n][1]], k)) for n in at]
     small = [s for s in small if s[2].sum() >= 100 and (s[3] * s[2]).std() > 0]
     pixels = [bands[:, valid] for _, bands, valid, *_ in small]
     if not pixels:

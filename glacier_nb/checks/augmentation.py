@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .inputs import check_sets
-from ..data.stats import DataError, normalise
+from ..data.stats import DataError
 from ..landsat import IGNORE
 from ..parallel.ranks import Shard
 from ..report.findings import Finding
@@ -159,10 +159,10 @@ def _val_changes(learner: Learner) -> tuple[list[str], list[str]]:  # tiles that
         tile = next((t for t in tiles if t.id == val.ids[i]), None)
         if tile is None or tile.shape != val.shapes[i]:
             continue
-        stats, bands = val.stats, tile.bands
-        few = replace(stats, **{k: getattr(stats, k)[: len(bands)] for k in ("names", "center", "scale")})
-        there = np.isfinite(one["image"][0, : len(bands)])
-        gap = np.abs(np.where(there, one["image"][0, : len(bands)] - normalise(bands, tile.valid, few), 0))
+        stats, n = val.stats, len(tile.bands)
+        few = replace(stats, glcm=None, **{k: getattr(stats, k)[:n] for k in ("names", "center", "scale")})
+        there = np.isfinite(one["image"][0, :n])
+        gap = np.abs(np.where(there, one["image"][0, :n] - few.normalise(tile), 0))
         files += [val.ids[i]] if gap.max() > _TOLERANCE else []
     return passes, files
 

@@ -8,7 +8,7 @@ __all__ = ['diagnose']
 # %% ../../nbs/checks/14_diagnosis.ipynb #02fa04d1
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ class _Subject:
     "Everything that the checks need; None for what could not be built."
 
     cfg: TrainConfig  # of the run
-    tiles: list[AnyTile] | None = None  # all of the run
+    tiles: Sequence[AnyTile] | None = None  # all of the run
     data: RunData | None = None  # training and validation
     learner: Learner | None = None  # before its first step
     history: list[dict] = field(default_factory=list)  # of the finished epochs
@@ -62,9 +62,9 @@ class _Subject:
         return self.cfg.data_path if self.cfg.data_path.is_dir() else None
 
     @property
-    def label_source(self) -> list[AnyTile] | Path | None:  # None: there are no label files
+    def label_source(self) -> Sequence[AnyTile] | Path | None:  # None: there are no label files
         "What knows the codes in the label files: tiles that were read from files, else the tile folder."
-        return self.tiles if any(tile.codes for tile in self.tiles or ()) else self.files
+        return self.tiles if self.tiles and self.tiles[0].codes else self.files
 
 
 _FINDINGS = ((TileError, reader_finding), ((SplitError, LeakageError), split_finding))  # error -> finding
@@ -94,7 +94,7 @@ def of(
         subject.metrics = read_metrics(folder) if run_state(folder) == "finished" else {}
     if learner is not None:
         subject.learner, subject.data = learner, learner.data
-        subject.tiles = [*learner.data.train_tiles, *learner.data.val_tiles]
+        subject.tiles = learner.data.train_tiles + learner.data.val_tiles
         subject.history = subject.history or learner.history
         return subject
     with _building(subject):
@@ -171,7 +171,7 @@ def _baselines(subject: _Subject) -> pd.DataFrame | None:
 # %% ../../nbs/checks/14_diagnosis.ipynb #31bc28d4
 def _tile_facts(data: RunData) -> dict:
     "Number of tiles and class fractions."
-    pixels = sum(tile.class_counts() for tile in [*data.train_tiles, *data.val_tiles])
+    pixels = sum(tile.class_counts() for tile in data.train_tiles + data.val_tiles)
     shares = zip(data.classes, pixels / max(pixels.sum(), 1), strict=True)
     tiles = f"{len(data.train)} training, {len(data.val)} held out"
     return {"tiles": tiles, "classes": ", ".join(f"{name} {share:.2%}" for name, share in shares)}

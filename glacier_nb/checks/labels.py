@@ -6,7 +6,7 @@
 __all__ = ['label_table', 'reader_finding', 'check_label_files', 'check_labels']
 
 # %% ../../nbs/checks/01_labels.ipynb #1a0000d1
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from .bands import spaced_tiles
+from .bands import spaced
 from ..files.errors import TileCause, TileError, listing
 from ..landsat import IGNORE, LABEL_CODES
 from ..report.figures import bar_chart, image_row
@@ -176,7 +176,7 @@ def check_label_files(
 
 # %% ../../nbs/checks/01_labels.ipynb #1a000016
 def _label_summary(
-    tiles: Sequence[AnyTile],  # tiles without labels are skipped
+    tiles: Iterable[AnyTile],  # tiles without labels are skipped
 ) -> pd.DataFrame:  # by tile: valid pixels of each class, ignored, other; ice, ice on nodata
     "Pixel counts of the labels: `ice` is every class but background, `on_nodata` its nodata pixels."
     rows = {}
@@ -195,11 +195,10 @@ _NODATA_NOTE, _NODATA_LIMIT = 0.1, 0.5  # fraction of the ice on nodata; healthy
 
 
 def _check_values(
-    tiles: Sequence[AnyTile],  # the checked ones
-    counts: pd.DataFrame,  # their `_label_summary`
+    names: tuple[str, ...],  # classes of the checked tiles
+    counts: pd.DataFrame,  # `_label_summary` of these
 ) -> list[Finding]:
     "Finding `label-codes`: values in memory that are not class indices, or the code 255 as `IGNORE`."
-    names = max((t.classes for t in tiles), key=len)
     odd, codes = counts.other, "a value that is not a class index"
     if not odd.any() and not counts.ice.any():
         odd, codes = (
@@ -218,12 +217,11 @@ def _check_values(
 
 # %% ../../nbs/checks/01_labels.ipynb #1a00001a
 def _check_lake_share(
-    tiles: Sequence[AnyTile],  # the checked ones
-    counts: pd.DataFrame,  # their `_label_summary`
+    names: tuple[str, ...],  # classes of the checked tiles
+    counts: pd.DataFrame,  # `_label_summary` of these
     table: pd.DataFrame | None = None,  # `label_table` of their files, if there are any
 ) -> list[Finding]:
     "Finding `label-clamped`, or `label-binary` where the files are binary, in memory."
-    names = max((t.classes for t in tiles), key=len)
     if len(names) != len(LABEL_CODES):
         return []
     long = (
@@ -276,9 +274,11 @@ def check_labels(
     table: pd.DataFrame | None = None,  # `label_table` of their files, if there are any
 ) -> list[Finding]:
     "Check the label values in memory of at most 24 tiles."
-    tiles = spaced_tiles([t for t in tiles if t.labelled])
-    counts = _label_summary(tiles)
+    labelled = [k for k, tile in enumerate(tiles) if tile.labelled]
+    some = [labelled[k] for k in spaced(len(labelled))]
+    counts = _label_summary(tiles[k] for k in some)  # one after the other in memory
     if counts.empty:
         return []
-    wrong = _check_values(tiles, counts) or _check_lake_share(tiles, counts, table)
+    names = max((tiles[k].classes for k in some), key=len)
+    wrong = _check_values(names, counts) or _check_lake_share(names, counts, table)
     return wrong or _check_nodata(counts) + _check_empty(counts)

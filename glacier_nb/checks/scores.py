@@ -40,7 +40,7 @@ def baseline_scores(
     val: Sequence[Tile],  # its labelled held-out tiles
     seed: int = 0,  # of the boosting
 ) -> pd.DataFrame:  # a row per baseline, see `glacier_nb.metrics.baseline.baseline_table`
-    "MCC of per-pixel baselines on the run's own split; raises BaselineError for unusable tiles."
+    "MCC of per-pixel baselines on the run's own split; raises ValueError for unusable tiles."
     maps, k = baselines(train, val, seed), _majority_class(train)
     return baseline_table({"constant": {t.id: np.full(t.valid.shape, k, np.uint8) for t in val}} | maps, val)
 

@@ -8,6 +8,8 @@ __all__ = ['split_finding', 'check_sides']
 # %% ../../nbs/checks/03_split.ipynb #a918afd1
 import hashlib
 from functools import partial
+from itertools import chain, product
+from operator import eq
 
 import numpy as np
 import pandas as pd
@@ -31,14 +33,13 @@ def _shared_tiles(
     sides: Split,  # of a run
 ) -> pd.DataFrame:  # train, val, kind (same tile, same pixels, flipped copy); empty: none
     "Pairs of a training and a validation tile with the same data."
-    train_tiles, val_tiles = ([t for t in side if t.valid.any()] for side in sides)
-    keys = [[(t.bands_digest, _content_key(t.bands[2])) for t in side] for side in (train_tiles, val_tiles)]
+    train, val = (
+        [(t.id, t.bands_digest, _content_key(t.bands[2])) for t in side if t.valid.any()] for side in sides
+    )
     rows = []
-    for t, a in zip(train_tiles, keys[0], strict=True):
-        for v, b in zip(val_tiles, keys[1], strict=True):
-            kinds = ("same tile", t.id == v.id), ("same pixels", a[0] == b[0]), ("flipped copy", a[1] == b[1])
-            kind = next((kind for kind, is_so in kinds if is_so), None)
-            rows += [(t.id, v.id, kind)] * (kind is not None)
+    for a, b in product(train, val):
+        equal = zip(("same tile", "same pixels", "flipped copy"), map(eq, a, b), strict=True)
+        rows += [(a[0], b[0], kind) for kind, is_so in equal if is_so][:1]
     return pd.DataFrame(rows, columns=["train", "val", "kind"])
 
 # %% ../../nbs/checks/03_split.ipynb #bb108ffa
@@ -106,13 +107,12 @@ def _fold_with_class(
     n_folds: int,  # of the config, where the sides were not made from folds
 ) -> int | None:  # fold with most pixels of the class that leaves some for training; None: no fold
     "The fold to hold out so that both sides have a class."
-    tiles = [*sides.train, *sides.val]
     try:
-        folds = sides.folds or spatial_folds(tiles, n_folds)
+        folds = sides.folds or spatial_folds([*sides.train, *sides.val], n_folds)
     except SplitError:
         return None
     pixels = np.zeros(max(folds.values()) + 1, np.int64)
-    for t in tiles:
+    for t in chain(*sides):
         pixels[folds[t.id]] += t.class_counts()[k]
     pixels[pixels == pixels.sum()] = 0
     return int(pixels.argmax()) if pixels.any() else None
@@ -124,7 +124,7 @@ def _share_p(
     seed: int = 0,  # of the permutations
 ) -> np.ndarray:  # (n_classes,) p-value
     "Probability that random sides of these sizes differ as much in the share of a class."
-    n = np.stack([t.class_counts() for t in (*sides.train, *sides.val)]).astype(np.float64)
+    n = np.stack([t.class_counts() for t in chain(*sides)]).astype(np.float64)
     rng, n_val = np.random.default_rng(seed), len(sides.val)
 
     def ratio(val):

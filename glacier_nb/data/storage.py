@@ -15,7 +15,7 @@ from ..config.training import TrainConfig
 from .stats import BandStats, fit_stats
 from ..files.paths import cache_folder, cached_json, digest
 from ..landsat import BANDS, CLASSES
-from ..texture.channels import fit_glcm
+from ..texture.channels import GlcmConfig
 from ..texture.glcm import feature_names
 from ..tiles.index import index_folder
 from ..tiles.lazy import open_tiles
@@ -98,10 +98,10 @@ def run_stats(
     cfg: TrainConfig,  # reads normalisation, include_glcm and glcm_*
     tiles: Sequence[AnyTile],  # training tiles, after the split
 ) -> BandStats:
-    "The statistics of a run. Raises the errors of `fit_glcm` and `fit_stats`."
+    "The statistics of a run. Raises the errors of `GlcmConfig.fit` and `fit_stats`."
 
     def fit():
-        return fit_stats(tiles, cfg.normalisation, glcm=fit_glcm(tiles, cfg))
+        return fit_stats(tiles, cfg.normalisation, glcm=GlcmConfig.fit(tiles, cfg))
 
     if not all(t.on_disk for t in tiles):
         return fit()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .stats import BandStats, DataError, channels, normalise
+from .stats import BandStats, DataError
 from ..files.arrays import CacheError, DiskArray
 from ..files.paths import digest
 from ..landsat import IGNORE
@@ -55,7 +55,7 @@ def _tile_arrays(
     "The arrays of one tile for training."
     label = np.full(tile.valid.shape, IGNORE, np.uint8) if tile.label is None else tile.label
     arrays = {
-        "image": normalise(channels(tile, stats.glcm), tile.valid, stats),
+        "image": stats.normalise(tile),
         "label": label,
         "valid": tile.valid,
     }

@@ -12,7 +12,7 @@ from math import nan
 
 import numpy as np
 
-from .scores import bootstrap_mcc, mcc, mcc_many
+from .scores import bootstrap_mcc, mcc
 
 # %% ../../nbs/metrics/02_significance.ipynb #c3a1f0e7
 class ComparisonError(ValueError):
@@ -91,8 +91,8 @@ def paired_permutation_p(
 
     def difference(one, _other, axis):
         "Differences (...) in pooled MCC; `one` (..., T) says which rows of [*a, *b] are the first run's."
-        moved = ((one >= tiles) @ change).reshape(*one.shape[:-1], *shape)
-        return np.abs(mcc_many(a.sum(0) + moved) - mcc_many(b.sum(0) - moved))
+        moved = ((one >= tiles) @ change).reshape(-1, *shape)
+        return np.abs(mcc(a.sum(0) + moved) - mcc(b.sum(0) - moved)).reshape(one.shape[:-1])
 
     rows, rng = np.arange(2 * tiles).reshape(2, tiles), np.random.default_rng(seed)
     how = {"permutation_type": "samples", "alternative": "greater", "vectorized": True, "batch": 1000}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.training import TrainConfig
-from ..data.stats import BandStats, channels, normalise
+from ..data.stats import BandStats
 from ..files.paths import project_root
 from ..models.build import predict_logits
 from ..models.weights import WeightsError, load_matching
@@ -76,7 +76,7 @@ class Member:
 
     def image(self, tile: Tile) -> Tensor:  # (1, C, H, W) float32
         "The tile as input of this network: its channels, normalised with its statistics."
-        x = normalise(channels(tile, self.stats.glcm), tile.valid, self.stats)
+        x = self.stats.normalise(tile)
         return torch.from_numpy(x)[None].to(self.device)
 
     def __call__(

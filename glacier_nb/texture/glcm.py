@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..config.training import GLCM_FEATURES as FEATURES
-from .numba_kernels import glcm_part, lookup_tables, pair_offsets
+from .numba_kernels import LookupTables, glcm_part, pair_offsets
 from .torch_kernels import glcm_tensor
 
 # %% ../../nbs/texture/02_glcm.ipynb #a2e9c470
@@ -215,7 +215,7 @@ def _block(band, valid, rows: slice, cols: slice, request: _Request) -> np.ndarr
     out = np.empty((len(request.features), rows.stop - rows.start, cols.stop - cols.start), request.dtype)
     offsets, lookup = (
         pair_offsets(request.distance, request.angles),
-        lookup_tables(request.window, request.levels),
+        LookupTables.of(request.window, request.levels),
     )
     wanted = np.array([FEATURES.index(name) for name in request.features])
 
@@ -240,7 +240,7 @@ def _on_device(band: torch.Tensor, valid, request: _Request) -> torch.Tensor:
     padded = torch.nn.functional.pad(level, (request.half,) * 4, value=-1)
     offsets, lookup = (
         pair_offsets(request.distance, request.angles),
-        lookup_tables(request.window, request.levels),
+        LookupTables.of(request.window, request.levels),
     )
     dtype = getattr(torch, request.dtype.name)
     return glcm_tensor(padded, offsets, request.window, lookup, request.features, dtype)

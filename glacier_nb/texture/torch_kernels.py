@@ -42,7 +42,7 @@ def _sum_features(
     j: Tensor,  # (H, W) int64 levels of the second
     height: int,  # pairs in a window, rows
     width: int,  # pairs in a window, columns
-    homogeneity: Tensor,  # from `lookup_tables`
+    homogeneity: Tensor,  # from `LookupTables.of`
 ) -> tuple[Tensor, dict[str, Tensor]]:  # pairs (h, w) float64, features (h, w) float64
     "The six features of one angle that need no matrix."
     one = ((i >= 0) & (j >= 0)).long()
@@ -64,8 +64,8 @@ def _sum_features(
 # %% ../../nbs/texture/01_torch_kernels.ipynb #79313efe
 def _histogram_sums(
     cells: Tensor,  # (N, n) int64 cells of the pairs of N windows
-    gain: Tensor,  # from `lookup_tables`
-    start: Tensor,  # from `lookup_tables`, int64
+    gain: Tensor,  # from `LookupTables.of`
+    start: Tensor,  # from `LookupTables.of`, int64
 ) -> tuple[Tensor, Tensor]:  # (N,) float64 each: A and E of `glacier_nb.texture.numba_kernels`
     "Sums over the histogram of each window's pairs."
     cells = cells.sort(dim=1).values
@@ -128,7 +128,7 @@ def glcm_tensor(
     levels: Tensor,  # (H + window - 1, W + window - 1) integers, with their margin, -1: no data
     offsets: np.ndarray,  # (n, 2) from `pair_offsets`
     window: int,  # pixels, odd
-    lookup: LookupTables,  # from `lookup_tables`
+    lookup: LookupTables,  # from `LookupTables.of`
     names: tuple[str, ...],  # out of FEATURES
     dtype: torch.dtype = torch.float32,  # of the result: float32 or float64
 ) -> Tensor:  # (len(names), H, W) on the device of `levels`

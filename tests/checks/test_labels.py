@@ -7,7 +7,7 @@ import pytest
 import rasterio
 from scipy import ndimage
 
-from glacier_nb.checks.bands import spaced_tiles
+from glacier_nb.checks.bands import spaced
 from glacier_nb.checks.labels import check_label_files, check_labels, label_table, reader_finding
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
@@ -157,8 +157,8 @@ def test_odd_input(demo):
     bare = [replace(t, label=np.zeros_like(t.label)) for t in tiles]
     assert [(f.cause, f.severity) for f in check_labels(bare)] == [("class-missing", "note")]
     assert "and 4 more" in check_labels(bare)[0].evidence
-    assert len(spaced_tiles(list(range(100)))) == 24
-    assert spaced_tiles([]) == []
+    assert len(spaced(100)) == 24
+    assert spaced(0) == []
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the competition's tiles are not in data/")

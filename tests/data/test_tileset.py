@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from made_up import noise_tile
 
-from glacier_nb.data.stats import BandStats, DataError, fit_stats, normalise
+from glacier_nb.data.stats import BandStats, DataError, fit_stats
 from glacier_nb.data.tileset import TileSet, crop_array, reflect_index
 from glacier_nb.files.arrays import DiskArray
 from glacier_nb.landsat import BANDS, IGNORE
-from glacier_nb.texture.channels import GlcmConfig, glcm_channels
+from glacier_nb.texture.channels import GlcmConfig
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_statistics_as_json(tiles):
 def test_invalid_pixels_become_exactly_zero_whatever_they_hold(tiles):
     stats, t = fit_stats(tiles), tiles[0]
     bands = np.where(t.valid, t.bands, np.nan)
-    z = normalise(bands, t.valid, stats)
+    z = stats.normalise(replace(t, bands=bands))
     assert z.dtype == np.float32
     assert (z[:, ~t.valid] == 0).all()
     assert np.isfinite(z).all()
@@ -105,14 +105,14 @@ def test_invalid_pixels_become_exactly_zero_whatever_they_hold(tiles):
 
 def test_wrong_number_of_channels_is_an_error(tiles):
     with pytest.raises(DataError, match="4 channels"):
-        normalise(tiles[0].bands[:4], tiles[0].valid, fit_stats(tiles))
+        fit_stats(tiles).normalise(replace(tiles[0], bands=tiles[0].bands[:4]))
 
 
 def test_texture_channels_are_neutral_where_undefined_and_in_no_statistic(tiles):
     glcm = GlcmConfig(window=5, features=("contrast", "entropy"), vmin=10000, vmax=30000)
     stats = fit_stats(tiles, glcm=glcm)
     assert stats.names == (*BANDS, "B6_contrast", "B6_entropy")
-    maps = [glcm_channels(t, glcm) for t in tiles]
+    maps = [glcm.channels(t) for t in tiles]
     known = np.concatenate(
         [m[:, t.valid & np.isfinite(m).all(0)] for m, t in zip(maps, tiles, strict=True)], axis=1
     )

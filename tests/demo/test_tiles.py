@@ -9,8 +9,7 @@ import rasterio
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.demo import tiles as demo
-from glacier_nb.demo.glaciers import landscape
-from glacier_nb.demo.terrain import _receivers, accumulate, cast_shadow, erode
+from glacier_nb.demo.landscape import _accumulate, _cast_shadow, _erode, _receivers, landscape
 from glacier_nb.demo.tiles import _grid_shape, make_demo
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, LABEL_CODES
@@ -163,11 +162,11 @@ def test_interrupted_writing_leaves_nothing_behind(tmp_path, monkeypatch, error)
 
 
 def test_erosion_leaves_no_pit_and_drains_all_land():
-    height, rec = erode((40, 60), 180.0, np.random.default_rng(5))
+    height, rec = _erode((40, 60), 180.0, np.random.default_rng(5))
     ends = rec == np.arange(rec.size)
     assert (height.ravel()[ends] == 0).all()
     order = np.argsort(height.ravel(), kind="stable")
-    assert accumulate(rec, order, np.ones(rec.size))[ends].sum() == rec.size
+    assert _accumulate(rec, order, np.ones(rec.size))[ends].sum() == rec.size
 
 
 def test_receivers_go_down_the_steepest_slope():
@@ -181,7 +180,7 @@ def test_receivers_go_down_the_steepest_slope():
 def test_shadow_falls_away_from_the_sun(azimuth):
     land = np.zeros((61, 61))
     land[30, 30] = 300.0  # a tower; 45° sun: 10 pixels of shadow
-    rows, columns = np.nonzero(cast_shadow(land, (45.0, float(azimuth))))
+    rows, columns = np.nonzero(_cast_shadow(land, (45.0, float(azimuth))))
     away = {0: (1, 0), 90: (0, -1), 180: (-1, 0), 270: (0, 1)}[azimuth]
     far = (rows - 30) * away[0] + (columns - 30) * away[1]
     assert far.min() >= 1

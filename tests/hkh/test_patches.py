@@ -1,8 +1,10 @@
 """HKH patches: their format, hostile files, splits, the class without labels, a run that starts from it."""
 
+import gc
 import json
 import pickle
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +15,16 @@ import papermill
 import pytest
 import torch
 
+from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.run import load_run
 from glacier_nb.files.arrays import DiskArray
+from glacier_nb.files.errors import TileError
 from glacier_nb.hkh.patches import (
-    CHANNELS,
-    OVERLAP,
-    HkhError,
     HkhReading,
+    Patch,
     _hkh_bands,
     _hkh_label,
     _ndwi,
@@ -30,12 +32,12 @@ from glacier_nb.hkh.patches import (
     hkh_patches,
     hkh_run_data,
     hkh_split,
-    read_patch,
 )
 from glacier_nb.hkh.synthetic import write_hkh_like
 from glacier_nb.landsat import BANDS, CLASSES, IGNORE
 from glacier_nb.models.build import build_unet, leave_out
 from glacier_nb.models.weights import init_from
+from glacier_nb.report.findings import Status
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.checkpoints import read_checkpoint
@@ -99,7 +101,7 @@ def test_synthetic_patches_have_the_published_format(patches):
     assert void.any()
     assert not mask[void].any()
     left, right = (np.load(p.image) for p in patches[:2])
-    np.testing.assert_array_equal(left[:, -OVERLAP:], right[:, :OVERLAP])
+    np.testing.assert_array_equal(left[:, -Patch.OVERLAP :], right[:, : Patch.OVERLAP])
 
 
 def test_entry_of_the_published_metadata_is_read(tmp_path):
@@ -138,11 +140,11 @@ def test_min_glacier_selects(patches, folder):
 
 
 def test_bands_are_the_matching_channels(patches):
-    image, tile = np.load(patches[0].image), read_patch(patches[0], READING)
+    image, tile = np.load(patches[0].image), patches[0].read(READING)
     for k, channel in enumerate(("B1", "B2", "B3", "B5", "B6_VCID_1")):
-        plane = image[..., CHANNELS.index(channel)]
+        plane = image[..., Patch.CHANNELS.index(channel)]
         np.testing.assert_array_equal(tile.bands[k][tile.valid], plane[tile.valid], err_msg=BANDS[k])
-    high = read_patch(patches[0], replace(READING, thermal="B6_VCID_2"))
+    high = patches[0].read(replace(READING, thermal="B6_VCID_2"))
     np.testing.assert_array_equal(high.bands[4][tile.valid], image[tile.valid, 6])
     assert not tile.bands[:, ~tile.valid].any()
     assert tile.bands.dtype == np.float32
@@ -174,14 +176,14 @@ def test_pixels_of_both_kinds_are_ignored_up_to_a_share():
     assert (label[0, :4] == IGNORE).all()
     assert (label == IGNORE).sum() == 4
     assert (label == 1).sum() == 76
-    with pytest.raises(HkhError, match=r"1\.0% of the pixels clean and debris.*at most 0\.5%"):
+    with pytest.raises(TileError, match=r"1\.0% of the pixels clean and debris.*at most 0\.5%"):
         _hkh_label(mask, both=0.005)
 
 
 def test_water_is_ignored_in_the_background_alone(patches):
     for patch in patches[:3]:
         image = np.load(patch.image)
-        plain, dry = read_patch(patch, replace(READING, water=None)), read_patch(patch, READING)
+        plain, dry = patch.read(replace(READING, water=None)), patch.read(READING)
         green, nir = (image[..., k].clip(min=0) for k in (1, 3))
         with np.errstate(invalid="ignore", divide="ignore"):
             wet = (green - nir) / (green + nir) > 0.3
@@ -213,8 +215,8 @@ HOSTILE = [
 @pytest.mark.parametrize(("kind", "change", "message"), HOSTILE)
 def test_files_that_are_not_as_published_are_errors(copy, kind, change, message):
     patch = damage(copy, kind, change)
-    with pytest.raises(HkhError, match=message):
-        read_patch(patch, READING)
+    with pytest.raises(TileError, match=message):
+        patch.read(READING)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 60, 5000])
@@ -222,21 +224,21 @@ def test_files_that_are_not_as_published_are_errors(copy, kind, change, message)
 def test_truncated_file_is_named(copy, kind, n_bytes):
     path = getattr(hkh_patches(copy)[0], kind)
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(HkhError, match=rf"{path.name}: found {n_bytes} bytes.*a complete \.npy file"):
-        read_patch(hkh_patches(copy)[0], READING)
+    with pytest.raises(TileError, match=rf"{path.name}: found {n_bytes} bytes.*a complete \.npy file"):
+        hkh_patches(copy)[0].read(READING)
 
 
 def test_pickled_objects_are_not_loaded(copy):
     patch = hkh_patches(copy)[0]
     np.save(patch.image, np.array([{"code": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(HkhError, match="allow_pickle"):
-        read_patch(patch, READING)
+    with pytest.raises(TileError, match="allow_pickle"):
+        patch.read(READING)
 
 
 @pytest.mark.parametrize("kind", ["img", "mask"])
 def test_unpaired_file_is_named(copy, kind):
     (copy / f"slices/slice_3_{kind}_000.npy").unlink()
-    with pytest.raises(HkhError, match=r"no partner for slice_3_\w+_000\.npy"):
+    with pytest.raises(TileError, match=r"no partner for slice_3_\w+_000\.npy"):
         hkh_patches(copy)
 
 
@@ -244,30 +246,30 @@ def test_damaged_metadata_is_named(copy):
     path = copy / "slices/slices.geojson"
     whole = path.read_text()
     path.write_text(whole[:500])
-    with pytest.raises(HkhError, match=r"slices\.geojson: found JSONDecodeError"):
+    with pytest.raises(TileError, match=r"slices\.geojson: found JSONDecodeError"):
         hkh_patches(copy)
     path.write_text(whole.replace("LE07_149035", "LC08_149035"))
-    with pytest.raises(HkhError, match=r"slices\.geojson: found TypeError.*LE07_PPPRRR_YYYYMMDD"):
+    with pytest.raises(TileError, match=r"slices\.geojson: found TypeError.*LE07_PPPRRR_YYYYMMDD"):
         hkh_patches(copy)
     path.write_text(whole.replace("slice_2_img_001", "slice_2_img_009"))
-    with pytest.raises(HkhError, match=r"no entry in slices\.geojson for slice_2_img_001\.npy"):
+    with pytest.raises(TileError, match=r"no entry in slices\.geojson for slice_2_img_001\.npy"):
         hkh_patches(copy)
 
 
 def test_folder_without_patches_says_where_they_are(tmp_path, copy):
     (tmp_path / "empty").mkdir()
     for name, found in (("none", "no such folder"), ("empty", r"no slices\.geojson")):
-        with pytest.raises(HkhError, match=rf"{found}.*lila\.science/datasets/hkh-.*write_hkh_like"):
+        with pytest.raises(TileError, match=rf"{found}.*lila\.science/datasets/hkh-.*write_hkh_like"):
             hkh_patches(tmp_path / name)
-    with pytest.raises(HkhError, match=r"none with 99\.0% of ice.*lower min_glacier"):
+    with pytest.raises(TileError, match=r"none with 99\.0% of ice.*lower min_glacier"):
         hkh_patches(copy, 0.99)
-    with pytest.raises(HkhError, match="delete it, or name another"):
+    with pytest.raises(TileError, match="delete it, or name another"):
         write_hkh_like(copy, size=SIZE)
 
 
 def test_unknown_thermal_band(patches):
-    with pytest.raises(HkhError, match=r"'B6'.*B6_VCID_1 or B6_VCID_2"):
-        read_patch(patches[0], replace(READING, thermal="B6"))
+    with pytest.raises(TileError, match=r"'B6'.*B6_VCID_1 or B6_VCID_2"):
+        patches[0].read(replace(READING, thermal="B6"))
 
 
 # splits
@@ -289,9 +291,9 @@ def test_every_patch_is_validated_once(patches):
 
 def test_impossible_splits(patches):
     for fold, n_folds in ((0, 7), (3, 3), (0, 1)):
-        with pytest.raises(HkhError, match=f"fold {fold} of {n_folds}"):
+        with pytest.raises(TileError, match=f"fold {fold} of {n_folds}"):
             hkh_split(patches, fold, n_folds)
-    with pytest.raises(HkhError, match="all scenes overlap with validation scenes"):
+    with pytest.raises(TileError, match="all scenes overlap with validation scenes"):
         hkh_split([p for p in patches if p.path_row[0] > 148], 0, 2)
 
 
@@ -312,7 +314,7 @@ def data(cfg):
 
 def test_statistics_are_those_of_training_patches_alone(data, patches):
     train, _ = hkh_split(patches, 0, 3)
-    pixels = np.concatenate([t.bands[:, t.valid] for t in (read_patch(p, READING) for p in train)], axis=1)
+    pixels = np.concatenate([t.bands[:, t.valid] for t in (p.read(READING) for p in train)], axis=1)
     np.testing.assert_allclose(data.stats.center[:5], pixels.mean(1, dtype=np.float64), rtol=1e-5)
     np.testing.assert_allclose(data.stats.scale[:5], pixels.std(1, dtype=np.float64), rtol=1e-5)
     assert data.classes == CLASSES
@@ -326,6 +328,33 @@ def test_cached_arrays_are_the_same(cfg, data):
     assert isinstance(cached.train.images[0], DiskArray)
     assert cached.stats == data.stats
     assert [t.id for t in cached.train_tiles[:2]] == [t.id for t in data.train_tiles][:2]
+
+
+def test_diagnosis_reads_patches_when_they_are_used(cfg, tmp_path, monkeypatch):
+    write_hkh_like(tmp_path, size=32, scenes=6, grid=(2, 5), seed=1)
+    cfg, reading = replace(cfg, data_dir=str(tmp_path)), replace(READING, patch_size=32)
+    alive, most, read = [], [0], Patch.read
+
+    def counted(patch, reading):
+        gc.collect()
+        alive[:] = [ref for ref in alive if ref() is not None]
+        most[0] = max(most[0], len(alive) + 1)
+        tile = read(patch, reading)
+        alive.append(weakref.ref(tile))
+        return tile
+
+    monkeypatch.setattr(Patch, "read", counted)
+    data = hkh_run_data(cfg, reading)
+    both = data.train_tiles + data.val_tiles
+    assert [t.id for t in both] == [t.id for side in data.split for t in side]
+    model = build_unet(7, 4, ENCODER, None, "scse", seed=0)
+    leave_out(model, data.left_out, data.classes)
+    most[0] = 0
+    report = diagnose(cfg, learner=Learner(cfg, data, model), live=False)
+    assert len(both) >= 40
+    assert most[0] <= 25  # the band check samples 24 tiles and shows them
+    assert not [c for c in report.checks if c.status == Status.SKIPPED and c.name != "history"]
+    assert not any(f.cause.startswith("split") for f in report.findings)
 
 
 def test_lake_weights_change_by_weight_decay_alone(data):

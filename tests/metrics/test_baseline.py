@@ -10,7 +10,6 @@ from threadpoolctl import threadpool_limits
 
 from glacier_nb.landsat import CLASSES, IGNORE, SR_OFFSET, SR_SCALE
 from glacier_nb.metrics.baseline import (
-    BaselineError,
     _fit_pixels,
     _ndsi_prediction,
     _pixel_baseline,
@@ -117,15 +116,15 @@ def test_each_tile_contributes_the_same_number(train):
 
 @pytest.mark.parametrize("wrong", [{"n_pixels": 0}, {"min_per_class": 0}])
 def test_at_least_one_pixel_must_be_sampled(train, wrong):
-    with pytest.raises(BaselineError, match="at least 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         _sample_pixels(train, **wrong)
 
 
 def test_tiles_without_labelled_pixels_are_an_error(train):
     ignored = [replace(t, label=np.full_like(t.label, IGNORE)) for t in train]
-    with pytest.raises(BaselineError, match="no training pixel: found 4 tiles"):
+    with pytest.raises(ValueError, match="no training pixel: found 4 tiles"):
         _sample_pixels(ignored)
-    with pytest.raises(BaselineError, match="no tile"):
+    with pytest.raises(ValueError, match="no tile"):
         _sample_pixels([])
 
 
@@ -144,12 +143,12 @@ def test_a_nodata_tile_contributes_nothing(train):
     ],
 )
 def test_wrong_shapes_are_an_error(train, broken):
-    with pytest.raises(BaselineError, match=r"tile 01_00: found bands .* expected \(5, H, W\)"):
+    with pytest.raises(ValueError, match=r"tile 01_00: found bands .* expected \(5, H, W\)"):
         _sample_pixels([replace(train[0], **broken)])
 
 
 def test_a_tile_without_label_is_an_error(train):
-    with pytest.raises(BaselineError, match="tile 01_02 has no label"):
+    with pytest.raises(ValueError, match="tile 01_02 has no label"):
         _sample_pixels([*train[:2], replace(train[2], label=None)])
 
 
@@ -198,7 +197,7 @@ def test_a_class_missing_in_training_is_never_predicted(val):
 
 def test_a_single_class_in_training_is_an_error(train, val):
     single = [replace(t, label=np.ones_like(t.label)) for t in train]
-    with pytest.raises(BaselineError, match="all training pixels have class index 1"):
+    with pytest.raises(ValueError, match="all training pixels have class index 1"):
         _pixel_baseline(single, val)
 
 
@@ -223,7 +222,7 @@ def test_tiles_to_map_need_no_label(train, val, maps):
 
 
 def test_other_classes_in_validation_are_an_error(train):
-    with pytest.raises(BaselineError, match=r"tile 01_03; .* in tile 02_00: expected one set of classes"):
+    with pytest.raises(ValueError, match=r"tile 01_03; .* in tile 02_00: expected one set of classes"):
         _pixel_baseline(train, [make_tile("02_00", 9, classes=CLASSES[:2])])
 
 
@@ -232,7 +231,7 @@ def test_balance_is_checked_and_works(train):
     drawn = _sample_pixels(noisy)
     called = [(_predict_pixels(_fit_pixels(*drawn, balance=b), noisy[0]) == 2).sum() for b in (0, 0.5, 1)]
     assert called[0] < called[1] < called[2]
-    with pytest.raises(BaselineError, match=r"balance = 1\.5"):
+    with pytest.raises(ValueError, match=r"balance = 1\.5"):
         _fit_pixels(*drawn, balance=1.5)
 
 
@@ -252,7 +251,7 @@ def test_ndsi_by_hand(val):
 
 def test_rules_need_a_class_named_glacier(val):
     for rule in (_valid_mask_prediction, _ndsi_prediction):
-        with pytest.raises(BaselineError, match="tile 02_00 has the classes"):
+        with pytest.raises(ValueError, match="tile 02_00 has the classes"):
             rule(replace(val[0], classes=("water", "land")))
 
 
@@ -273,7 +272,7 @@ def test_table_agrees_with_scikit_learn(all_maps, val):
 
 def test_table_needs_every_prediction_and_label(train, val):
     maps = {"valid mask": {t.id: _valid_mask_prediction(t) for t in val}}
-    with pytest.raises(BaselineError, match="valid mask: no prediction or no label for tile 02_01"):
+    with pytest.raises(ValueError, match="valid mask: no prediction or no label for tile 02_01"):
         baseline_table({"valid mask": {"02_00": maps["valid mask"]["02_00"]}}, val)
-    with pytest.raises(BaselineError, match="for tile 02_00"):
+    with pytest.raises(ValueError, match="for tile 02_00"):
         baseline_table(maps, [replace(val[0], label=None), val[1]])

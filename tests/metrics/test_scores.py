@@ -11,12 +11,12 @@ from sklearn import metrics as sk
 
 from glacier_nb.landsat import CLASSES, IGNORE
 from glacier_nb.metrics.scores import (
+    _class_table,
+    _mcc_defined,
     bootstrap_ci,
     bootstrap_mcc,
-    class_table,
     confusion,
     mcc,
-    mcc_defined,
     summary,
     tile_confusion,
     tile_table,
@@ -70,7 +70,7 @@ def test_sklearn(pred, truth):
     labels = range(4)
     np.testing.assert_array_equal(cm, sk.confusion_matrix(truth, pred, labels=labels))
     assert mcc(cm) == pytest.approx(sk.matthews_corrcoef(truth, pred), rel=0, abs=1e-12)
-    table = class_table(cm, CLASSES)
+    table = _class_table(cm, CLASSES)
     options = {"labels": labels, "average": None}
     zero = {"zero_division": np.nan}
     np.testing.assert_allclose(table["precision"], sk.precision_score(truth, pred, **options, **zero))
@@ -89,7 +89,7 @@ def test_sklearn(pred, truth):
 def test_defined_means_two_classes_on_both_sides(pred, truth):
     cm = confusion(pred, truth, 4)
     defined = len(set(pred.tolist())) > 1 and len(set(truth.tolist())) > 1
-    assert mcc_defined(cm) is defined
+    assert _mcc_defined(cm) is defined
     if not defined:
         assert mcc(cm) == 0.0
 
@@ -102,8 +102,8 @@ def test_known_values():
     assert mcc(np.array([[6, 1], [2, 3]])) == pytest.approx(16 / math.sqrt(4 * 5 * 7 * 8), rel=1e-15)
     nothing = np.zeros((4, 4), np.int64)
     assert mcc(nothing) == 0.0
-    assert not mcc_defined(nothing)
-    assert class_table(nothing, CLASSES)[["iou", "f1", "precision", "recall"]].isna().all(axis=None)
+    assert not _mcc_defined(nothing)
+    assert _class_table(nothing, CLASSES)[["iou", "f1", "precision", "recall"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -127,9 +127,17 @@ def test_exact_where_float64_cancels():
     assert 0 < mcc(chance) < 1e-8
 
 
+def test_many_matrices_at_once():
+    cms = np.array([[confusion(*random_pair(5 * i + k), 4) for k in range(5)] for i in range(2)])
+    found = mcc(np.concatenate([cms, np.zeros_like(cms[:1])]))
+    assert found.shape == (3, 5)
+    np.testing.assert_allclose(found[:2], [[mcc(cm) for cm in row] for row in cms], rtol=1e-12)
+    assert not found[2].any()
+
+
 def test_ten_billion_pixels_in_the_tables():
     cm = np.array([[7 * 10**9, 10**8], [2 * 10**8, 27 * 10**8]], np.int64)
-    table = class_table(cm, ("background", "glacier"))
+    table = _class_table(cm, ("background", "glacier"))
     assert table["mcc"].tolist() == pytest.approx([exact_mcc(cm)] * 2, rel=1e-12)
     assert table.loc["glacier", "iou"] == pytest.approx(27 / 30)
     low, high = bootstrap_ci([cm] * 5)
@@ -198,14 +206,15 @@ def test_number_of_classes(n_classes):
     "cm", [np.ones((2, 3), int), np.ones(4, int), np.ones((2, 2)), np.array([[1, -1], [0, 2]])]
 )
 def test_matrix_errors(cm):
-    for function in (mcc, mcc_defined, lambda m: class_table(m, ("a", "b")), lambda m: tile_table({"t": m})):
+    tables = (lambda m: _class_table(m, ("a", "b"))), (lambda m: tile_table({"t": m}))
+    for function in (mcc, _mcc_defined, *tables):
         with pytest.raises(ValueError, match="expected \\(C, C\\) counts"):
             function(cm)
 
 
 def test_class_names_must_fit():
     with pytest.raises(ValueError, match="2 names"):
-        class_table(np.eye(4, dtype=int), ("background", "glacier"))
+        _class_table(np.eye(4, dtype=int), ("background", "glacier"))
 
 
 def test_tile_confusion_predicts_background_at_nodata():
@@ -237,7 +246,7 @@ def test_tile_table():
     for tile, cm in cms.items():
         assert table.loc[tile, "mcc"] == mcc(cm)
         assert table.loc[tile, "pixels"] == cm.sum()
-        assert table.loc[tile, "mcc_defined"] == mcc_defined(cm)
+        assert table.loc[tile, "mcc_defined"] == _mcc_defined(cm)
     assert np.isnan(table.loc["empty", "accuracy"])
     assert "mcc_valid" not in table
     assert (tile_table(cms, cms)["mcc_valid"] == table["mcc"]).all()

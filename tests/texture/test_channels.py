@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 import glacier_nb.texture.channels as texture
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.landsat import IGNORE
-from glacier_nb.texture.channels import GlcmConfig, _effect_sizes, _superiority, fit_glcm, glcm_channels
+from glacier_nb.texture.channels import GlcmConfig, _effect_sizes, _superiority
 from glacier_nb.texture.glcm import GlcmError, glcm
 
 
@@ -20,21 +20,21 @@ def tiles():
 
 
 def test_the_range_is_that_of_the_valid_training_pixels(tiles):
-    cfg = fit_glcm(
+    cfg = GlcmConfig.fit(
         tiles, TrainConfig(glcm_band="B3", glcm_window=9, glcm_levels=64, glcm_features="ASM, mean")
     )
     pooled = np.concatenate([t.bands[1][t.valid] for t in tiles])
     assert (cfg.vmin, cfg.vmax) == pytest.approx(np.percentile(pooled, [0.1, 99.9]))
     assert (cfg.band, cfg.window, cfg.levels, cfg.features) == ("B3", 9, 64, ("ASM", "mean"))
     changed = [replace(t, bands=np.where(t.valid, t.bands, 1e6).astype(np.float32)) for t in tiles]
-    assert fit_glcm(changed, TrainConfig()) == fit_glcm(tiles, TrainConfig())
+    assert GlcmConfig.fit(changed, TrainConfig()) == GlcmConfig.fit(tiles, TrainConfig())
 
 
 def test_without_glcm_or_without_pixels(tiles):
-    assert fit_glcm(tiles, TrainConfig(include_glcm=False)) is None
+    assert GlcmConfig.fit(tiles, TrainConfig(include_glcm=False)) is None
     empty = [replace(t, valid=np.zeros_like(t.valid)) for t in tiles]
     with pytest.raises(GlcmError, match="no valid pixel in 4 training tiles"):
-        fit_glcm(empty, TrainConfig())
+        GlcmConfig.fit(empty, TrainConfig())
 
 
 def test_channels_are_those_of_the_band_with_one_range(tiles):
@@ -48,15 +48,15 @@ def test_channels_are_those_of_the_band_with_one_range(tiles):
         vmin=12000,
         vmax=28000,
     )
-    np.testing.assert_array_equal(glcm_channels(tiles[0], cfg), expected)
+    np.testing.assert_array_equal(cfg.channels(tiles[0]), expected)
 
 
 def test_the_cache_goes_by_content(tiles, tmp_path, monkeypatch):
     cfg, tile, calls = GlcmConfig(vmin=12000, vmax=28000), tiles[0], []
     monkeypatch.setattr(texture, "glcm", lambda *a, **k: calls.append(1) or glcm(*a, **k))
-    first = glcm_channels(tile, cfg, tmp_path)
+    first = cfg.channels(tile, tmp_path)
     same = replace(tile, id="renamed", bands=tile.bands.copy(), label=None)
-    np.testing.assert_array_equal(glcm_channels(same, cfg, tmp_path), first)
+    np.testing.assert_array_equal(cfg.channels(same, tmp_path), first)
     assert len(calls) == 1
     brighter = replace(tile, bands=tile.bands + 1000 * tile.valid)
     hole = replace(tile, valid=tile.valid & (np.arange(56) > 9))
@@ -66,24 +66,24 @@ def test_the_cache_goes_by_content(tiles, tmp_path, monkeypatch):
         (tile, replace(cfg, levels=8)),
         (tile, replace(cfg, vmax=29000)),
     ):
-        assert not np.array_equal(glcm_channels(t, c, tmp_path), first, equal_nan=True)
+        assert not np.array_equal(c.channels(t, tmp_path), first, equal_nan=True)
     assert len(calls) == len(list(tmp_path.iterdir())) == 5
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", None])
 def test_a_damaged_cache_file_is_written_again(tiles, tmp_path, damage):
     cfg = GlcmConfig(vmin=12000, vmax=28000)
-    first = glcm_channels(tiles[0], cfg, tmp_path)
+    first = cfg.channels(tiles[0], tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
-    np.testing.assert_array_equal(glcm_channels(tiles[0], cfg, tmp_path), first)
+    np.testing.assert_array_equal(cfg.channels(tiles[0], tmp_path), first)
     np.testing.assert_array_equal(np.load(path), first)
 
 
 def test_errors_name_the_tile(tiles, tmp_path):
     small = replace(tiles[1], bands=tiles[1].bands[:, :20], valid=tiles[1].valid[:20])
     with pytest.raises(GlcmError, match=r"tile 00_01: window = 31 .*smaller side \(20 pixels\)"):
-        glcm_channels(small, GlcmConfig(window=31), tmp_path)
+        GlcmConfig(window=31).channels(small, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.data.stats import BandStats, channels, normalise
+from glacier_nb.data.stats import BandStats
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.models.build import build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError, init_from
@@ -130,7 +130,7 @@ def test_checkpoint_is_all_that_prediction_needs(data, whole, tmp_path):
     stats, tile = BandStats.from_dict(state["stats"]), data.val_tiles[0]
     model = build_unet(len(stats.names), len(state["classes"]), state["config"]["encoder"])
     model.load_state_dict(state["weights"])
-    image = normalise(channels(tile, stats.glcm), tile.valid, stats)
+    image = stats.normalise(tile)
     np.testing.assert_array_equal(image, data.val.images[0])
     image = torch.from_numpy(image)[None]
     torch.testing.assert_close(predict_logits(model.eval(), image), learner.predict({"image": image}))
