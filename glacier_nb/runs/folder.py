@@ -136,8 +136,7 @@ def run_config(
     folder: str | os.PathLike,  # run folder, relative to the project root
 ) -> TrainConfig:
     "The config of a run; parameters that this version does not know are left out."
-    found = run_parameters(folder)
-    return TrainConfig(**{k: v for k, v in found.items() if k in TrainConfig.__dataclass_fields__})
+    return TrainConfig(**TrainConfig.known(run_parameters(folder)))
 
 # %% ../../nbs/runs/00_folder.ipynb #16e1bf9c
 def find_runs(

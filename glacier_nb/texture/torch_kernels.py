@@ -74,7 +74,9 @@ def _histogram_sums(
     repeated[:, 1:] = cells[:, 1:] == cells[:, :-1]
     before = index - index.masked_fill(repeated, 0).cummax(dim=1).values
     total = gain[start[cells] + before].sum(dim=1)
-    return (total >> LookupTables.ENTROPY_BITS).double(), (total & ((1 << LookupTables.ENTROPY_BITS) - 1)).double() / LookupTables.ENTROPY_ONE
+    return (total >> LookupTables.ENTROPY_BITS).double(), (
+        total & ((1 << LookupTables.ENTROPY_BITS) - 1)
+    ).double() / LookupTables.ENTROPY_ONE
 
 
 def _histogram_features(
