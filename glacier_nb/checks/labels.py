@@ -19,28 +19,20 @@ from ..files.errors import TileError, listing
 from ..landsat import IGNORE, LABEL_CODES
 from ..report.figures import bar_chart, image_row
 from ..report.findings import Finding
-from ..tiles.index import find_labels
-from glacier_nb.tiles.read import (
-    LAKE_LIMIT,
-    AnyTile,
-    count_codes,
-    is_binary,
-    lake_without_ice,
-    read_raster,
-    unknown_codes,
-)
+from ..tiles.index import TileFiles
+from ..tiles.read import AnyTile, LabelCodes, read_raster
 
 # %% ../../nbs/checks/01_labels.ipynb #1a000005
-def _label_table(
+def _label_codes(
     source: str | Path | Sequence[AnyTile],  # a tile folder, or tiles that were read
     label_dir: str | None = None,  # label folder, relative to the tile folder; None: label/ or labels/
-) -> pd.DataFrame | None:  # one row per file and value: path, code, pixels, nodata; None: no label files
+) -> LabelCodes | None:  # None: no label files
     "Count the values in the label files. Raises `TileError` for a file that is not a raster of one band."
     if isinstance(source, str | Path):
-        labels = find_labels(source, label_dir)
-        return None if labels is None else count_codes(labels.values())
+        labels = TileFiles.find_labels(source, label_dir)
+        return None if labels is None else LabelCodes.count(labels.values())
     rows = [(t.files.label, *row) for t in source for row in t.codes]
-    return pd.DataFrame(rows, columns=["path", "code", "pixels", "nodata"]) if rows else None
+    return LabelCodes(pd.DataFrame(rows, columns=["path", "code", "pixels", "nodata"])) if rows else None
 
 # %% ../../nbs/checks/01_labels.ipynb #1a000008
 def _interpolated_share(
@@ -58,10 +50,10 @@ _INTERPOLATED = 0.8  # fraction of odd values between their neighbours; interpol
 
 
 def _check_codes(
-    table: pd.DataFrame,  # from `_label_table`
+    found: LabelCodes,  # from `_label_codes`
 ) -> list[Finding]:
     "Finding `label-codes`: values in the files that are not class codes."
-    codes, odd = unknown_codes(table)
+    (codes, odd), table = found.unknown, found.table
     if odd.empty:
         return []
     worst = odd.groupby("path").pixels.sum().idxmax()
@@ -95,7 +87,7 @@ def _lake_finding(
     where: str,  # number of tiles or files, for the message
     ice: bool,  # whether other tiles have ice
 ) -> Finding:
-    "The finding for an implausible lake area: fatal above `LAKE_LIMIT`, else a warning."
+    "The finding for an implausible lake area: fatal above `LabelCodes.LAKE_LIMIT`, else a warning."
     usual = "in the competition's four-class tiles lakes cover 0.05 %, glacier and debris 30 %"
     if cause == "label-binary":
         evidence = (
@@ -114,25 +106,25 @@ def _lake_finding(
         )
         fix = "Map the original codes 0, 85, 170, 255 to 0, 1, 2, 3 one by one; do not clip them."
     change = {"classes": "binary"} if cause == "label-binary" and not ice else {}
-    heights = {"found": 100 * share, "limit": 100 * LAKE_LIMIT, "usual": 0.05}
+    heights = {"found": 100 * share, "limit": 100 * LabelCodes.LAKE_LIMIT, "usual": 0.05}
     picture = partial(bar_chart, heights, "lake, % of pixels", log=True), "Lake area in tiles without ice."
-    severity = "fatal" if share > LAKE_LIMIT else "warning"
+    severity = "fatal" if share > LabelCodes.LAKE_LIMIT else "warning"
     return Finding(
         cause, severity, evidence, fix, {"lake_share": share, "ice_elsewhere": ice}, change, *picture
     )
 
 
 def _check_lakes(
-    table: pd.DataFrame,  # from `_label_table`
+    found: LabelCodes,  # from `_label_codes`
     classes: str = "auto",  # label scheme: auto, four or binary
 ) -> list[Finding]:
     "Findings `label-binary` (0/255 read as four classes) and `label-clamped` (0/3), in the files."
-    codes, _odd = unknown_codes(table)
-    share, alone, ice = lake_without_ice(table, codes)
-    if is_binary(table, classes) or not (share > LAKE_LIMIT or (share and not ice)):
+    codes, _odd = found.unknown
+    share, alone, ice = found.lake_without_ice(codes)
+    if found.is_binary(classes) or not (share > found.LAKE_LIMIT or (share and not ice)):
         return []
     cause = "label-binary" if codes == LABEL_CODES else "label-clamped"
-    return [_lake_finding(cause, share, f"{alone.path.nunique()} of {table.path.nunique()} files", ice)]
+    return [_lake_finding(cause, share, f"{alone.path.nunique()} of {found.table.path.nunique()} files", ice)]
 
 # %% ../../nbs/checks/01_labels.ipynb #1a000011
 def check_label_files(
@@ -142,12 +134,10 @@ def check_label_files(
 ) -> list[Finding]:
     "Check the values in the label files of a folder."
     try:
-        table = _label_table(source, label_dir)
+        codes = _label_codes(source, label_dir)
     except (TileError, OSError) as e:
         return [Finding.of_error(e)]
-    if table is None:
-        return []
-    return _check_codes(table) or _check_lakes(table, classes)
+    return [] if codes is None else _check_codes(codes) or _check_lakes(codes, classes)
 
 # %% ../../nbs/checks/01_labels.ipynb #1a000016
 def _label_summary(
@@ -195,7 +185,7 @@ def _check_values(
 def _check_lake_share(
     tiles: Sequence[AnyTile],  # the checked ones
     counts: pd.DataFrame,  # their `_label_summary`
-    table: pd.DataFrame | None = None,  # `_label_table` of their files, if there are any
+    codes: LabelCodes | None = None,  # of their files, if there are any
 ) -> list[Finding]:
     "Finding `label-clamped`, or `label-binary` where the files are binary, in memory."
     names = max((t.classes for t in tiles), key=len)
@@ -205,10 +195,10 @@ def _check_lake_share(
         counts[list(names)].rename_axis("path").melt(var_name="code", value_name="pixels", ignore_index=False)
     )
     long = long[long.pixels > 0].reset_index()
-    share, alone, ice = lake_without_ice(long, names)
-    if not share > LAKE_LIMIT:
+    share, alone, ice = LabelCodes(long).lake_without_ice(names)
+    if not share > LabelCodes.LAKE_LIMIT:
         return []
-    cause = "label-binary" if table is not None and is_binary(table) else "label-clamped"
+    cause = "label-binary" if codes is not None and codes.is_binary() else "label-clamped"
     return [_lake_finding(cause, share, f"{alone.path.nunique()} of {len(counts)} tiles", ice)]
 
 
@@ -255,6 +245,6 @@ def check_labels(
     counts = _label_summary(tiles)
     if counts.empty:
         return []
-    table = None if source is None else _label_table(source)
-    wrong = _check_values(tiles, counts) or _check_lake_share(tiles, counts, table)
+    codes = None if source is None else _label_codes(source)
+    wrong = _check_values(tiles, counts) or _check_lake_share(tiles, counts, codes)
     return wrong or _check_nodata(counts) + _check_empty(counts)
