@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..config.training import TrainConfig
-from ..files.locks import is_locked
+from ..files.locks import Lock
 from ..files.paths import project_root
 
 # %% ../../nbs/runs/00_folder.ipynb #8c79b1df
@@ -59,7 +59,7 @@ def run_state(
     files = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if "metrics.json" in files:
         return "finished"
-    if is_locked(folder):
+    if Lock.is_held(folder):
         return "running"
     if "failed.json" in files:
         return "failed"

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..config.training import TrainConfig
-from ..files.paths import cached_array, digest
+from ..files.arrays import cached_array
+from ..files.paths import digest
 from ..landsat import BANDS, IGNORE
 from .glcm import GlcmError, feature_names, glcm
 from ..tiles.read import Tile
