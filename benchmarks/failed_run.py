@@ -13,29 +13,18 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import yaml
 
-from glacier_nb.checks.faults import (
-    PooledMCC,
-    augment_validation,
-    clamp_labels,
-    random_split,
-    replace_term,
-    shuffle_labels,
-    unchecked_data,
-)
+from glacier_nb.checks.faults import FAULTS
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.data.storage import run_stats, run_tiles
+from glacier_nb.data.storage import run_tiles
 from glacier_nb.files.paths import project_root, write_text
-from glacier_nb.losses.terms import signed_distance
 from glacier_nb.metrics.scores import summary
 from glacier_nb.tiles.read import Tile
-from glacier_nb.tiles.splits import split
 from glacier_nb.training.learner import Learner
-from glacier_nb.training.recipe import RunData, prepare_data, run_network
+from glacier_nb.training.recipe import prepare_data, run_network
 
 SIZE = 256  # pixels of a tile that are used, from its middle
 LITE0 = {"encoder": "tu-tf_efficientnet_lite0", "weights_dir": "data/weights"}
@@ -65,13 +54,6 @@ def middle(tile: Tile) -> Tile:
     return replace(tile, bands=tile.bands[:, *cut], valid=tile.valid[cut], label=tile.label[cut])
 
 
-def random_data(cfg: TrainConfig, tiles: list[Tile]) -> RunData:
-    "Training and validation data drawn at random, as many as in the contiguous fold."
-    train, val = random_split(tiles, len(split(tiles, cfg.fold, cfg.n_folds).val), cfg.seed)
-    distance = partial(signed_distance, n_classes=len(tiles[0].classes))
-    return unchecked_data(train, val, run_stats(cfg, train), distance)
-
-
 def short(numbers: Iterable[float]) -> list[float]:
     "Numbers rounded to four significant digits."
     return [float(f"{number:.4g}") for number in numbers]
@@ -85,14 +67,14 @@ def run(cause: str, data_dir: str) -> dict:
     given = {"run": "", "crop_size": 64, "data_dir": data_dir, "precision": "fp32"}
     cfg = TrainConfig(**four | given | changes)
     tiles = [middle(tile) for tile in run_tiles(cfg)]
-    tiles = clamp_labels(tiles) if done["clamp"] else tiles
-    tiles = shuffle_labels(tiles, cfg.seed) if done["shuffle"] else tiles
-    data = random_data(cfg, tiles) if done["shared"] else prepare_data(cfg, tiles)
+    tiles = FAULTS["clamped labels"](tiles) if done["clamp"] else tiles
+    tiles = FAULTS["shuffled labels"](tiles, cfg.seed) if done["shuffle"] else tiles
+    data = FAULTS["random split"](cfg, tiles, cfg.seed) if done["shared"] else prepare_data(cfg, tiles)
     learner = Learner(cfg, data, run_network(cfg, data)[0])
     if done["flat"]:
-        replace_term(learner, "mcc", PooledMCC())
+        FAULTS["flat MCC"](learner)
     if done["shared"]:
-        augment_validation(learner, "photometric")
+        FAULTS["augmented validation"](learner)
     start = time.perf_counter()
     history = learner.fit()
     cms = [{i: pair[k] for i, pair in learner.matrices.items()} for k in (0, 1)]

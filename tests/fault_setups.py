@@ -111,7 +111,7 @@ def in_files(change: Callable[[Path], None]) -> Callable:
 
 def in_labels(change: Callable[[np.ndarray], np.ndarray]) -> Callable:
     "A fault of all label files."
-    return in_files(lambda folder: f.rewrite_rasters(folder / "label", change))
+    return in_files(lambda folder: f._rewrite_rasters(folder / "label", change))
 
 
 def in_bands(change: Callable[[np.ndarray], np.ndarray], bands: str = "12345", **profile) -> Callable:
@@ -119,7 +119,7 @@ def in_bands(change: Callable[[np.ndarray], np.ndarray], bands: str = "12345", *
 
     def spoil(folder):
         for k in bands:
-            f.rewrite_rasters(folder / f"Band{k}", change, **profile)
+            f._rewrite_rasters(folder / f"Band{k}", change, **profile)
 
     return in_files(spoil)
 
@@ -153,12 +153,12 @@ def two_classes(label: np.ndarray) -> np.ndarray:
 def split_learner(cfg: TrainConfig, train, val) -> Learner:
     "A learner on any two lists of tiles."
     distance = partial(signed_distance, n_classes=len(train[0].classes))
-    return learner_of(cfg, f.unchecked_data(train, val, run_stats(cfg, train), distance))
+    return learner_of(cfg, f._unchecked_data(train, val, run_stats(cfg, train), distance))
 
 
 def random_split(cfg):
     "Tiles split at random."
-    return split_learner(cfg, *f.random_split(read_tiles(cfg.data_dir), 4, seed=2))
+    return split_learner(cfg, *f._random_split(read_tiles(cfg.data_dir), 4, seed=2))
 
 
 def leaked(cfg):
@@ -174,7 +174,7 @@ def statistics_with_nodata(cfg):
     centre, scale = pixels.mean(1), pixels.std(1)
     stats = BandStats(data.stats.names, tuple(map(float, centre)), tuple(map(float, scale)))
     distance = partial(signed_distance, n_classes=len(data.classes))
-    return learner_of(cfg, f.unchecked_data(data.train_tiles, data.val_tiles, stats, distance))
+    return learner_of(cfg, f._unchecked_data(data.train_tiles, data.val_tiles, stats, distance))
 
 
 def not_a_number(learner):
@@ -201,7 +201,7 @@ def without_lake(learner):
 
 def wrong_sign(learner):
     "1 + MCC instead of 1 - MCC."
-    f.replace_term(learner, "mcc", f._InvertedMCC(learner.loss.terms["mcc"]))
+    learner.loss.terms["mcc"] = f._InvertedMCC(learner.loss.terms["mcc"])
 
 
 def ignoring_image(learner):
@@ -260,8 +260,8 @@ FAULTS = (
         "a constant band", "band-constant", in_bands(lambda dn: np.where(dn > 0, 9000, 0), "3"), files=True
     ),
     # readers
-    Fault("label codes clamped to 0..3", "label-clamped", in_tiles(f.clamp_labels)),
-    Fault("images and labels sorted separately", "label-elsewhere", in_tiles(f.shuffle_labels)),
+    Fault("label codes clamped to 0..3", "label-clamped", in_tiles(f._clamp_labels)),
+    Fault("images and labels sorted separately", "label-elsewhere", in_tiles(f._shuffle_labels)),
     Fault("nodata in the statistics", "inputs", statistics_with_nodata),
     Fault("NaN in an image", "not-finite", in_learner(not_a_number)),
     # split
@@ -271,7 +271,7 @@ FAULTS = (
     Fault(
         "augmented validation tiles",
         "validation-changed",
-        in_learner(lambda learner: f.augment_validation(learner, "photometric")),
+        in_learner(f._augment_validation),
     ),
     # training
     Fault("augmentation of the image alone", "label-left-behind", in_learner(augment_image_only)),
@@ -295,7 +295,7 @@ FAULTS = (
     Fault(
         "soft MCC that is always 1",
         "loss-flat",
-        in_learner(lambda learner: f.replace_term(learner, "mcc", f.PooledMCC())),
+        in_learner(f._flatten_mcc),
     ),
     # history
     Fault(

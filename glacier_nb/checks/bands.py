@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..files.errors import listing
-from ..landsat import BANDS, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
+from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
 from ..report.figures import bar_chart, image_row
 from ..report.findings import Finding
 from ..tiles.lazy import LazyTile
@@ -254,7 +254,7 @@ def _order_scores(
     "Score every order of the bands by visible correlation, temperature and dark snow."
     r = np.sqrt(np.clip(1 - np.nan_to_num(_band_residuals(pixels), nan=1.0) ** 2, 0, 1))
     r *= np.sign(np.nan_to_num(np.cov(pixels)))
-    reflectance, kelvin = pixels * SR_SCALE + SR_OFFSET, pixels * ST_SCALE + ST_OFFSET
+    reflectance, kelvin = REFLECTANCE(pixels), TEMPERATURE(pixels)
     rows = {}
     for swir, thermal in _ORDERS:
         a, b, c = (k for k in range(len(BANDS)) if k not in (swir, thermal))
@@ -378,9 +378,9 @@ def _is_dn(
     if low < 0 or high > 65535.5:
         return False
     if thermal:
-        low, mid, high = (v * ST_SCALE + ST_OFFSET for v in (low, mid, high))
+        low, mid, high = map(TEMPERATURE, (low, mid, high))
         return low > 200 and _KELVIN[0] < mid < _KELVIN[1] and high < 345
-    return mid * SR_SCALE + SR_OFFSET > -0.1
+    return REFLECTANCE(mid) > -0.1
 
 
 def _guess_unit(
@@ -388,7 +388,7 @@ def _guess_unit(
     thermal: bool,  # B10
 ) -> str:  # a unit of `_UNITS`, or "an unknown unit"
     "The unit that makes most of the samples plausible."
-    scale, offset = (ST_SCALE, ST_OFFSET) if thermal else (SR_SCALE, SR_OFFSET)
+    scale, offset = TEMPERATURE if thermal else REFLECTANCE
     fit = {
         unit: np.mean([_is_dn(to(x, scale, offset), thermal) for x in values]) for unit, to in _UNITS.items()
     }
@@ -408,9 +408,9 @@ def _check_scale(
         values = [s.pixels[k] for j, s in outside if j == k]
         kind = [s.pixels[j] for j, s in outside if (j == 4) == (k == 4)]
         found = {"median": float(np.median(np.concatenate(values))), "unit": _guess_unit(kind, k == 4)}
-        physical = f"a reflectance of {found['median'] * SR_SCALE + SR_OFFSET:.4g}"
+        physical = f"a reflectance of {REFLECTANCE(found['median']):.4g}"
         if k == 4:
-            physical = f"{found['median'] * ST_SCALE + ST_OFFSET:.4g} K"
+            physical = f"{TEMPERATURE(found['median']):.4g} K"
         texts.append(
             f"{BANDS[k]} has median {found['median']:.4g} (as DN {physical}; the unit may be {found['unit']})"
         )

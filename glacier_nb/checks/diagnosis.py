@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import pandas as pd
 from fastcore.basics import patch
 
 from .alignment import check_registration
@@ -21,19 +20,19 @@ from .augmentation import check_augment
 from .bands import check_bands
 from .crops import check_exposure
 from .history import check_history
-from .inputs import check_inputs, shared_arrays
-from .labels import check_label_files, check_labels, label_table, reader_finding
+from .inputs import check_inputs, check_sets
+from .labels import check_label_files, check_labels
 from .loss import check_loss
-from .network import check_live, check_network
-from .scores import baseline_scores, check_baselines
-from .split import check_sides, split_finding
+from .network import check_network
+from .scores import check_baselines
+from .split import check_sides
 from .steps import budget, check_budget, check_norm_batches
 from ..config.training import TrainConfig
 from ..data.stats import DataError
 from ..data.storage import run_tiles
 from ..files.errors import TileError
 from ..progress import progress_bar
-from ..report.findings import CheckResult, Finding, Status, ranked
+from ..report.findings import CheckResult, Finding, Status
 from ..report.report import Report
 from ..runs.folder import read_history, read_metrics, run_config, run_folder, run_state
 from ..sampling.index import SamplerError
@@ -67,16 +66,14 @@ class _Subject:
         return self.tiles if self.tiles and self.tiles[0].codes else self.files
 
 
-_FINDINGS = ((TileError, reader_finding), ((SplitError, LeakageError), split_finding))  # error -> finding
-
-
 @contextmanager
 def _building(subject: _Subject) -> Iterator[None]:
     "Record an error of the tiles, the split or the statistics instead of raising it."
     try:
         yield
     except (TileError, SplitError, LeakageError, DataError, SamplerError) as e:
-        subject.build_findings += [finding(e) for kinds, finding in _FINDINGS if isinstance(e, kinds)]
+        if isinstance(e, TileError | SplitError | LeakageError):
+            subject.build_findings.append(Finding.of_error(e))
         subject.error = e
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #349c3947
@@ -116,7 +113,7 @@ class _Check:
 
 _CHECKS = (
     _Check("label files", "files", lambda s: check_label_files(s.label_source, s.cfg.classes)),
-    _Check("labels in memory", "tiles", lambda s: _labels(s)),
+    _Check("labels in memory", "tiles", lambda s: check_labels(s.tiles, s.label_source)),
     _Check("bands", "tiles", lambda s: check_bands(s.tiles)),
     _Check("alignment of labels and images", "tiles", lambda s: check_registration(s.tiles)),
     _Check("split", "data", lambda s: _split(s.cfg, s.data)),
@@ -126,21 +123,16 @@ _CHECKS = (
     _Check("augmentation", "learner", lambda s: check_augment(s.learner)),
     _Check("batch-norm batches", "learner", lambda s: _norm_batches(s.learner)),
     _Check("loss", "learner", lambda s: _loss(s.learner)),
-    _Check("one training step", "learner", lambda s: check_network(s.learner), "quick"),
-    _Check("overfitting a few crops", "learner", lambda s: check_live(s.learner), "full"),
+    _Check("one training step", "learner", lambda s: check_network(s.learner, trials=False), "quick"),
+    _Check("overfitting a few crops", "learner", lambda s: check_network(s.learner), "full"),
     _Check("history", "history", lambda s: check_history(s.history, s.cfg)),
-    _Check("per-pixel baselines", "metrics", lambda s: check_baselines(s.metrics, _baselines(s)), "full"),
+    _Check("per-pixel baselines", "metrics", lambda s: _baselines(s), "full"),
 )
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #b53503e3
-def _labels(subject: _Subject) -> list[Finding]:
-    "Labels in memory, compared with their files."
-    return check_labels(subject.tiles, label_table(subject.label_source) if subject.label_source else None)
-
-
 def _split(cfg: TrainConfig, data: RunData) -> list[Finding]:
     "Training and validation tiles; arrays are not compared where both are one set (finding set-shared)."
-    if shared_arrays(data):
+    if check_sets(data):
         return check_sides(data.split, n_folds=cfg.n_folds)
     return check_sides(data.split, data.train, data.val, cfg.n_folds)
 
@@ -162,11 +154,10 @@ def _loss(learner: Learner) -> list[Finding]:
     return check_loss(learner.loss, pixels, learner.data.classes, crops, edge)
 
 
-def _baselines(subject: _Subject) -> pd.DataFrame | None:
-    "The scores of per-pixel baselines, computed where the run has not saved them."
-    if subject.data is None or subject.metrics.get("baselines"):
-        return None
-    return baseline_scores(subject.data.train_tiles, subject.data.val_tiles, subject.cfg.seed)
+def _baselines(subject: _Subject) -> list[Finding]:
+    "The network among per-pixel baselines, which are computed where the run has not saved them."
+    sides = None if subject.data is None else subject.data.split
+    return check_baselines(subject.metrics, sides, subject.cfg.seed)
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #31bc28d4
 def _tile_facts(data: RunData) -> dict:
@@ -212,7 +203,7 @@ def _distinct(
 ) -> list[Finding]:
     "One finding a cause, the most severe; equally severe ones are merged."
     found: dict[str, Finding] = {}
-    for finding in ranked(findings):
+    for finding in sorted(findings):
         other = found.setdefault(finding.cause, finding)
         if finding.severity == other.severity and finding.evidence not in other.evidence:
             both, change = f"{other.evidence} {finding.evidence}", {**finding.change, **other.change}

@@ -26,7 +26,7 @@ from ..losses.pixels import Pixels, soft_confusion
 from ..losses.terms import signed_distance, soft_mcc
 from ..metrics.scores import confusion, mcc
 from ..report.figures import bar_chart
-from ..report.findings import Finding, ranked
+from ..report.findings import Finding
 
 # %% ../../nbs/checks/08_loss.ipynb #7cb351f1
 _MIN_PIXELS = 30  # of a class that occurs: a tenth of them is a whole number of pixels
@@ -470,7 +470,7 @@ def check_loss(
             errors.append(f"{type(e).__name__}: {str(e)[:200]}")
         else:
             found = _findings(loss, values, slopes)
-            return ranked(([_fails_on_ignored(errors[0])] if errors else []) + found)
+            return sorted(([_fails_on_ignored(errors[0])] if errors else []) + found)
     evidence = f"The loss raises an error for a batch as in training: {errors[-1]}."
     return [Finding("loss-flat", "fatal", evidence, "Fix that error in the loss.", {"error": errors[-1]})]
 

@@ -377,6 +377,15 @@ def _repr_html_(self: TrainConfig) -> str:
     folded = f"<details><summary>{len(others)} defaults</summary>{_table(self, others)}</details>"
     return f"<p><b>TrainConfig</b></p>{first}{folded}"
 
+# %% ../../nbs/config/01_training.ipynb #c0f1a011
+@patch(cls_method=True)
+def known(
+    cls: TrainConfig,
+    parameters: Mapping,  # of a run, perhaps of another version
+) -> dict:  # every parameter of this version
+    "The parameters of a run that this version knows, with defaults for those that are missing."
+    return vars(cls()) | {k: v for k, v in parameters.items() if k in cls.__dataclass_fields__}
+
 # %% ../../nbs/config/01_training.ipynb #ef502fb5
 @patch(cls_method=True)
 def check_names(

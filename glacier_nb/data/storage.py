@@ -17,9 +17,9 @@ from ..files.paths import cache_folder, cached_json, digest
 from ..landsat import BANDS, CLASSES
 from ..texture.channels import GlcmConfig
 from ..texture.glcm import feature_names
-from ..tiles.index import index_folder
+from ..tiles.index import TileFiles
 from ..tiles.lazy import open_tiles
-from ..tiles.read import AnyTile, raster_shape, read_tiles
+from ..tiles.read import AnyTile, read_tiles
 
 # %% ../../nbs/data/02_storage.ipynb #434d9783
 _UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not report its memory (Windows)
@@ -78,9 +78,9 @@ def run_tiles(
 ) -> list[AnyTile]:  # lazy tiles if the run stores them on disk
     "The tiles of a run. Raises `TileError` for files that cannot be read."
     folder = cfg.data_path
-    files = index_folder(folder)
-    largest = max((f.bands[0] for f in files), key=lambda path: path.stat().st_size)
-    pixels = len(files) * math.prod(raster_shape(largest))
+    files = TileFiles.find(folder)
+    largest = max(files, key=lambda tile: tile.bands[0].stat().st_size)
+    pixels = len(files) * math.prod(largest.shape)
     read = open_tiles if _chosen_store(cfg, pixels) == "disk" else read_tiles
     return read(folder, cfg.classes)
 

@@ -21,7 +21,7 @@ from ..config.fields import ConfigError
 from .landscape import PIXEL, Scene, fractal, landscape
 from ..files.errors import TileError
 from ..files.paths import cache_folder
-from ..landsat import BANDS, LABEL_CODES, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
+from ..landsat import BANDS, LABEL_CODES, REFLECTANCE, TEMPERATURE
 
 # %% ../../nbs/demo/01_tiles.ipynb #bbd68169
 def _snow_cover(
@@ -102,7 +102,7 @@ def _to_dn(
     bands: np.ndarray,  # (5, rows, columns) surface reflectance, K
 ) -> np.ndarray:  # (5, rows, columns) float32 whole numbers from 1 to 65454
     "Physical values to Landsat Collection 2 Level 2 digital numbers."
-    scale, offset = np.array([[SR_SCALE, SR_OFFSET]] * 4 + [[ST_SCALE, ST_OFFSET]]).T[:, :, None, None]
+    scale, offset = np.array([*[REFLECTANCE] * 4, TEMPERATURE]).T[:, :, None, None]
     return np.clip(np.rint((bands - offset) / scale), 1, 65454).astype(np.float32)
 
 # %% ../../nbs/demo/01_tiles.ipynb #1558b403

@@ -18,7 +18,7 @@ from ..config.fields import ConfigError
 from ..config.training import TrainConfig
 from .rules import RULES, Case, Option, Rule, RunRecord, evidence_and_fix, read_record
 from ..files.paths import project_root, write_text
-from ..report.findings import SYMPTOMS, Finding, ranked
+from ..report.findings import Finding
 from ..runs.folder import RunError
 
 # %% ../../nbs/experiments/05_proposals.ipynb #a994830a
@@ -124,8 +124,8 @@ def _blocked(base: RunRecord, findings: Sequence[Finding]) -> NoProposal | None:
     "The reason why data or code must be fixed before any run."
     fatal = [f for f in findings if f.severity == "fatal"]
     short = any(f.cause == "starved" and f.change for f in fatal)  # more steps let batch norms converge
-    follows = (*SYMPTOMS, "norm-lag") if short else SYMPTOMS
-    blocking = [f for f in fatal if not _has_fix(base, f) and f.cause not in follows]
+    follows = [f for f in fatal if f.is_symptom or (short and f.cause == "norm-lag")]
+    blocking = [f for f in fatal if not _has_fix(base, f) and f not in follows]
     if not any(_has_fix(base, f) for f in fatal):
         blocking += [f for f in fatal if f.cause == "cannot-overfit"]
     if blocking:
@@ -179,7 +179,7 @@ def next_run(
                     f"{pair} were scored on different tiles: expected runs of one data_dir and fold"
                 )
     base = max((r for r in records if r.metrics), key=lambda r: r.score, default=records[-1])
-    findings = ranked(base.findings if report is None else report.findings)
+    findings = sorted(base.findings if report is None else report.findings)
     if blocked := _blocked(base, findings):
         return blocked
     case, tried = Case(base, findings, project_root(root)), [r.cfg for r in records if r.tried]

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..config.training import TrainConfig
 from ..files.paths import short_path
-from ..report.report import Report, read_report
+from ..report.report import Report
 from glacier_nb.runs.folder import (
     class_scores,
     read_history,
@@ -69,7 +69,7 @@ class Run:
     @property
     def report(self) -> Report | None:
         "The diagnosis saved last in its folder; None: none was made."
-        return read_report(self.folder) if (self.folder / "diagnosis.json").is_file() else None
+        return Report.read(self.folder) if (self.folder / "diagnosis.json").is_file() else None
 
     @cached_property
     def member(self):  # `glacier_nb.prediction.members.Member`

@@ -16,8 +16,9 @@ from scipy import ndimage
 
 from ..demo.landscape import PIXEL
 from ..demo.tiles import PATH, mosaic
+from ..files.arrays import DiskArray
 from ..files.errors import TileError
-from ..files.paths import write_array, write_text
+from ..files.paths import write_text
 from .patches import HkhReading, Patch, ratio
 
 # %% ../../nbs/hkh/01_synthetic.ipynb #26769037
@@ -90,7 +91,7 @@ def write_hkh_like(
         for k, (r, c) in enumerate(product(range(grid[0]), range(grid[1]))):
             pair = [a[r * step : r * step + size, c * step : c * step + size] for a in whole]
             for kind, array in zip(("img", "mask"), pair, strict=True):
-                write_array(inside / f"slice_{number}_{kind}_{k:03}.npy", array)
+                DiskArray.store(inside / f"slice_{number}_{kind}_{k:03}.npy", array)
             place = ((number * grid[1] + c) * step * PIXEL, r * step * PIXEL)
             features.append(_feature(inside, number, k, scene, pair[1], place))
     crs = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{_EPSG}"}}

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ..landsat import IGNORE, SR_OFFSET, SR_SCALE
+from ..landsat import IGNORE, REFLECTANCE
 from .scores import tile_confusion, tile_table
 from ..tiles.read import Tile
 
@@ -43,7 +43,7 @@ def ndsi(
     min_sum: float = 0.01,  # reflectance: smallest sum of both bands for which the index is defined
 ) -> np.ndarray:  # (H, W) float32 in [-1, 1]; NaN where undefined or invalid
     "Normalised difference snow index of the surface reflectance (Hall et al., 1995)."
-    green, swir = (np.maximum(tile.bands[k] * SR_SCALE + SR_OFFSET, 0) for k in (1, 3))
+    green, swir = (np.maximum(REFLECTANCE(tile.bands[k]), 0) for k in (1, 3))
     total = green + swir
     defined = tile.valid & (total >= min_sum)
     return np.divide(green - swir, total, out=np.full_like(total, np.nan), where=defined)

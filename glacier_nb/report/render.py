@@ -14,7 +14,7 @@ from functools import cache
 
 from fastcore.basics import patch
 
-from .findings import SEVERITIES, Finding, Status
+from .findings import Finding, Status
 
 # %% ../../nbs/report/02_render.ipynb #854bf7ce
 _ABOVE = "For the next run: the parameters above fix this too."
@@ -72,7 +72,7 @@ def _finding_text(finding: Finding, change: Mapping, before: Mapping, number: in
 
 def _heading(finding: Finding, number: int | None = None) -> str:
     "Number in the order of fixing, title and severity."
-    return f"{f'{number}. ' if number else ''}{finding.title} ({SEVERITIES[finding.severity]})"
+    return f"{f'{number}. ' if number else ''}{finding.title} ({finding.SEVERITIES[finding.severity]})"
 
 
 def _text(report) -> str:
@@ -97,8 +97,8 @@ def _text(report) -> str:
 # %% ../../nbs/report/02_render.ipynb #8e3864b1
 def _short(report) -> str:
     "The verdict, the number of findings and the first of them, and what to do next: about ten lines."
-    counts = Counter(f.severity for f in report.findings)
-    found = [f"{n} {SEVERITIES[s]}{'s' * (n > 1)}" for s in SEVERITIES if (n := counts[s])]
+    counts, words = Counter(f.severity for f in report.findings), Finding.SEVERITIES
+    found = [f"{n} {words[s]}{'s' * (n > 1)}" for s in words if (n := counts[s])]
     lines = [_wrap(f"{report.title}: {report.verdict}")]
     lines += [f"{', '.join(found)}:"] if found else []
     lines += [f"  {i}. {_heading(f)}" for i, f in enumerate([*report.causes, *report.symptoms][:4], 1)]
@@ -217,7 +217,12 @@ def _template(text: str):
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"style": _STYLES, "badges": _BADGES, "sides": _SIDES, "severities": SEVERITIES}
+    environment.globals |= {
+        "style": _STYLES,
+        "badges": _BADGES,
+        "sides": _SIDES,
+        "severities": Finding.SEVERITIES,
+    }
     environment.globals |= {"lines": _lines, "picture": _picture, "above": _ABOVE}
     return environment.from_string(text)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..config.training import TrainConfig
-from ..files.locks import is_locked
+from ..files.locks import Lock
 from ..files.paths import project_root
 
 # %% ../../nbs/runs/00_folder.ipynb #8c79b1df
@@ -59,7 +59,7 @@ def run_state(
     files = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if "metrics.json" in files:
         return "finished"
-    if is_locked(folder):
+    if Lock.is_held(folder):
         return "running"
     if "failed.json" in files:
         return "failed"
@@ -136,8 +136,7 @@ def run_config(
     folder: str | os.PathLike,  # run folder, relative to the project root
 ) -> TrainConfig:
     "The config of a run; parameters that this version does not know are left out."
-    found = run_parameters(folder)
-    return TrainConfig(**{k: v for k, v in found.items() if k in TrainConfig.__dataclass_fields__})
+    return TrainConfig(**TrainConfig.known(run_parameters(folder)))
 
 # %% ../../nbs/runs/00_folder.ipynb #16e1bf9c
 def find_runs(

@@ -17,7 +17,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..config.training import TrainConfig
-from ..files.paths import cached_array, digest
+from ..files.arrays import cached_array
+from ..files.paths import digest
 from ..landsat import BANDS, IGNORE
 from .glcm import GlcmError, feature_names, glcm
 from ..tiles.read import Tile

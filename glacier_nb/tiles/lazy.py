@@ -21,7 +21,7 @@ from rasterio.transform import Affine
 from ..files.errors import TileCause, TileError
 from ..files.paths import cache_folder, cached_json, digest
 from .index import TileFiles
-from .read import AnyTile, Box, LabelScheme, Tile, count_codes, folder_scheme, read_tile
+from .read import AnyTile, Box, LabelCodes, LabelScheme, Tile, folder_scheme
 
 # %% ../../nbs/tiles/02_lazy.ipynb #cfe7ce8b
 def _file_stamp(
@@ -97,7 +97,7 @@ def _read(
             "start again, so that the new files are read and checked",
         )
         raise TileError(tile.files.bands[0], found, "unchanged files", fix, cause=TileCause.CHANGED)
-    read = read_tile(tile.files, tile.scheme, codes=tile.codes).ignore_boxes(tile.boxes)
+    read = tile.files.read(tile.scheme, codes=tile.codes).ignore_boxes(tile.boxes)
     for array in (read.bands, read.valid, *([] if read.label is None else [read.label])):
         array.flags.writeable = False
     return replace(read, transform=tile.transform)
@@ -111,7 +111,7 @@ def read(self: LazyTile) -> Tile:  # its arrays are read-only
 # %% ../../nbs/tiles/02_lazy.ipynb #c7a22863
 def _facts(files, scheme):
     "The cached facts of a tile, as JSON can hold them."
-    tile = read_tile(files, scheme)
+    tile = files.read(scheme)
     return {
         "shape": tile.shape,
         "crs": tile.crs and tile.crs.to_wkt(),
@@ -130,7 +130,7 @@ def _crs(wkt):
 
 
 def _open_tile(
-    files: TileFiles,  # from `index_folder`
+    files: TileFiles,  # from `TileFiles.find`
     scheme: LabelScheme | None = None,  # from `folder_scheme`; None: without label
     codes: tuple[tuple, ...] = (),  # of its label file
 ) -> LazyTile:
@@ -172,12 +172,14 @@ def class_counts(self: LazyTile) -> np.ndarray:  # (n_classes,) pixels
 
 # %% ../../nbs/tiles/02_lazy.ipynb #5bfe070f
 def _codes(path):
-    "`count_codes` of one label file, cached."
+    "The table of `LabelCodes` of one label file, cached."
     stats = os.stat(path)
     stamp = digest("codes 1", os.path.abspath(path), stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns)
 
     def compute():
-        return {name: column.tolist() for name, column in count_codes([path]).items() if name != "path"}
+        return {
+            name: column.tolist() for name, column in LabelCodes.count([path]).table.items() if name != "path"
+        }
 
     cached = cached_json(cache_folder() / "tiles" / f"{Path(path).stem}-{stamp}.json", compute)
     return pd.DataFrame({"path": [path] * len(cached["code"]), **cached})
@@ -192,7 +194,7 @@ def open_tiles(
     "Open the tiles of a folder, sorted by id. Raises `TileError` as `read_tiles` does."
 
     def count(paths):
-        return pd.concat([_codes(path) for path in paths])
+        return LabelCodes(pd.concat([_codes(path) for path in paths]))
 
     files, scheme, codes = folder_scheme(folder, classes, label_dir, ids, count)
     return [_open_tile(f, scheme, codes.get(f.label, ())) for f in files]

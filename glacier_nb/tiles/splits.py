@@ -27,6 +27,8 @@ from .read import AnyTile, Box
 class SplitError(ValueError):
     "Tiles cannot be split by place; the message says which, why, and how to fix it."
 
+    cause = "split-impossible"
+
 
 _GRID_ID = re.compile(r"^(\d+)_(\d+)$")
 
@@ -245,6 +247,8 @@ def split(
 # %% ../../nbs/tiles/03_splits.ipynb #c4f42c0b
 class LeakageError(ValueError):
     "Training tiles contain information about validation pixels."
+
+    cause = "split-shared"
 
 
 def _pair_finding(tile: AnyTile, other: AnyTile, buffer: int) -> dict | None:

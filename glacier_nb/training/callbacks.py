@@ -23,7 +23,7 @@ from ..config.fields import ConfigError
 from ..config.training import TrainConfig
 from ..data.stats import BandStats
 from ..data.tileset import TileSet
-from ..files.locks import holds_run, run_lock
+from ..files.locks import run_lock
 from ..files.paths import project_root, write_text
 from ..landsat import BINARY_CLASSES, BINARY_CODES, LABEL_CODES
 from ..models.weights import InitialWeights
@@ -41,6 +41,13 @@ from .learner import Callback, Learner
 from .precision import Precision
 from .recipe import RunData, run_network
 
+# %% ../../nbs/training/06_callbacks.ipynb #625beac0
+def _holds_run(
+    folder: Path,  # run folder; it may not exist
+) -> bool:  # False when it holds only the config of a run that was cut off before its first checkpoint
+    "Whether a folder holds results of a run, which must not be overwritten."
+    return any((folder / name).exists() for name in ("last.pt", "best.pt", "history.jsonl", "metrics.json"))
+
 # %% ../../nbs/training/06_callbacks.ipynb #aaae082f
 def run_path(
     cfg: TrainConfig,  # its `run`, `resume` and `data_dir`
@@ -50,7 +57,7 @@ def run_path(
     outputs = Path(outputs or project_root() / "outputs").resolve()
     if cfg.run:
         folder = outputs / cfg.run
-        if holds_run(folder) and not cfg.resume:
+        if _holds_run(folder) and not cfg.resume:
             raise ConfigError(
                 f"{folder} already holds a run: choose another `run` name, or continue it with resume=True"
             )
@@ -188,7 +195,7 @@ class RunFolder(Callback):
 @patch
 def _start(self: RunFolder, learner: Learner) -> None:
     "Write config and split into the folder; raises ConfigError when it holds another run."
-    if holds_run(self.folder):  # it began while the data were read
+    if _holds_run(self.folder):  # it began while the data were read
         raise ConfigError(f"{self.folder} already holds a run: choose another name for `run`")
     learner.cfg.save(self.folder / "config.json")
     write_text(self.folder / "splits.json", json.dumps(_split(learner), indent=1) + "\n")

@@ -9,13 +9,12 @@ import pytest
 from glacier_nb.checks.bands import _MIN_PIXELS, _detect_order, _order_scores, _sample_bands, check_bands
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
-from glacier_nb.landsat import BANDS, SR_OFFSET, SR_SCALE, ST_OFFSET, ST_SCALE
+from glacier_nb.landsat import BANDS, REFLECTANCE, TEMPERATURE
 from glacier_nb.tiles.lazy import open_tiles
 from glacier_nb.tiles.read import read_tiles
 
 REAL = TrainConfig(data_dir="data/competition").data_path
-SCALE = np.array([SR_SCALE] * 4 + [ST_SCALE])[:, None, None]
-OFFSET = np.array([SR_OFFSET] * 4 + [ST_OFFSET])[:, None, None]
+SCALE, OFFSET = np.array([*[REFLECTANCE] * 4, TEMPERATURE]).T[:, :, None, None]
 
 
 @pytest.fixture(scope="module", params=[0, "real"])

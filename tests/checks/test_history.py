@@ -22,18 +22,20 @@ from glacier_nb.checks.history import (
 )
 from glacier_nb.checks.scores import (
     _ablations,
+    _baseline_scores,
+    _check_ablations,
+    _check_noise,
     _largest_share,
     _one_change,
     _paired,
-    baseline_scores,
-    check_ablations,
     check_baselines,
-    check_noise,
+    check_runs,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.runs.compare import comparable, compare_runs
 from glacier_nb.tiles.read import read_tiles
+from glacier_nb.tiles.splits import Split
 
 FOLDER = Path(__file__).parents[2] / "configs/iterations"
 RECORD = json.loads((FOLDER / "record.json").read_text())
@@ -179,13 +181,14 @@ def run(*cms, **more) -> dict:
 
 def test_baselines_of_tiles():
     tiles = read_tiles(cached_demo(6, 64, 0))
-    found = baseline_scores(tiles[:4], tiles[4:])
+    sides = Split(tiles[:4], tiles[4:])
+    found = _baseline_scores(*sides)
     assert list(found.index) == ["constant", "valid mask", "NDSI > 0.4", "boosting"]
     assert found.loc["constant", "mcc_valid"] == 0
     assert not found.loc["constant", "mcc_valid_defined"]
-    (bad,) = check_baselines({"mcc": found.loc["valid mask", "mcc"] - 0.01}, found)
+    (bad,) = check_baselines({"mcc": found.loc["valid mask", "mcc"] - 0.01}, sides)
     assert (bad.cause, bad.severity) == ("below-baseline", "fatal")
-    assert check_baselines({"mcc": found["mcc"].max() + 0.01}, found) == []
+    assert check_baselines({"mcc": found["mcc"].max() + 0.01}, sides) == []
 
 
 def test_check_baselines_severities():
@@ -224,12 +227,12 @@ def test_paired_is_that_of_compare_runs():
 
 def test_noise():
     same = RECORD["demo"]
-    (found,) = check_noise({n: same[n] for n in ("10_reference", "11_encoder_from_scratch")})
+    (found,) = _check_noise({n: same[n] for n in ("10_reference", "11_encoder_from_scratch")})
     assert found.severity == "note"
     assert found.numbers["next"]["difference"] == 0
     assert "0.062, so no two runs can differ significantly" in found.evidence
-    assert check_noise({n: same[n] for n in ("01_focal_dice", "10_reference")}) == []
-    assert check_noise({}) == check_noise({"a": {}, "b": {"mcc": 1.0}}) == []
+    assert _check_noise({n: same[n] for n in ("01_focal_dice", "10_reference")}) == []
+    assert _check_noise({}) == check_runs({"a": {}, "b": {"mcc": 1.0}}) == []
 
 
 def test_ablations():
@@ -238,10 +241,11 @@ def test_ablations():
     table = _ablations(runs)
     assert table["parameter"].tolist() == ["include_glcm"]  # 28 changes two parameters
     assert math.isclose(table["difference"][0], runs["12_no_glcm"]["mcc"] - runs["10_reference"]["mcc"])
-    (found,) = check_ablations(runs)
+    (found,) = _check_ablations(runs)
+    assert [f.cause for f in check_runs(runs)][-1] == found.cause
     json.dumps(dict(found.numbers), allow_nan=False)
     assert "include_glcm True -> False: -0.016" in found.evidence
-    assert check_ablations({n: RECORD["demo"][n] for n in names}) == []  # parameters are unknown
+    assert _check_ablations({n: RECORD["demo"][n] for n in names}) == []  # parameters are unknown
     assert _one_change({"run": "a", "workers": 1}, {"run": "b", "lr": 0.1}) == "lr"
     assert _one_change({"lr": 0.2, "seed": 1}, {}) is _one_change({}, {}) is None
 

@@ -8,11 +8,12 @@ import rasterio
 from scipy import ndimage
 
 from glacier_nb.checks.bands import spaced
-from glacier_nb.checks.labels import check_label_files, check_labels, label_table, reader_finding
+from glacier_nb.checks.labels import check_label_files, check_labels
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import IGNORE, LABEL_CODES
+from glacier_nb.report.findings import Finding
 from glacier_nb.tiles.lazy import open_tiles
 from glacier_nb.tiles.read import read_tiles
 
@@ -88,7 +89,7 @@ def test_errors_of_the_reader_have_the_same_cause(demo, tmp_path, name):
     change, dtype, classes, cause = FAULTS[name]
     with pytest.raises(TileError) as error:
         read_tiles(rewritten(demo, tmp_path / "tiles", change, dtype), classes)
-    assert reader_finding(error.value).cause == cause
+    assert Finding.of_error(error.value).cause == cause
 
 
 def test_reader_errors_of_bands(demo, tmp_path):
@@ -105,11 +106,11 @@ def test_reader_errors_of_bands(demo, tmp_path):
                 f.write(data)
         with pytest.raises(TileError) as error:
             read_tiles(folder)
-        assert reader_finding(error.value).cause == cause
+        assert Finding.of_error(error.value).cause == cause
 
 
 def test_unreadable(demo, tmp_path):
-    assert reader_finding(OSError("disk on fire")).evidence.endswith("OSError: disk on fire")
+    assert Finding.of_error(OSError("disk on fire")).evidence.endswith("OSError: disk on fire")
     folder = rewritten(demo, tmp_path / "tiles", lambda y: y)
     sorted((folder / "label").iterdir())[0].write_bytes(b"no raster")
     assert serious(check_label_files(folder)) == ["unreadable"]
@@ -121,7 +122,7 @@ def test_healthy(demo):
     assert not check_label_files(demo, "four")
     assert not serious(check_labels(read_tiles(demo)))
     lazy = open_tiles(demo)
-    assert not serious(check_labels(lazy, label_table(demo)))
+    assert not serious(check_labels(lazy, demo))
 
 
 @pytest.mark.parametrize(("size", "seed"), [(64, 2), (64, 5), (32, 9)])

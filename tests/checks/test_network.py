@@ -16,7 +16,6 @@ from glacier_nb.checks.network import (
     _check_learning,
     _check_norm_lag,
     _check_terms,
-    check_live,
     check_network,
 )
 from glacier_nb.checks.trial import (
@@ -137,7 +136,7 @@ def test_learner_is_the_same_to_the_bit(make, changes, trained):
     learner.augment = lambda batch, *rest: (np.random.rand(), augment(batch, *rest))[1]  # noqa: NPY002
     learner.model.eval()
     before, drawn = state(learner), learner.sampler.rng.bit_generator.state
-    check_live(learner, steps=1)
+    check_network(learner, steps=1)
     assert same(state(learner), before)
     assert (learner.sampler.calls, learner.sampler.rng.bit_generator.state) == (0, drawn)
 
@@ -155,14 +154,14 @@ def test_two_trials_are_the_same(make):
     ids=str,
 )
 def test_no_findings_without_a_fault(make, changes):
-    assert not check_live(make(**changes), steps=40)
+    assert not check_network(make(**changes), steps=40)
 
 
 @pytest.mark.parametrize(
     ("lr", "cause"), [(1e-7, ("fatal", "lr-low")), (100.0, ("fatal", "lr-high"))], ids=str
 )
 def test_learning_rates_that_fail(make, lr, cause):
-    (found,) = check_live(make(lr=lr, lr_min=0.0), steps=30)
+    (found,) = check_network(make(lr=lr, lr_min=0.0), steps=30)
     assert (found.severity, found.cause) == cause
     assert found.change == {"lr": 1e-3}
     assert found.numbers["mcc"][1] > 0.6 > found.numbers["mcc"][0]
@@ -174,11 +173,11 @@ def test_a_wrong_loss_shows_as_a_symptom(make, factor):
     learner = make()
     loss = learner.loss
     learner.loss = lambda *batch: (loss(*batch)[0] * factor, {})
-    assert causes(check_live(learner, steps=50)) == {("fatal", "cannot-overfit")}
+    assert causes(check_network(learner, steps=50)) == {("fatal", "cannot-overfit")}
 
 
 def test_few_steps_are_no_evidence(make):
-    assert not check_live(make(), seconds=0.0)
+    assert not check_network(make(), seconds=0.0)
 
 
 def test_frozen_parts(make):
@@ -249,7 +248,7 @@ def test_the_effect_of_the_lag_is_measured(make):
     ids=["group norm", "none", "no running statistics"],
 )
 def test_other_norms_do_not_lag(make, norm):
-    assert not check_network(make(norm))
+    assert not check_network(make(norm), trials=False)
     assert norm_lag(make(norm)).empty
 
 
@@ -267,18 +266,18 @@ def test_gradient_shares_agree_with_autograd(make):
 def test_steps_that_fail(make):
     short = make()
     short.model.head = nn.Conv2d(32, 3, 1)
-    (found,) = check_network(short)
+    (found,) = check_network(short, trials=False)
     assert found.cause == "cannot-overfit"
     assert "(4, 3, 32, 32), expected (4, 4, 32, 32)" in found.evidence
     broken = make()
     nn.init.constant_(broken.model.head.bias, float("nan"))
-    assert causes(check_network(broken)) == {("fatal", "diverged")}
+    assert causes(check_network(broken, trials=False)) == {("fatal", "diverged")}
     nans, augment = make(), broken.augment
     nans.augment = lambda *args: augment(*args) | {"image": torch.full((4, 7, 32, 32), float("nan"))}
-    assert causes(check_network(nans)) == {("fatal", "not-finite")}
+    assert causes(check_network(nans, trials=False)) == {("fatal", "not-finite")}
     narrow = make()
     narrow.model.encoder[0] = nn.Conv2d(5, 32, 3, padding=1)
-    (found,) = check_live(narrow)
+    (found,) = check_network(narrow)
     assert "raises RuntimeError" in found.evidence
 
 
@@ -286,10 +285,10 @@ def test_a_nan_loss_and_logits_in_a_dict(make):
     learner = make()
     loss = learner.loss
     learner.loss = lambda *batch: (loss(*batch)[0] * float("nan"), {})
-    assert causes(check_network(learner)) == {("fatal", "diverged")}
+    assert causes(check_network(learner, trials=False)) == {("fatal", "diverged")}
     several = make()
     several.model.head = Several(several.model.head)
-    assert causes(check_network(several)) == {("fatal", "cannot-overfit")}
+    assert causes(check_network(several, trials=False)) == {("fatal", "cannot-overfit")}
 
 
 class Several(nn.Module):
@@ -306,7 +305,7 @@ class Several(nn.Module):
 def test_batches_that_cannot_be_made(make):
     learner = make()
     learner.augment = lambda *args: {}["image"]
-    (found,) = check_live(learner)
+    (found,) = check_network(learner)
     assert found.cause == "cannot-overfit"
     assert "raises KeyError" in found.evidence
 
@@ -315,7 +314,7 @@ def test_the_network_takes_one_step_before_a_run(make):
     learner, calls = make(), []
     loss = learner.loss
     learner.loss = lambda *batch: (calls.append(len(batch[0])), loss(*batch))[1]
-    assert not check_network(learner)
+    assert not check_network(learner, trials=False)
     assert calls == [_CROPS]
 
 
@@ -327,7 +326,7 @@ def test_wide_crops_are_fewer():
 def test_a_network_of_one_width_is_tried_at_that_width(make):
     learner = make(crop_size=96)
     learner.model.head = nn.Sequential(learner.model.head, OnlyOf(96))
-    assert not check_live(learner, steps=1)
+    assert not check_network(learner, steps=1)
     with pytest.raises(ValueError, match="64 pixels"):
         Overfit.of(learner, steps=1)
 
@@ -371,7 +370,7 @@ def test_both_trials_share_the_seconds(make, monkeypatch):
     clock = Clock()
     for module in (network, trial):
         monkeypatch.setattr(module, "time", clock)
-    (found,) = check_live(make(lr=1e-7, lr_min=0.0, dice_weight=0.0), seconds=24, steps=10_000)
+    (found,) = check_network(make(lr=1e-7, lr_min=0.0, dice_weight=0.0), seconds=24, steps=10_000)
     assert 10 < found.numbers["steps"][0] < 14
     assert sum(found.numbers["steps"]) < 24
 

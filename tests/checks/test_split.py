@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from glacier_nb.checks.split import _content_key, _share_p, _shared_tiles, check_sides, split_finding
+from glacier_nb.checks.split import _content_key, _share_p, _shared_tiles, check_sides
 from glacier_nb.data.stats import fit_stats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.report.findings import Finding
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import LeakageError, Split, SplitError, split
 
@@ -84,6 +85,6 @@ def test_uneven_shares_are_more_than_chance(tiles):
 
 
 def test_errors_become_findings(tiles):
-    assert split_finding(SplitError("why")).cause == "split-impossible"
-    assert split_finding(LeakageError("why")).cause == "split-shared"
+    assert Finding.of_error(SplitError("why")).cause == "split-impossible"
+    assert Finding.of_error(LeakageError("why")).cause == "split-shared"
     assert check_sides(Split([], tiles))[0].cause == "split-impossible"

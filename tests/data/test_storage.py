@@ -28,8 +28,9 @@ from glacier_nb.sampling.loader import CropLoader
 from glacier_nb.tiles import lazy as lazy_module
 from glacier_nb.tiles import read as read_module
 from glacier_nb.tiles import splits as splits_module
+from glacier_nb.tiles.index import TileFiles
 from glacier_nb.tiles.lazy import _read, open_tiles
-from glacier_nb.tiles.read import describe, read_tiles
+from glacier_nb.tiles.read import LabelCodes, describe, read_tiles
 from glacier_nb.tiles.splits import (
     _leakage_audit,
     _near_box,
@@ -276,8 +277,8 @@ def test_the_second_start_reads_no_tile(folder, monkeypatch, own_cache):
     def never(*_):
         raise AssertionError("a tile was read")
 
-    monkeypatch.setattr(lazy_module, "read_tile", never)
-    monkeypatch.setattr(lazy_module, "count_codes", never)
+    monkeypatch.setattr(TileFiles, "read", never)
+    monkeypatch.setattr(LabelCodes, "count", never)
     second = prepare_data(disk(), open_tiles(folder))
     assert same_sets(first.train, second.train)
     assert run_loss(CFG, second)

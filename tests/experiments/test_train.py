@@ -18,9 +18,9 @@ from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.autopilot import autopilot
 from glacier_nb.experiments.command import main
 from glacier_nb.experiments.sweep import sweep
-from glacier_nb.files.locks import holds_run
 from glacier_nb.report.findings import Finding
 from glacier_nb.report.report import Report
+from glacier_nb.training.callbacks import _holds_run
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -150,7 +150,7 @@ def test_a_missing_member_stops_the_command_before_training(project, capsys):
     (project / "alone.json").write_text(json.dumps(TINY | {"run": "alone", "ensemble": "nothing-there"}))
     assert main(["train", "--config", "alone.json"]) == 2
     assert "nothing-there" in capsys.readouterr().err
-    assert not holds_run(project / "outputs/alone")
+    assert not _holds_run(project / "outputs/alone")
 
 
 def test_the_checks_before_a_run_are_shown_and_saved(project, second):
@@ -173,7 +173,7 @@ def test_a_starved_run_does_not_start(project, capsys):
     assert "Traceback" not in out + err
     assert "4 optimizer steps" in err
     folder = project / "outputs/starved"
-    assert not holds_run(folder)
+    assert not _holds_run(folder)
     assert (folder / "diagnosis.md").is_file()
     assert not (folder / "history.jsonl").exists()
 

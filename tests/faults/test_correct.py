@@ -40,7 +40,7 @@ def test_a_correct_set_up_has_nothing_fatal(given, tmp_path):
     cfg = setup(**given)
     if binary:
         folder = shutil.copytree(cfg.data_dir, tmp_path / "demo")
-        f.rewrite_rasters(folder / "label", lambda label: 255 * (label > 0))
+        f._rewrite_rasters(folder / "label", lambda label: 255 * (label > 0))
         cfg = replace(cfg, data_dir=str(folder))
     report = diagnose(cfg, live=given["seed"] in LIVE)
     assert not report.fatal, str(report)

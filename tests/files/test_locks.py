@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import glacier_nb
-from glacier_nb.files.locks import _VARIABLE, LockError, is_locked, run_lock
+from glacier_nb.files.locks import _VARIABLE, Lock, LockError, run_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def test_a_file_system_that_cannot_lock_is_named(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", unable(number))
     with pytest.raises(LockError, match=r"cannot lock files .*put outputs/ on another"), run_lock(tmp_path):
         pass
-    assert not is_locked(tmp_path)  # no process can hold a lock there
+    assert not Lock.is_held(tmp_path)  # no process can hold a lock there
 
 
 def test_another_error_of_flock_is_raised(tmp_path, monkeypatch):
@@ -46,7 +46,7 @@ def test_another_error_of_flock_is_raised(tmp_path, monkeypatch):
     with pytest.raises(LockError, match="Input/output error"), run_lock(tmp_path):
         pass
     with pytest.raises(OSError, match="Input/output error"):
-        is_locked(tmp_path)
+        Lock.is_held(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
@@ -67,7 +67,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda file, data: unable(errno.ENOSPC)(file, 0))
     with pytest.raises(LockError, match=r"cannot be used as a run folder: No space left"):
         run_lock(tmp_path).__enter__()
-    assert not is_locked(tmp_path)
+    assert not Lock.is_held(tmp_path)
 
 
 def test_only_files_of_dead_processes_are_removed(tmp_path):
@@ -95,9 +95,9 @@ def test_a_child_of_one_run_may_not_use_another_folder(tmp_path, monkeypatch):
             with run_lock(tmp_path / "link") as again:
                 assert again.file is None
                 assert again.files == ()
-            assert is_locked(tmp_path / "one")
-    assert not is_locked(tmp_path / "one")
-    assert not is_locked(tmp_path / "nowhere")
+            assert Lock.is_held(tmp_path / "one")
+    assert not Lock.is_held(tmp_path / "one")
+    assert not Lock.is_held(tmp_path / "nowhere")
 
 
 RACE = """
@@ -170,7 +170,7 @@ def _without_posix(folder, out):
         locks = importlib.import_module("glacier_nb.files.locks")
         (folder / f".last.pt.{os.getpid()}.tmp").write_text("half")
         with locks.run_lock(folder, inherit=True) as lock, locks.run_lock(folder) as again:
-            out.send((len(names), locks.fcntl, lock.files, again.files, locks.is_locked(folder)))
+            out.send((len(names), locks.fcntl, lock.files, again.files, locks.Lock.is_held(folder)))
     except BaseException as error:
         out.send(f"{type(error).__name__}: {error}")
 

@@ -8,7 +8,7 @@ from rasterio.transform import Affine
 from sklearn.metrics import matthews_corrcoef
 from threadpoolctl import threadpool_limits
 
-from glacier_nb.landsat import CLASSES, IGNORE, SR_OFFSET, SR_SCALE
+from glacier_nb.landsat import CLASSES, IGNORE, REFLECTANCE
 from glacier_nb.metrics.baseline import (
     _fit_pixels,
     _ndsi_prediction,
@@ -241,7 +241,7 @@ def test_balance_is_checked_and_works(train):
 def test_ndsi_by_hand(val):
     reflectance = np.array([[0.9, 0.1], [0.3, 0.3], [0.5, -0.1], [-0.1, 0.4], [-0.1, -0.1], [0.004, 0.004]])
     bands = np.full((5, 1, 7), 20_000, np.float32)
-    bands[1, 0, :6], bands[3, 0, :6] = ((reflectance - SR_OFFSET) / SR_SCALE).T
+    bands[1, 0, :6], bands[3, 0, :6] = REFLECTANCE.dn(reflectance).T
     valid = np.array([[True] * 6 + [False]])
     tile = replace(val[0], bands=bands, valid=valid, label=None)
     np.testing.assert_allclose(ndsi(tile)[0], [0.8, 0, 1, -1, np.nan, np.nan, np.nan], rtol=1e-4, atol=1e-4)

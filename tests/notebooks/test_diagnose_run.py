@@ -14,7 +14,7 @@ from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import write_text
-from glacier_nb.report.report import read_report
+from glacier_nb.report.report import Report
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -87,7 +87,7 @@ def test_the_diagnosis_of_a_run_is_saved_in_its_folder(project, monkeypatch):
     write_text(folder / "config.json", json.dumps(asdict(TrainConfig(run="cut", **TINY))))
     report = executed(project, monkeypatch, run="cut")["report"]
     assert report.title == "Diagnosis of cut"
-    assert read_report(folder).to_dict() == report.to_dict()
+    assert Report.read(folder).to_dict() == report.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from glacier_nb.plot.tiles import (
     error_map,
     overlay,
     show_predictions,
-    show_tile,
     show_tiles,
 )
 from glacier_nb.tiles.read import Tile
@@ -171,7 +170,7 @@ def test_overlay_of_one_class_everywhere_has_no_outline():
 
 def test_show_tile_with_and_without_label():
     tile = make_tile()
-    fig = show_tile(tile)
+    fig = show_tiles(tile)
     assert [ax.get_title() for ax in fig.axes] == [
         "01_01: natural colours",
         "01_01: SWIR, red, green",
@@ -179,7 +178,7 @@ def test_show_tile_with_and_without_label():
     ]
     names = [t.get_text() for t in fig.legends[0].get_texts()]
     assert names == ["glacier", "debris", "lake", "no data"]
-    assert len(show_tile(replace(tile, label=None, classes=())).axes) == 2
+    assert len(show_tiles(replace(tile, label=None, classes=())).axes) == 2
 
 
 def test_show_tiles_has_every_id_and_no_empty_frames():
@@ -245,6 +244,6 @@ def test_predictions_are_checked_before_drawing():
 def test_no_figure_sets_a_global_style():
     before = dict(mpl.rcParams)
     tile = make_tile()
-    show_tile(tile)
+    show_tiles(tile)
     show_predictions([tile], {tile.id: np.zeros_like(tile.label)})
     assert dict(mpl.rcParams) == before

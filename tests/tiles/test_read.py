@@ -16,9 +16,9 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, IGNORE, LABEL_CODES
-from glacier_nb.tiles.index import _find_bands, _tile_id, index_folder
+from glacier_nb.tiles.index import TileFiles, _find_bands, _tile_id
 from glacier_nb.tiles.lazy import open_tiles
-from glacier_nb.tiles.read import _detect_scheme, describe, read_raster, read_tile, read_tiles
+from glacier_nb.tiles.read import LabelCodes, describe, read_raster, read_tiles
 
 SIZE = 32
 IDS = ("02_07", "02_08", "03_07")
@@ -559,12 +559,12 @@ def test_declared_nodata_of_a_label_is_ignored_unless_a_code(folder):
 
 
 def test_scheme_of_another_folder(folder):
-    files = index_folder(folder)
+    files = TileFiles.find(folder)
     set_labels(folder, recode(0, 255, 255, 0))
-    scheme = _detect_scheme([f.label for f in files])
+    scheme = LabelCodes.count([f.label for f in files]).scheme()
     rewrite(label_file(folder), put(85))
     with pytest.raises(TileError, match=r"label codes 85"):
-        read_tile(files[1], scheme)
+        files[1].read(scheme)
 
 
 def test_unknown_scheme(folder):
