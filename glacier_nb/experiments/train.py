@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ..checks.diagnosis import diagnose
+from ..config.fields import ConfigError
 from ..config.files import read_config
 from ..config.training import TrainConfig
 from ..data.storage import run_tiles
@@ -159,6 +160,8 @@ def run_processes(
     make_data: Callable[[TrainConfig], RunData] = _run_data,  # importable
 ) -> tuple[Path, str]:  # run folder; SIGINT or SIGTERM if a signal ended it, else empty
     "Train and score a run on all its devices, here or as one process under torchrun."
+    if not cfg.run and (resume or under_torchrun()):
+        raise ConfigError("run = '' is not allowed: expected a name, by which the run is found when it resumes")
     if under_torchrun():
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         with process_group(cfg.devices):

@@ -55,6 +55,13 @@ def test_a_run_without_a_name_is_named_after_its_tiles(folder, capsys):
     assert "outputs/demo: finished" in capsys.readouterr().out
 
 
+def test_a_run_without_a_name_cannot_resume(folder, monkeypatch, capsys):
+    assert main(["train", "-f", "tiny.yaml", "--resume"]) == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "restarts find their run by name")
+    assert main(["train", "-f", "tiny.yaml"]) == 2
+    assert capsys.readouterr().err.count("expected a name") == 2
+
+
 def test_a_finished_run_is_not_trained_again(folder, capsys):
     assert main(["train", "-f", "tiny.yaml", "-p", "run", "one", "--resume"]) == 0
     assert "finished" in capsys.readouterr().out

@@ -118,7 +118,6 @@ def test_yaml_and_the_config_of_another_run_are_configs_too(project, whole, monk
         ("typo.yaml", "run: typo\nepoch: 3\n", ["typo.yaml", "did you mean 'epochs'"]),
         ("text.json", '{"run": "typo", "lr": "fast"}', ["lr = 'fast' is not allowed"]),
         ("nothing.json", '{"run": "typo", "data_dir": "data/nothing"}', ["data/nothing"]),
-        ("unnamed.json", '{"lr": 0.01}', ["unnamed.json", "`run`"]),
         ("run.json", '{"run": "whole"}', ["already holds a run", "resume"]),
     ],
 )
