@@ -57,7 +57,8 @@ def test_a_run_without_a_name_is_named_after_its_tiles(folder, capsys):
 
 def test_a_run_without_a_name_cannot_resume(folder, monkeypatch, capsys):
     assert main(["train", "-f", "tiny.yaml", "--resume"]) == 2
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "restarts find their run by name")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # under torchrun
+        monkeypatch.setenv(name, "0")
     assert main(["train", "-f", "tiny.yaml"]) == 2
     assert capsys.readouterr().err.count("expected a name") == 2
 
