@@ -161,9 +161,7 @@ def run_processes(
 ) -> tuple[Path, str]:  # run folder; SIGINT or SIGTERM if a signal ended it, else empty
     "Train and score a run on all its devices, here or as one process under torchrun."
     if not cfg.run and (resume or under_torchrun()):
-        raise ConfigError(
-            "run = '' is not allowed here: expected a name, by which a run is found to resume"
-        )
+        raise ConfigError("run = '' is not allowed here: expected a name, by which a run is found to resume")
     if under_torchrun():
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         with process_group(cfg.devices):

@@ -198,7 +198,7 @@ def _as_dict(report: Report) -> dict:
 
 
 def _from_dict(record: Mapping, folder) -> Report:
-    "The report of `as_dict`. Raises ValueError for a record of something else."
+    "The report of `Report.to_dict`. Raises ValueError for a record of something else."
     try:
         findings = []
         for f in record["findings"]:
