@@ -10,10 +10,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from ..config.training import TrainConfig
-from ..files.paths import write_text
+from ..files.paths import cache_folder, cached_json, digest, write_text
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import summary
 from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
@@ -63,15 +64,20 @@ def score_run(
 
 
 def _pixel_rules(learner: Learner) -> dict:
-    "MCC of rules that see one pixel at a time: of boosting, the strongest, and of all."
-    data = learner.data
-    rules = baselines(data.train_tiles, data.val_tiles, seed=learner.cfg.seed)
-    table = baseline_table(rules, data.val_tiles)
-    return {
-        "baseline_mcc": float(table.loc["boosting", "mcc"]),
-        "baselines": {rule: float(value) for rule, value in table["mcc"].items()},
-        "baselines_valid": {rule: float(value) for rule, value in table["mcc_valid"].items()},
-    }
+    "MCC of rules that see one pixel at a time, cached: of boosting, the strongest, and of all."
+    sides, seed = learner.data.split, learner.cfg.seed
+
+    def compute() -> dict:
+        table = baseline_table(baselines(sides.train, sides.val, seed=seed), sides.val)
+        return {
+            "baseline_mcc": float(table.loc["boosting", "mcc"]),
+            "baselines": {rule: float(value) for rule, value in table["mcc"].items()},
+            "baselines_valid": {rule: float(value) for rule, value in table["mcc_valid"].items()},
+        }
+
+    keys = [[tile.key for tile in side] for side in sides]
+    name = digest("baselines 1", version("scikit-learn"), keys, list(learner.data.classes), seed)
+    return cached_json(cache_folder() / "baselines" / f"{name}.json", compute)
 
 
 def _evaluation(learner: Learner, folder: Path, progress: bool) -> dict | None:

@@ -1,6 +1,5 @@
 """HKH patches: their format, hostile files, splits, the class without labels, a run that starts from it."""
 
-import gc
 import json
 import pickle
 import shutil
@@ -336,7 +335,6 @@ def test_diagnosis_reads_patches_when_they_are_used(cfg, tmp_path, monkeypatch):
     alive, most, read = [], [0], Patch.read
 
     def counted(patch, reading):
-        gc.collect()
         alive[:] = [ref for ref in alive if ref() is not None]
         most[0] = max(most[0], len(alive) + 1)
         tile = read(patch, reading)

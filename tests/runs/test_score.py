@@ -1,0 +1,39 @@
+"""Scoring a run: the per-pixel baselines are cached by tiles, split, labels and seed."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.runs import score
+from glacier_nb.tiles.read import read_tiles
+from glacier_nb.tiles.splits import split
+
+
+@pytest.fixture
+def fits(monkeypatch, tmp_path):
+    "How often baselines are fitted, with an empty cache."
+    monkeypatch.setenv("GLACIER_NB_CACHE", str(tmp_path))
+    fit, calls = score.baselines, []
+    monkeypatch.setattr(score, "baselines", lambda *args, **seed: calls.append(seed) or fit(*args, **seed))
+    return calls
+
+
+def test_baselines_are_fitted_once_for_the_same_tiles_split_and_seed(fits):
+    tiles = read_tiles(cached_demo(4, 64, 3))
+
+    def rules(tiles, fold=0, seed=0):
+        sides = split(tiles, fold, 2, buffer=8)
+        data = SimpleNamespace(split=sides, classes=tiles[0].classes)
+        return score._pixel_rules(SimpleNamespace(data=data, cfg=TrainConfig(seed=seed)))
+
+    first = rules(tiles)
+    assert rules(read_tiles(cached_demo(4, 64, 3))) == first
+    assert len(fits) == 1
+    assert rules(tiles, fold=1) != first
+    without_debris = [replace(t, label=t.label * (t.label != 2).astype("uint8")) for t in tiles]
+    assert rules(without_debris) != first
+    rules(tiles, seed=1)
+    assert len(fits) == 4
