@@ -312,15 +312,6 @@ def _check_combinations(
     for check in (_check_run, _check_loss, _check_sampling, _check_optimisation):
         check(cfg)
 
-# %% ../../nbs/config/01_training.ipynb #0d15b240
-@patch
-def steps_per_epoch(
-    self: TrainConfig,
-    tiles: int,  # training tiles
-) -> int:
-    "Optimizer steps in an epoch; the last may see fewer crops."
-    return math.ceil((self.samples_per_epoch or tiles) / self.batch_size)
-
 # %% ../../nbs/config/01_training.ipynb #751dc8a5
 @patch
 def loss_weights(
@@ -345,6 +336,15 @@ def loss_weights(
         name: max(rest, 0.0) * self.LOSS_WEIGHTS[name] / default if w is None else w
         for name, w in given.items()
     }
+
+# %% ../../nbs/config/01_training.ipynb #0d15b240
+@patch
+def steps_per_epoch(
+    self: TrainConfig,
+    tiles: int,  # training tiles
+) -> int:
+    "Optimizer steps in an epoch; the last may see fewer crops."
+    return math.ceil((self.samples_per_epoch or tiles) / self.batch_size)
 
 # %% ../../nbs/config/01_training.ipynb #c0f1a002
 def _changed(cfg: TrainConfig) -> dict[str, object]:
