@@ -89,6 +89,7 @@ def _sending_errors() -> Iterator[None]:
 def _run_rank(rank: int, size: int, port: int, threads: int, devices: int | str, call: bytes, pipes) -> None:
     "One launched process: joins the group, calls the worker, sends its result or its error."
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # sent when the launching process dies
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     os.environ.update(zip(names, map(str, (rank, rank, size, size)), strict=True))
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
