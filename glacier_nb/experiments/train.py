@@ -135,6 +135,7 @@ def _run_rank(
     cfg: TrainConfig,  # every parameter of the run
     resume: bool,  # continue from last.pt if there is one
     make_data: Callable[[TrainConfig], RunData],  # importable
+    progress: bool,  # show a bar and a line per epoch
 ) -> tuple[Path, str]:  # run folder; SIGINT or SIGTERM if a signal ended it, else empty
     "Train and score a run as one of its processes; rank 0 decides whether it resumes."
     ranks, start = Ranks.here(), time.perf_counter()
@@ -143,13 +144,13 @@ def _run_rank(
         cfg = replace(cfg, resume=cfg.resume or (resume and started))
     cfg, folder = ranks.broadcast((cfg, run_path(cfg) if ranks.rank == 0 else None))
     data = make_data(cfg)
-    learner = make_learner(cfg, data, folder, progress=ranks.rank == 0)
+    learner = make_learner(cfg, data, folder, progress and ranks.rank == 0)
     with nullcontext() if ranks.rank else run_lock(folder, inherit=True):  # until the metrics are written
         if ranks.rank == 0:
             evaluation_members(cfg, data)  # raises before the training, not after
         _check_ranks(learner, folder)
         learner.fit()
-        if not learner.interrupted and (metrics := score_run(learner, folder)):
+        if not learner.interrupted and (metrics := score_run(learner, folder, progress=progress)):
             save_metrics(folder, metrics, time.perf_counter() - start)
     return folder, learner.stopped_by
 
@@ -158,6 +159,7 @@ def run_processes(
     cfg: TrainConfig,  # every parameter of the run
     resume: bool = False,  # continue from last.pt if there is one
     make_data: Callable[[TrainConfig], RunData] = _run_data,  # importable
+    progress: bool = True,  # show a bar and a line per epoch
 ) -> tuple[Path, str]:  # run folder; SIGINT or SIGTERM if a signal ended it, else empty
     "Train and score a run on all its devices, here or as one process under torchrun."
     if not cfg.run and (resume or under_torchrun()):
@@ -165,17 +167,18 @@ def run_processes(
     if under_torchrun():
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         with process_group(cfg.devices):
-            return _run_rank(cfg, resume or restarted, make_data)
+            return _run_rank(cfg, resume or restarted, make_data, progress)
     if processes(cfg.devices) == 1:
-        return _run_rank(cfg, resume, make_data)
-    return launch(_run_rank, cfg, resume, make_data)[0]
+        return _run_rank(cfg, resume, make_data, progress)
+    return launch(_run_rank, cfg, resume, make_data, progress)[0]
 
 
 def train(
     cfg: TrainConfig | str | os.PathLike,  # every parameter of the run, or a file of parameters
     resume: bool = False,  # continue the run named in `cfg.run` if it has started
     make_data: Callable[[TrainConfig], RunData] = _run_data,  # importable
+    progress: bool = True,  # show a bar and a line per epoch
 ) -> Run:  # also of a run that a signal interrupted
     "Check, train and score a run on all its devices; raises ConfigError, TileError, FatalFinding and others."
     cfg = cfg if isinstance(cfg, TrainConfig) else read_config(cfg)
-    return Run(run_processes(cfg, resume, make_data)[0])
+    return Run(run_processes(cfg, resume, make_data, progress)[0])
