@@ -34,11 +34,15 @@ tile = read_tiles("data/demo")[0]
 assert run.predict(tile).shape == tile.shape == (64, 64)
 assert load_run("first").metrics["mcc"] == run.metrics["mcc"] and len(run.history) == 1
 assert run.report.findings and diagnose(run, live=False).findings
-table = sweep([tiny | {"run": "second", "seed": 1}], progress=False, threads=1)
+jobs = [tiny | {"run": "second", "seed": 1}, tiny | {"run": "bad", "data_dir": "data/nothing"}]
+table = sweep(jobs, n_jobs=2, progress=False, threads=1)
 assert table.loc["second", "status"] == "done", table.loc["second", "error"]
-assert set(runs_table().index) == {"first", "second"} and len(describe("data/demo")) == 6
+assert table.loc["bad", "error"].startswith("TileError: ") and "data/nothing" in table.loc["bad", "error"]
+assert set(runs_table().index) == {"first", "second", "bad"} and len(describe("data/demo")) == 6
 assert len(compare_runs(["first", "second"]).pairs) == 1
 print(next_run(run))
+files = [importlib.import_module(name).__file__ for name in modules]
+print("", *files, sep="\\n")
 """
 
 
@@ -72,19 +76,17 @@ def run_installed(site: Path, folder: Path, *arguments: str) -> str:
     return found.stdout
 
 
-def test_a_wheel_holds_every_module(installed, tmp_path):
-    code = f"import importlib; print(*[importlib.import_module(n).__file__ for n in {MODULES}], sep='\\n')"
-    found = run_installed(installed, tmp_path, "-c", code).split()
-    assert [Path(line).is_relative_to(installed) for line in found] == [True] * len(MODULES)
-
-
 def test_the_front_door_works_from_an_empty_folder(installed, tmp_path):
     "Everything is written below the working directory, nothing beside the installed package."
     package = installed / "glacier_nb"
     before = {p for p in package.rglob("*") if p.suffix != ".pyc"}
-    assert "next" in run_installed(installed, tmp_path, "-c", FRONT_DOOR)
+    code = f"import importlib\nmodules = {MODULES}\n{FRONT_DOOR}"
+    *shown, files = run_installed(installed, tmp_path, "-c", code).rsplit("\n\n", 1)
+    assert "next-" in shown[0], "the proposal"
+    found = files.split()
+    assert [Path(line).is_relative_to(installed) for line in found] == [True] * len(MODULES)
     assert {p.name for p in tmp_path.iterdir()} == {"data", "outputs"}
-    assert {p.name for p in (tmp_path / "outputs").iterdir()} <= {"first", "second", ".cache"}
+    assert {p.name for p in (tmp_path / "outputs").iterdir()} <= {"first", "second", "bad", ".cache"}
     assert (tmp_path / "outputs/second/train.log").is_file(), "without a notebook, the command trains"
     assert {p for p in package.rglob("*") if p.suffix != ".pyc" and p.name != "__pycache__"} <= before
 

@@ -1,7 +1,6 @@
 """The command `glacier-nb`, in this process: what it prints, where it writes, and its exit status."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -98,24 +97,6 @@ def test_next_writes_a_parameter_file_that_train_reads(folder, capsys):
         "its other parameters are right"
     )
     assert "epochs = 0" in capsys.readouterr().err
-
-
-def test_sweep_trains_by_the_command_where_there_is_no_notebook(folder, capsys):
-    "It goes on after a failure and records the error."
-    (folder / "bad.yaml").write_text(yaml.safe_dump(TINY | {"data_dir": "data/nothing"}))
-    how = ["--prefix", "swept-", "-p", "lr", "0.002", "--threads", "1", "--n-jobs", "2"]
-    assert main(["sweep", "tiny.yaml", "bad.yaml", *how]) == 1
-    shown = capsys.readouterr().out
-    assert "swept-tiny" in shown
-    assert "swept-bad failed: TileError: " in shown
-    run = folder / "outputs/swept-tiny"
-    assert read_metrics(run)["parameters"]["lr"] == 0.002
-    assert "swept-tiny: finished" in (run / "train.log").read_text()
-    assert not (run / "train.ipynb").exists()
-    record = json.loads((folder / "outputs/swept-bad/failed.json").read_text())
-    assert record["cause"] == "other"
-    assert "data/nothing" in record["error"]
-    os.unlink("bad.yaml")
 
 
 def test_demo_and_parameters(tmp_path, capsys):

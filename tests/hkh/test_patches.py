@@ -330,7 +330,7 @@ def test_cached_arrays_are_the_same(cfg, data):
 
 
 def test_diagnosis_reads_patches_when_they_are_used(cfg, tmp_path, monkeypatch):
-    write_hkh_like(tmp_path, size=32, scenes=6, grid=(2, 5), seed=1)
+    write_hkh_like(tmp_path, size=32, scenes=6, grid=(2, 4), seed=1)
     cfg, reading = replace(cfg, data_dir=str(tmp_path)), replace(READING, patch_size=32)
     alive, most, read = [], [0], Patch.read
 
