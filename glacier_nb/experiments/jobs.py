@@ -121,7 +121,7 @@ def _run_notebook(
     options = ["--no-progress-bar", "--log-output", "--parameters_yaml", yaml.safe_dump(dict(parameters))]
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), *options]
     if status := _run_process(command, output.with_suffix(".log"), cwd, **how):
-        raise _last_error(output, status)
+        raise _last_error(output.with_suffix(".log"), status, output)
 
 
 def _run_command(
@@ -135,7 +135,7 @@ def _run_command(
     file = write_text(folder / "parameters.yaml", yaml.safe_dump(dict(parameters), sort_keys=False))
     command = [sys.executable, "-m", "glacier_nb", "train", "--config", str(file)]
     if status := _run_process(command, folder / "train.log", cwd, **how):
-        raise _last_error(folder / "train.ipynb", status)
+        raise _last_error(folder / "train.log", status)
 
 
 _CAUSES = {
@@ -146,16 +146,16 @@ _CAUSES = {
 }  # class of an exception -> cause
 
 
-def _last_error(output: Path, status: int) -> JobError:
-    "The error in an executed notebook, or the last line of the log beside it; else its exit status."
-    if output.is_file():
-        cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
+def _last_error(log: Path, status: int, notebook: Path | None = None) -> JobError:
+    "The error in an executed notebook, or the last line of the log; else its exit status."
+    if notebook and notebook.is_file():
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         outputs = [o for cell in cells for o in cell.get("outputs", [])]
         errors = [(o["ename"], o["evalue"]) for o in outputs if o["output_type"] == "error"]
         if errors:
             name, text = errors[-1]
             return JobError(f"{name}: {text}".strip(), _CAUSES.get(name, FailureCause.OTHER))
-    lines = output.with_suffix(".log").read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     silent = f"exited with status {status} and without an error message"
     last = next((line.strip() for line in reversed(lines) if line.strip()), silent)
     name = re.match(r"(?:\w+\.)*(\w+): ", last)
