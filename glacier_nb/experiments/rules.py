@@ -71,7 +71,7 @@ def read_record(
     state = run_state(folder)
     metrics = read_json(folder / "metrics.json") if state == "finished" else {}
     given = metrics.get("parameters") or run_parameters(folder)
-    parameters = {k: v for k, v in given.items() if k in TrainConfig.__dataclass_fields__}
+    parameters = TrainConfig.known(given)
     diagnosis = read_json(folder / "diagnosis.json") if (folder / "diagnosis.json").is_file() else {}
     failed = {"error": "?"} | read_json(folder / "failed.json") if state == "failed" else {}
     findings = read_findings(diagnosis.get("findings", ()))

@@ -159,10 +159,7 @@ def _repr_pretty_(self: Run, p, cycle: bool) -> None:
 
 @patch
 def _repr_html_(self: Run) -> str:
-    "Scores, changed parameters and training curves of a run."
-    defaults = vars(TrainConfig())
-    changed = {k: v for k, v in vars(self.config).items() if v != defaults[k]} if self.state else {}
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(repr(v))}</td></tr>" for k, v in changed.items())
+    "Scores, training curves and parameters of a run."
     parts = [f"<b>{escape(self.name)}</b>: {self.state or 'no run is there'}"]
     if self.state == "finished":
         table = class_scores(self.metrics).to_html(float_format="{:.3f}".format, na_rep="–", border=0)
@@ -173,6 +170,6 @@ def _repr_html_(self: Run) -> str:
     if curves.is_file():
         png = b64encode(curves.read_bytes()).decode()
         parts.append(f'<img alt="training curves" style="max-width:100%" src="data:image/png;base64,{png}">')
-    title = f"{len(changed)} parameters differ from the defaults"
-    details = f"<details><summary>{title}</summary><table>{rows}</table></details>"
-    return "<div>" + "".join([*parts, details * bool(changed)]) + "</div>"
+    if self.state:
+        parts.append(f"<details><summary>Parameters</summary>{self.config._repr_html_()}</details>")
+    return "<div>" + "".join(parts) + "</div>"

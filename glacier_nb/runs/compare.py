@@ -170,7 +170,7 @@ def restart_epochs(
     "The warm restarts of a run so far, in epochs."
     if not history:
         return []
-    known = {k: v for k, v in parameters.items() if k in TrainConfig.__dataclass_fields__}
+    known = TrainConfig.known(parameters)
     steps = round(history[0]["step"] / history[0]["epoch"])
     marks = run_schedule(TrainConfig(**known | {"resume": False}), steps).restart_steps
     return [step / steps for step in marks if step < history[-1]["step"]]
