@@ -34,7 +34,16 @@ class TrainConfig:
     "Every parameter of `train.ipynb`; raises ConfigError when a value is not allowed."
 
     # where and how a run is executed, not what it learns
-    EXECUTION: ClassVar = ("run", "resume", "devices", "workers", "tile_store", "save_minutes", "checks")
+    EXECUTION: ClassVar = (
+        "run",
+        "resume",
+        "devices",
+        "threads",
+        "workers",
+        "tile_store",
+        "save_minutes",
+        "checks",
+    )
     # of the losses whose weight is None
     LOSS_WEIGHTS: ClassVar = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})
 
@@ -48,6 +57,9 @@ class TrainConfig:
         "auto: every GPU, else the CPU; cpu; cuda: every GPU; or a number of processes",
         low=1,
         high=1024,
+    )
+    threads: int | str = param(
+        "auto", "threads on the CPU; auto: as many as the load leaves room for", low=1, high=1024
     )
     precision: str = param(
         "auto",
@@ -230,6 +242,10 @@ def _check_run(cfg) -> None:
     _raise_if(
         isinstance(cfg.devices, str) and cfg.devices not in ("auto", "cpu", "cuda"),
         f"devices = {cfg.devices!r} is not allowed: expected auto, cpu, cuda, or a whole number of processes",
+    )
+    _raise_if(
+        isinstance(cfg.threads, str) and cfg.threads != "auto",
+        f"threads = {cfg.threads!r} is not allowed: expected auto or a whole number of threads",
     )
     _raise_if(
         cfg.fold >= cfg.n_folds,

@@ -23,6 +23,7 @@ from ..files.paths import project_root
 from ..models.build import predict_logits
 from ..models.weights import WeightsError, load_matching
 from ..parallel.device import pick_device
+from ..parallel.threads import fit_threads
 from ..tiles.read import Tile
 from ..tiles.splits import LeakageError
 from ..training.checkpoints import read_checkpoint
@@ -83,6 +84,8 @@ class Member:
         self, image: Tensor
     ) -> Tensor:  # (B, C, H, W) of any size -> (B, n_classes, H, W) float32 logits
         "Logits, computed in the member's precision."
+        if self.device.type == "cpu":
+            fit_threads()
         off = self.dtype == torch.float32
         with nullcontext() if off else torch.autocast(self.device.type, dtype=self.dtype):
             return predict_logits(self.model, image)

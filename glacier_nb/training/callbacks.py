@@ -29,6 +29,7 @@ from ..landsat import BINARY_CLASSES, BINARY_CODES, LABEL_CODES
 from ..models.weights import InitialWeights
 from ..parallel.device import seed_everything
 from ..parallel.ranks import Ranks
+from ..parallel.threads import fit_threads
 from ..progress import progress_bar
 from ..sampling.samplers import crop_shape
 from glacier_nb.training.checkpoints import (
@@ -123,6 +124,7 @@ def _training_state(
         "rate": learner.rate.state_dict(),
         "progress": {name: getattr(learner, name) for name in progress},
         "precision": learner.precision.to_dict(),
+        "threads": learner.threads,
         "split": _split(learner),
         "rng": learner.ranks.gather_objects(_rng_state(learner.device)),
     }
@@ -135,6 +137,8 @@ def restore(
 ) -> None:
     "Set a learner to a saved state."
     self.set_precision(Precision.from_dict(state["precision"]))
+    if self.threads and state["threads"]:
+        self.threads = fit_threads(self.cfg.threads, state["threads"])
     self.model.load_state_dict(state["trained"] or state["weights"])
     self.model.started_from = InitialWeights.from_dict(state["initial_weights"])
     if self.average:
@@ -215,9 +219,8 @@ def _resume(self: RunFolder, learner: Learner) -> None:
         raise ConfigError(
             f"{path} belongs to another config: {changed}. Resume with the values of its config.json"
         )
-    if missing := [
-        key for key in ("initial_weights", "precision", "progress", "rng", "split") if key not in state
-    ]:
+    needed = ("initial_weights", "precision", "threads", "progress", "rng", "split")
+    if missing := [key for key in needed if key not in state]:
         raise ConfigError(
             f"{path} has no {', '.join(missing)}: an older version of glacier_nb wrote it, and it cannot be "
             "resumed. Train again under another `run` name; init_from can start from its weights"

@@ -29,6 +29,7 @@ from ..parallel.batchnorm import synchronise_norms
 from ..parallel.device import pick_device
 from ..parallel.launch import StopRequest
 from ..parallel.ranks import Ranks
+from ..parallel.threads import fit_threads
 from ..sampling.loader import CropLoader
 from ..sampling.samplers import crop_shape
 from .ema import WeightAverage
@@ -122,6 +123,7 @@ class Learner:
     ):
         self.cfg, self.data, self.callbacks, self.ranks = cfg, data, list(callbacks), Ranks.here()
         self.device = pick_device(cfg.devices, int(os.environ.get("LOCAL_RANK", 0)))
+        self.threads = fit_threads(cfg.threads) if self.device.type == "cpu" else 0
         self.model = synchronise_norms(model, self.ranks) if cfg.sync_batchnorm else model
         self.network = self.model  # called in the steps, see `prepare_network`
         self.loss = run_loss(cfg, data)
@@ -263,7 +265,9 @@ def batches(
 
 # %% ../../nbs/training/05_learner.ipynb #92a3fe96
 @patch
-def train_epoch(self: Learner) -> dict[str, float]:  # lr, train_loss, a mean per loss term, grad_norm
+def train_epoch(
+    self: Learner,
+) -> dict[str, float]:  # lr, train_loss, a mean per loss term, grad_norm, threads
     "Run the remaining optimizer steps of the epoch."
     self.model.train()
     batches = self.batches(self.epoch, len(self.records) * self.cfg.accumulate)
@@ -274,7 +278,7 @@ def train_epoch(self: Learner) -> dict[str, float]:  # lr, train_loss, a mean pe
             break
     self.last = self.records[-1]  # also when a resumed epoch had no step left
     means = {key: float(np.mean([r[key] for r in self.records])) for key in self.records[0]}
-    return means | {"lr": self.records[-1]["lr"]}
+    return means | {"lr": self.records[-1]["lr"], "threads": self.threads}
 
 
 @patch
@@ -295,6 +299,7 @@ def train_step(
     group: list[dict],  # the parts of one optimizer step
 ) -> dict[str, float]:
     "One optimizer step; raises TrainingError when the loss or the gradient is not finite."
+    self._look_at_load()
     lr, sums = self.rate(self.step), {}
     for params in self.optimizer.param_groups:
         params["lr"] = lr
@@ -324,6 +329,12 @@ def batch_loss(
     with self.autocast():
         logits = self.network(batch["image"].to(memory_format=self.precision.memory_format))
     return self.loss(logits, batch["label"], batch["valid"], batch.get("distance"), self.ranks)
+
+# %% ../../nbs/training/05_learner.ipynb #d843f9c4
+@patch
+def _look_at_load(self: Learner) -> None:
+    "On the CPU, compute with as many threads as other programs leave room for."
+    self.threads = fit_threads() if self.threads else 0
 
 # %% ../../nbs/training/05_learner.ipynb #0cde9355
 @patch
@@ -373,6 +384,7 @@ def predict(
     batch: dict[str, Tensor],  # with `image` (B, C, H, W)
 ) -> Tensor:  # (B, n_classes, H, W) float32 logits
     "Logits of whole tiles, in the run's precision."
+    self._look_at_load()
     self.eval_model.eval()
     with self.autocast():
         return predict_logits(self.eval_model, batch["image"])
