@@ -63,7 +63,7 @@ def ours(threads: str, shape: dict, times: int, budget: float) -> dict[str, floa
     tiles = read_tiles(cached_demo(9, 128, 0))
     cfg = TrainConfig(
         encoder=shape["encoder"], batch_size=shape["batch"], crop_size=shape["crop"], devices="cpu",
-        threads=number or "auto", samples_per_epoch=shape["batch"] * (times + 2), warmup_epochs=0, epochs=1, n_folds=3,
+        samples_per_epoch=shape["batch"] * (times + 2), threads=number or "auto", n_folds=3,
     )  # fmt: skip
     data = prepare_data(cfg, tiles)
     learner = Learner(cfg, data, run_network(cfg, data)[0])
