@@ -29,8 +29,9 @@ from glacier_nb.tiles import lazy as lazy_module
 from glacier_nb.tiles import read as read_module
 from glacier_nb.tiles import splits as splits_module
 from glacier_nb.tiles.index import TileFiles
+from glacier_nb.tiles.labels import LabelCodes
 from glacier_nb.tiles.lazy import _read, open_tiles
-from glacier_nb.tiles.read import LabelCodes, describe, read_tiles
+from glacier_nb.tiles.read import describe, read_tiles
 from glacier_nb.tiles.splits import (
     _leakage_audit,
     _near_box,

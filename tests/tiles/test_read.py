@@ -13,117 +13,25 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
+from tile_folders import (
+    IDS,
+    SIZE,
+    band_file,
+    geo,
+    label_file,
+    pixels,
+    put,
+    refusal,
+    rewrite,
+    set_labels,
+    write,
+)
 
 from glacier_nb.files.errors import TileError
-from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, IGNORE, LABEL_CODES
-from glacier_nb.tiles.index import TileFiles, _find_bands, _tile_id
+from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, LABEL_CODES
+from glacier_nb.tiles.index import _find_bands, _tile_id
 from glacier_nb.tiles.lazy import open_tiles
-from glacier_nb.tiles.read import LabelCodes, describe, read_raster, read_tiles
-
-SIZE = 32
-IDS = ("02_07", "02_08", "03_07")
-
-
-def geo(k=0, crs="EPSG:32643"):
-    """Tiles side by side."""
-    return {"crs": crs, "transform": rasterio.Affine(30, 0, 567945 + 30 * SIZE * k, 0, -30, 3771855)}
-
-
-def write(path, data, **profile):
-    """Write (H, W) or (C, H, W) as GeoTIFF."""
-    data = np.atleast_3d(data.T).T
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = dict(zip(("count", "height", "width"), data.shape, strict=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", driver="GTiff", **{"dtype": data.dtype} | shape | profile) as f:
-            f.write(data.astype(f.dtypes[0]))
-
-
-def pixels(k):
-    """Bands with a hole of nodata and a label of four codes, recognisable by tile."""
-    bands = np.arange(5 * SIZE * SIZE, dtype="float32").reshape(5, SIZE, SIZE) + 1000 * (k + 1)
-    bands[:, :8, :4] = 0
-    label = np.zeros((SIZE, SIZE), np.uint8)
-    label[:, 16:] = 85
-    label[20:, 16:20] = 170
-    label[30, 0:3] = 255
-    return bands, label
-
-
-def band_file(folder, band, tile="02_08"):
-    """Path of a band file in the competition's layout."""
-    return folder / f"Band{BANDS.index(band) + 1}" / f"{band}_{band}_masked_{tile}.tif"
-
-
-def label_file(folder, tile="02_08"):
-    """Path of a label in the competition's layout."""
-    return folder / "label" / f"Y_output_resized_{tile}.tif"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A valid folder in the competition's layout, which no test changes."""
-    path = tmp_path_factory.mktemp("original")
-    for k, tile in enumerate(IDS):
-        bands, label = pixels(k)
-        for band, dn in zip(BANDS, bands, strict=True):
-            write(band_file(path, band, tile), dn, nodata=0, **geo(k))
-        write(label_file(path, tile), label.astype("float32"), nodata=0, **geo(k))
-    return path
-
-
-@pytest.fixture(scope="module")
-def original_tiles(original):
-    """What that folder holds."""
-    return read_tiles(original)
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    """A copy of the valid folder, to be changed."""
-    return shutil.copytree(original, tmp_path / "tiles")
-
-
-def rewrite(path, change=lambda a: a, **profile):
-    """Change the pixels or the profile of one file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as f:
-            data, meta = f.read(), f.profile | profile
-    path.unlink()
-    data = change(data)
-    meta = {k: meta[k] for k in ("dtype", "nodata", "crs", "transform")}
-    write(path, data, **meta)
-
-
-def put(value, where=np.s_[:, 25, 7]):
-    """A change that sets some pixels."""
-
-    def change(a):
-        a[where] = value
-        return a
-
-    return change
-
-
-def set_labels(folder, change, **profile):
-    """Change all labels."""
-    for tile in IDS:
-        rewrite(label_file(folder, tile), change, **profile)
-
-
-def refusal(*words, folder, **kwargs):
-    """`read_tiles` and `describe` both refuse, in the same words."""
-    with pytest.raises(TileError) as e:
-        read_tiles(folder, **kwargs)
-    message = str(e.value)
-    for word in (*words, ": found ", ". Expected ", ". To fix: "):
-        assert str(word) in message, message
-    with pytest.raises(TileError) as other:
-        describe(folder, **kwargs)
-    assert str(other.value) == message
-
+from glacier_nb.tiles.read import describe, read_raster, read_tiles
 
 # Valid folders
 
@@ -471,108 +379,6 @@ def test_all_nodata(folder):
     rewrite(band_file(folder, "B6"), np.zeros_like)
     refusal("no valid pixel in tile 02_08", "B6 is all nodata", folder=folder)
     assert len(read_tiles(folder, ids=["02_07", "03_07"])) == 2
-
-
-# Label schemes
-
-
-def recode(*codes):
-    """A change from 0/85/170/255 to other codes."""
-    return lambda a: np.array(codes, dtype="float64")[np.searchsorted(LABEL_CODES, a)]
-
-
-@pytest.mark.parametrize(
-    ("disk", "classes", "inside"),
-    [
-        ((0, 85, 170, 255), "auto", (0, 1, 2, 3)),
-        ((0, 85, 170, 255), "four", (0, 1, 2, 3)),
-        ((0, 85, 170, 255), "binary", (0, 1, 1, 0)),
-        ((0, 85, 85, 85), "auto", (0, 1, 1, 1)),
-        ((0, 1, 2, 3), "auto", (0, 1, 2, 3)),
-        ((0, 1, 2, 3), "four", (0, 1, 2, 3)),
-        ((0, 1, 2, 3), "binary", (0, 1, 1, 0)),
-        ((0, 255, 255, 0), "auto", (0, 1, 1, 0)),
-        ((0, 255, 255, 0), "binary", (0, 1, 1, 0)),
-        ((0, 1, 1, 0), "auto", (0, 1, 1, 0)),
-        ((0, 1, 1, 0), "four", (0, 1, 1, 0)),
-        ((0, 1, 1, 0), "binary", (0, 1, 1, 0)),
-        ((0, 0, 0, 255), "four", (0, 0, 0, 3)),
-        ((0, 0, 0, 0), "auto", (0, 0, 0, 0)),
-        ((0, 0, 0, 0), "binary", (0, 0, 0, 0)),
-    ],
-)
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_codes(folder, original_tiles, disk, classes, inside, dtype):
-    set_labels(folder, recode(*disk), dtype=dtype)
-    tiles = read_tiles(folder, classes)
-    two = classes == "binary" or (classes == "auto" and disk in ((0, 255, 255, 0), (0, 1, 1, 0)))
-    for a, b in zip(original_tiles, tiles, strict=True):
-        np.testing.assert_array_equal(np.array(inside)[a.label], b.label)
-        assert b.classes == (BINARY_CLASSES if two else CLASSES)
-
-
-def test_the_folder_decides_not_the_tile(folder):
-    """A tile with nothing but a lake, in a four-class folder, read alone or with the others."""
-    rewrite(label_file(folder), lambda a: np.where(a == 255, 255, 0))
-    for tiles in (read_tiles(folder), read_tiles(folder, ids=["02_07", "02_08"])):
-        assert np.unique(tiles[1].label).tolist() == [0, 3]
-    [alone] = read_tiles(folder, ids=["02_08"])
-    assert np.unique(alone.label).tolist() == [0, 3]
-
-
-def test_binary_phase_read_as_four(folder):
-    set_labels(folder, recode(0, 255, 255, 255))
-    refusal("255 on 50.3% of all pixels", "3 of 3 files", 'classes="binary"', folder=folder, classes="four")
-    assert read_tiles(folder)[0].classes == BINARY_CLASSES
-
-
-@pytest.mark.parametrize("classes", ["auto", "four", "binary"])
-def test_phases_mixed(folder, classes):
-    rewrite(label_file(folder), recode(0, 255, 255, 255))
-    refusal("1 of 3 files", "separate folders", folder=folder, classes=classes)
-
-
-@pytest.mark.parametrize("value", [7, 1, 84.5, -1, 256, np.nan])
-def test_unknown_codes(folder, value):
-    rewrite(label_file(folder), put(value))
-    refusal(label_file(folder), f"unknown label codes {value:g} (1 pixels)", folder=folder)
-
-
-def test_codings_mixed(folder):
-    rewrite(label_file(folder), recode(0, 1, 2, 3))
-    refusal(label_file(folder), "unknown label codes 1 (", "2 (", "3 (", folder=folder)
-
-
-def test_many_unknown_codes(folder):
-    write(label_file(folder), pixels(1)[0][0], **geo(1))
-    refusal("unknown label codes", "more", folder=folder)
-
-
-def test_declared_nodata_of_a_label_is_ignored_unless_a_code(folder):
-    set_labels(folder, lambda a: put(99, np.s_[:, 0, 0])(recode(0, 1, 2, 3)(a)), nodata=99)
-    for tile in read_tiles(folder):
-        assert (tile.label == IGNORE).sum() == 1
-        assert tile.label[0, 0] == IGNORE
-    np.testing.assert_allclose(describe(folder)[list(CLASSES)].sum(axis=1), 1)
-    set_labels(folder, lambda a: put(255, np.s_[:, 0, 0])(a), nodata=255)
-    assert read_tiles(folder)[0].label[0, 0] == IGNORE
-
-
-def test_scheme_of_another_folder(folder):
-    files = TileFiles.find(folder)
-    set_labels(folder, recode(0, 255, 255, 0))
-    scheme = LabelCodes.count([f.label for f in files]).scheme()
-    rewrite(label_file(folder), put(85))
-    with pytest.raises(TileError, match=r"label codes 85"):
-        files[1].read(scheme)
-
-
-def test_unknown_scheme(folder):
-    for labelled in (True, False):
-        with pytest.raises(ValueError, match=r'classes: found .fuor.*"auto", "four" or "binary"'):
-            read_tiles(folder, "fuor")
-        if labelled:
-            shutil.rmtree(folder / "label")
 
 
 # Between processes
