@@ -74,7 +74,7 @@ def put(value, where=np.s_[:, 25, 7]):
     return change
 
 
-def set_labels(folder, change, **profile):
+def set_labels(folder, change=lambda a: a, **profile):
     """Change all labels."""
     for tile in IDS:
         rewrite(label_file(folder, tile), change, **profile)

@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..files.errors import TileCause, TileError, listing
-from ..landsat import BINARY_CLASSES, BINARY_CODES, CLASSES, LABEL_CODES
+from ..landsat import BINARY_CLASSES, BINARY_CODES, CLASSES, IGNORE, LABEL_CODES
 
 # %% ../../nbs/tiles/01_labels.ipynb #9189bd3a
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,11 @@ def count(
         if len(r.data) != 1:
             found, fix = f"{len(r.data)} bands", "save the class codes as one band, without colours"
             raise TileError(r.path, found, "a label of one band", fix, cause=TileCause.UNREADABLE)
-        codes, where, n = np.unique(r.data[0], return_index=True, return_counts=True)
-        nodata = ~r.valid[0].ravel()[where]
-        rows += [(r.path, *row) for row in zip(codes, n, nodata, strict=True)]
+        found = []
+        for nodata in (False, True):
+            codes, n = np.unique(r.data[0][r.valid[0] != nodata], return_counts=True)
+            found += [(r.path, *pair, nodata) for pair in zip(codes, n, strict=True)]
+        rows += sorted(found, key=lambda row: row[1])
     return cls(pd.DataFrame(rows, columns=["path", "code", "pixels", "nodata"]))
 
 # %% ../../nbs/tiles/01_labels.ipynb #73a477fc
@@ -47,11 +49,23 @@ _INDEX_CODES = tuple(range(len(CLASSES)))  # class indices on disk
 
 
 @patch(as_prop=True)
+def used(
+    self: LabelCodes,
+) -> pd.DataFrame:  # rows of the table
+    "The rows whose pixels have a class: not declared as nodata, or 0 in a file that has no other 0."
+    table = self.table
+    if "nodata" not in table:
+        return table
+    zeros = table.path[(table.code == 0) & ~table.nodata]
+    return table[~table.nodata | ((table.code == 0) & ~table.path.isin(zeros))]
+
+
+@patch(as_prop=True)
 def unknown(
     self: LabelCodes,
 ) -> tuple[tuple[int, ...], pd.DataFrame]:  # `LABEL_CODES` or class indices; rows of unknown values
     "The label coding with the fewest unknown values, and those values."
-    found = self.table[~self.table.nodata]
+    found = self.used
     odd = {codes: found[~found.code.isin(codes)] for codes in (LABEL_CODES, _INDEX_CODES)}
     codes = min(odd, key=lambda c: odd[c].pixels.sum())
     return codes, odd[codes]
@@ -92,7 +106,7 @@ def is_binary(
     "Whether the labels are read as background and glacier, because they have no other class."
     codes, _odd = self.unknown
     two = BINARY_CODES if codes == LABEL_CODES else _INDEX_CODES[:2]
-    present = set(self.table.code[self.table.code.isin(codes)])
+    present = set(self.used.code[self.used.code.isin(codes)])
     return classes != "four" and two[1] in present and present <= set(two)
 
 
@@ -104,10 +118,10 @@ def lake_without_ice(
     float, pd.DataFrame, bool
 ]:  # fraction of all pixels, rows of these lakes, whether other files have ice
     "How much lake there is in files with neither glacier nor debris."
-    table = self.table
+    table = self.used
     ice = table.path[table.code.isin(codes[1:3])]
     alone = table[(table.code == codes[3]) & ~table.path.isin(ice)]
-    return float(alone.pixels.sum() / max(table.pixels.sum(), 1)), alone, not ice.empty
+    return float(alone.pixels.sum() / max(self.table.pixels.sum(), 1)), alone, not ice.empty
 
 # %% ../../nbs/tiles/01_labels.ipynb #606c9870
 def _check_lakes(
@@ -127,6 +141,44 @@ def _check_lakes(
     cause = TileCause.LABEL_MIXED if ice else TileCause.LABEL_BINARY
     raise TileError(first.parent, found, expected, fix, cause=cause)
 
+# %% ../../nbs/tiles/01_labels.ipynb #4c00acad
+def _check_first_code(
+    found: LabelCodes,  # of a folder
+) -> None:
+    "Raise `TileError` when the classes are counted from 1."
+    valid = found.table[~found.table.nodata]
+    values = sorted({int(c) for c in valid.code if c in range(len(CLASSES) + 1)})
+    if len(values) < valid.code.nunique(dropna=False) or not values or values[0] == 0 or values == [1]:
+        return
+    zeros = not found.used[found.used.code == 0].empty
+    unset = "rio edit-info --unset-nodata FILE"
+    fix = f"subtract 1 from all labels, and let no file declare 0 as nodata ({unset})"
+    if zeros:
+        fix = (
+            "subtract 1 from the codes above 0 and replace the old 0 by 255, declared as nodata; or, if 0 is "
+            f"background, remove its declaration ({unset})"
+        )
+    seen = f"label codes {listing(values)}, " + ("with 0 declared as nodata" if zeros else "and no 0")
+    expected = "0 for background: classes are counted from 0, in these files it seems from 1"
+    raise TileError(valid.path.iloc[0].parent, seen, expected, fix, cause=TileCause.LABEL_CODES)
+
+
+def _check_nodata_codes(
+    found: LabelCodes,  # of a folder
+) -> None:
+    "Raise `TileError` when all classes but background are declared as nodata."
+    table, classes = found.table, {*LABEL_CODES, *_INDEX_CODES} - {0}
+    declared = table[table.nodata & table.code.isin(classes)]
+    if declared.empty or found.used.code.isin(classes).any():
+        return
+    share = declared.pixels.sum() / table.pixels.sum()
+    values = listing(f"{c:g}" for c in declared.code.unique())
+    seen = f"no label but 0, and {values} declared as nodata on {share:.1%} of the pixels"
+    fix = "remove the declaration (rio edit-info --unset-nodata FILE), as this value is a class"
+    raise TileError(
+        declared.path.iloc[0].parent, seen, "a class besides background", fix, cause=TileCause.LABEL_CODES
+    )
+
 # %% ../../nbs/tiles/01_labels.ipynb #1a265c36
 @patch
 def scheme(
@@ -134,7 +186,9 @@ def scheme(
     classes: str = "auto",  # auto, four or binary
 ) -> LabelScheme:
     "The scheme of a label folder. Raises `TileError` when its codes contradict `classes`."
+    _check_first_code(self)
     codes = _known_codes(self)
+    _check_nodata_codes(self)
     if self.is_binary(classes):
         two = BINARY_CODES if codes == LABEL_CODES else _INDEX_CODES[:2]
         return LabelScheme(BINARY_CLASSES, dict(zip(two, (0, 1), strict=True)))
@@ -143,3 +197,18 @@ def scheme(
     if classes == "binary":
         return LabelScheme(BINARY_CLASSES, dict(zip(codes, (0, 1, 1, 0), strict=True)))
     return LabelScheme(CLASSES, dict(zip(codes, _INDEX_CODES, strict=True)))
+
+# %% ../../nbs/tiles/01_labels.ipynb #c55ec7e8
+@patch
+def indices(
+    self: LabelScheme,
+    values: np.ndarray,  # (H, W) codes in the file
+    valid: np.ndarray,  # (H, W) bool, False where the file declares nodata
+) -> np.ndarray:  # (H, W) uint8 class index; `IGNORE`: declared nodata, or a value outside the scheme
+    "The class indices of a label file, by the rules of `LabelCodes.used`."
+    zero = values == 0
+    used = valid if (zero & valid).any() else valid | zero
+    label = np.full(values.shape, IGNORE, dtype=np.uint8)
+    for code, index in self.codes.items():
+        label[used & (values == code)] = index
+    return label

@@ -33,7 +33,7 @@ def _file_stamp(
     paths = [*files.bands, *([files.label] if scheme and files.label else [])]
     stats = [(os.path.abspath(p), os.stat(p)) for p in paths]
     facts = [[path, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
-    return digest("tile 3", facts, scheme and [list(scheme.classes), sorted(scheme.codes.items())])
+    return digest("tile 4", facts, scheme and [list(scheme.classes), sorted(scheme.codes.items())])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,7 +175,7 @@ def class_counts(self: LazyTile) -> np.ndarray:  # (n_classes,) pixels
 def _codes(path):
     "The table of `LabelCodes` of one label file, cached."
     stats = os.stat(path)
-    stamp = digest("codes 1", os.path.abspath(path), stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns)
+    stamp = digest("codes 2", os.path.abspath(path), stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns)
 
     def compute():
         table = LabelCodes.count([read_raster(path)]).table

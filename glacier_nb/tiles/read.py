@@ -332,9 +332,7 @@ def _read_label(
 ) -> np.ndarray:  # (H, W) uint8 class index
     "The label of a tile. Raises `TileError` for another grid or codes outside the scheme."
     _check_grid(raster, first, lenient=True)
-    label = np.full(raster.data.shape[1:], IGNORE, dtype=np.uint8)
-    for code, index in scheme.codes.items():
-        label[raster.data[0] == code] = index
+    label = scheme.indices(raster.data[0], raster.valid[0])
     unknown = np.unique(raster.data[0][(label == IGNORE) & raster.valid[0]])
     if unknown.size:
         found, expected = f"label codes {listing(unknown)}", f"codes {tuple(scheme.codes)}"
