@@ -29,7 +29,7 @@ from rasterio.transform import Affine, array_bounds
 
 from ..files.errors import TileCause, TileError, listing
 from ..files.paths import digest
-from ..landsat import BANDS, IGNORE
+from ..landsat import BANDS, IGNORE, bands_named
 from .index import TileFiles
 from .labels import LabelCodes, LabelScheme
 
@@ -101,18 +101,60 @@ def _check_grid(
         raise TileError(raster.path, found, expected, fix, cause=TileCause.GRID)
 
 # %% ../../nbs/tiles/02_read.ipynb #d0653148
-def _planes(raster, n):
-    "The `n` planes of a band file as (plane, valid, name for messages), in the order of `BANDS`."
-    if len(raster.data) != n:
-        expected = "one band" if n == 1 else f"the {n} bands {', '.join(BANDS)}"
-        fix = "split or stack the bands (gdal_translate -b, rio stack)"
-        raise TileError(raster.path, f"{len(raster.data)} bands", expected, fix, cause=TileCause.UNREADABLE)
-    named, order = [(d or "").upper() for d in raster.names], range(n)
-    if n > 1 and all(re.fullmatch(r"B\d+", d) for d in named):
-        if set(named) != set(BANDS):
-            found, fix = f"bands {', '.join(named)}", "choose these bands, or correct their descriptions"
-            raise TileError(raster.path, found, ", ".join(BANDS), fix, cause=TileCause.UNREADABLE)
-        order = [named.index(b) for b in BANDS]
+_PLACE = "(?:(?i:band|layer|channel)[ _]?|b)0*{}"  # a description that counts the bands of a file: Band 1
+
+
+def _band_names(raster):
+    "The bands that the descriptions of a file name; None: not named. Raises `TileError` for several in one."
+    texts = [text or "" for text in raster.names]
+    if all(re.fullmatch(_PLACE.format(k), text) for k, text in enumerate(texts, 1)):
+        return [None] * len(texts)
+    named = [sorted(bands_named(text, raster.path.stem)) for text in texts]
+    for text, bands in zip(texts, named, strict=True):
+        if len(bands) > 1:
+            found, expected = f"{' and '.join(bands)} in the description {text!r}", "one band of Landsat 8"
+            fix = f"correct the description: one of {', '.join(BANDS)}"
+            raise TileError(raster.path, found, expected, fix, cause=TileCause.UNREADABLE)
+    return [bands[0] if bands else None for bands in named]
+
+
+def _order(raster):
+    "The places of `BANDS` in a file, by its descriptions. Raises `TileError` for other bands."
+    named = _band_names(raster)
+    if all(named.count(band) == 1 for band in BANDS):
+        return [named.index(band) for band in BANDS]
+    if len(named) != len(BANDS):
+        expected, fix = f"the {len(BANDS)} bands {', '.join(BANDS)}", "stack these bands alone (rio stack)"
+        raise TileError(raster.path, f"{len(named)} bands", expected, fix, cause=TileCause.UNREADABLE)
+    said = zip(BANDS, named, raster.names, strict=True)
+    if not any(named) or all(name == band or not text for band, name, text in said):
+        return list(range(len(BANDS)))
+    found = f"bands {', '.join(text or 'no name' for text in raster.names)}"
+    fix = (
+        "choose these bands, or describe those of another sensor by colour: blue, green, red, swir1, thermal"
+    )
+    raise TileError(raster.path, found, f"{', '.join(BANDS)} of Landsat 8", fix, cause=TileCause.UNREADABLE)
+
+
+def _check_description(raster, band):
+    "Raise `TileError` when the description of a single band names another one than that of its folder."
+    folder, (text,) = raster.path.parent.name, raster.names
+    (named,) = _band_names(raster)
+    if named in (None, band) or re.sub("[ _]", "", text.lower()) == folder.lower():
+        return
+    found, expected = f"a band described as {text!r}", f"{band}, which is what {folder}/ holds"
+    fix = f"move the file to the folder of its band, or correct the description to {band}"
+    raise TileError(raster.path, found, expected, fix, cause=TileCause.UNREADABLE)
+
+
+def _planes(raster, bands):
+    "The planes of a band file as (plane, valid, name for messages), in the order of `bands`."
+    if len(bands) == 1 != len(raster.data):
+        fix = "split the bands (gdal_translate -b)"
+        raise TileError(raster.path, f"{len(raster.data)} bands", "one band", fix, cause=TileCause.UNREADABLE)
+    if len(bands) == 1:
+        _check_description(raster, *bands)
+    order = _order(raster) if len(bands) > 1 else [0]
     return [(raster.data[k], raster.valid[k], f"{raster.path}, band {k + 1}") for k in order]
 
 # %% ../../nbs/tiles/02_read.ipynb #e5fcb8c8
@@ -151,7 +193,8 @@ def _read_bands(
 ) -> tuple[np.ndarray, np.ndarray, _Raster]:  # (5, H, W) float32 DN, (H, W) bool, the first file
     "Read the bands of a tile and where they are valid. Raises `TileError` for damaged or ambiguous files."
     rasters = [read_raster(p) for p in files.bands]
-    planes = [p for r in rasters for p in _planes(r, len(BANDS) // len(rasters))]
+    parts = [BANDS] if len(rasters) == 1 else [(band,) for band in BANDS]
+    planes = [plane for pair in zip(rasters, parts, strict=True) for plane in _planes(*pair)]
     for raster in rasters[1:]:
         _check_grid(raster, rasters[0])
     bands, valid = np.stack([_clean(*p) for p in planes]), np.all([p[1] for p in planes], axis=0)

@@ -313,12 +313,91 @@ def test_wrong_band_count(folder):
     refusal("a.tif", "4 bands", "the 5 bands B2, B3, B4, B6, B10", folder=other)
 
 
-def test_wrong_band_names(folder):
-    path = folder.parent / "other" / "images" / "a.tif"
-    write(path, pixels(0)[0], nodata=0, **geo())
+# Names of bands
+
+
+def described(folder, names, order=None):
+    """A tile of one file with these descriptions, its bands in an order of `BANDS`, then more bands."""
+    path = folder / "images" / "a.tif"
+    bands = pixels(0)[0]
+    order = [*(range(5) if order is None else order), *[0] * (len(names) - 5)]
+    write(path, bands[order], nodata=0, **geo())
+    describe_bands(path, names)
+    return path
+
+
+def describe_bands(path, names):
+    """Set the descriptions of a file."""
     with rasterio.open(path, "r+") as f:
-        f.descriptions = ("B2", "B3", "B4", "B5", "B10")
-    refusal(path, "bands B2, B3, B4, B5, B10", "B2, B3, B4, B6, B10", folder=folder.parent / "other")
+        f.descriptions = names
+
+
+RGB = (2, 1, 0, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("SR_B4", "SR_B3", "SR_B2", "SR_B6", "ST_B10"), RGB),
+        (("sr_b4", "sr_b3", "sr_b2", "sr_b6", "st_b10"), RGB),
+        (("Band 1: B4", "Band 2: B3", "Band 3: B2", "Band 4: B6", "Band 5: B10"), RGB),
+        (("red", "green", "blue", "swir1", "lwir"), RGB),
+        (("Red", "Green", "Blue", "SWIR 1", "Thermal"), RGB),
+        (("B04", "B03", "B02", "B06", "B10"), RGB),
+        (("Band 4", "Band 3", "Band 2", "Band 6", "Band 10"), RGB),
+        (("0_SR_B4", "1_SR_B3", "2_SR_B2", "3_SR_B6", "4_ST_B10"), RGB),
+        (("LE07_SR_B3", "LE07_SR_B2", "LE07_SR_B1", "LE07_SR_B5", "LE07_ST_B6"), RGB),
+        (("Band 1", "Band 2", "Band 3", "Band 4", "Band 5"), None),
+        (("b1", "b2", "b3", "b4", "b5"), None),
+        (("B2", "", "", "", ""), None),
+        (("first", "second", "third", "fourth", "fifth"), None),
+        (("SR_B4", "SR_B3", "SR_B2", "SR_B6", "ST_B10", "SR_B5", "QA_PIXEL"), RGB),
+    ],
+)
+def test_band_names_are_understood(tmp_path, names, order):
+    described(tmp_path, names, order)
+    [tile] = read_tiles(tmp_path)
+    np.testing.assert_array_equal(tile.bands, pixels(0)[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("B2", "B3", "B4", "B5", "B10"), "bands B2, B3, B4, B5, B10"),
+        (("SR_B1", "SR_B2", "SR_B3", "SR_B5", "ST_B6"), "bands SR_B1,"),  # Landsat 7
+        (("B2", "B3", "B4", "B11", "B12"), "bands B2, B3, B4, B11, B12"),  # Sentinel-2
+        (("S2A_B02", "S2A_B03", "S2A_B04", "S2A_B06", "S2A_B10"), "bands S2A_B02,"),
+        (("blue", "green", "red", "nir", "swir1"), "bands blue, green, red, nir, swir1"),
+        (("B2", "B3", "B4", "B6", "QA_PIXEL"), "bands B2, B3, B4, B6, QA_PIXEL"),
+        (("SR_B4", "", "", "", ""), "bands SR_B4, no name"),
+        (("B2", "B3", "B4", "B4", "B10"), "bands B2, B3, B4, B4, B10"),
+        (("B1", "B2", "B3", "B4", "B5"), "bands B1, B2, B3, B4, B5"),
+    ],
+)
+def test_other_bands_are_refused(tmp_path, names, words):
+    """After the fix of the message, descriptions by colour, the file is read."""
+    path = described(tmp_path, names)
+    refusal(path, words, "B2, B3, B4, B6, B10", folder=tmp_path)
+    describe_bands(path, ("blue", "green", "red", "swir1", "thermal"))
+    np.testing.assert_array_equal(read_tiles(tmp_path)[0].bands, pixels(0)[0])
+
+
+def test_a_description_that_contradicts_itself(tmp_path):
+    path = described(tmp_path, ("Band 1 (blue)", "Band 2 (green)", "Band 3 (red)", "Band 5 (SWIR)", "Band 6"))
+    refusal(path, "B1 and B2 in the description 'Band 1 (blue)'", folder=tmp_path)
+    describe_bands(path, BANDS)
+    assert len(read_tiles(tmp_path)) == 1
+
+
+def test_the_description_of_a_single_band_contradicts_its_folder(folder, original_tiles):
+    for band, name in zip(BANDS, ("SR_B2", "green", "Band 3", "Band 1", "b1"), strict=True):
+        describe_bands(band_file(folder, band), (name,))  # the folder's band, the folder, or a place
+    np.testing.assert_array_equal(read_tiles(folder)[1].bands, original_tiles[1].bands)
+    path = band_file(folder, "B2")
+    describe_bands(path, ("SR_B4",))
+    refusal(path, "described as 'SR_B4'", "B2, which is what Band1/ holds", folder=folder)
+    describe_bands(path, ("B2",))
+    assert len(read_tiles(folder)) == 3
 
 
 def test_colour_label(folder):
