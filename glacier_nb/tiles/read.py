@@ -46,6 +46,18 @@ class _Raster:
     transform: Affine  # pixel to map; identity: none declared
 
 
+_POINTERS = {b"git-lfs": ("Git LFS", "git lfs pull"), b"/annex/": ("git-annex", "git annex get .")}
+
+
+def _check_pointer(path: Path) -> None:
+    "Raise `TileError` when a file holds the place of data elsewhere."
+    start = path.read_bytes()[:200]
+    for mark, (tool, command) in _POINTERS.items():
+        if mark in start and len(start) < 200:
+            found, fix = f"a pointer of {tool} instead of the data", f"fetch the data: {command}"
+            raise TileError(path, found, "a complete GeoTIFF", fix, cause=TileCause.LINK)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     "An open GeoTIFF. Raises `TileError` when it is truncated or in another format."
@@ -55,6 +67,7 @@ def _opened(path: str | Path) -> Iterator[rasterio.DatasetReader]:
             with rasterio.open(path, driver="GTiff") as f:
                 yield f
     except RasterioError as e:
+        _check_pointer(Path(path))
         why = re.sub(rf"\S*{re.escape(Path(path).name)}\W*", "", str(e.__cause__ or e)).strip(" .")
         found = f"{Path(path).stat().st_size} bytes that GDAL cannot read ({why})"
         fix = "copy or download the file again"

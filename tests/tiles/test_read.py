@@ -29,7 +29,7 @@ from tile_folders import (
 
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, LABEL_CODES
-from glacier_nb.tiles.index import _find_bands, _tile_id
+from glacier_nb.tiles.index import TileFiles, _tile_id
 from glacier_nb.tiles.lazy import open_tiles
 from glacier_nb.tiles.read import describe, read_raster, read_tiles
 
@@ -200,7 +200,7 @@ def test_ids_and_label_dir(folder):
     [tile] = read_tiles(folder, label_dir="label4", ids=["03_07"])
     assert tile.classes == CLASSES
     assert describe(folder, label_dir="label4", ids="03_07").id.tolist() == ["03_07"]
-    refusal("label4", "no label for tile 02_07, 02_08", "ids=[...]", folder=folder, label_dir="label4")
+    refusal("label4", "no label for tile 02_07, 02_08", "ids='03_07'", folder=folder, label_dir="label4")
     refusal("no such folder", "label5", folder=folder, label_dir="label5")
     refusal("no tile 3_7", "such as 03_07", folder=folder, ids=["3_7", "02_07"])
     refusal("empty list of ids", folder=folder, ids=[])
@@ -270,7 +270,8 @@ def test_label_and_labels(folder):
 
 def test_label_missing_for_some_tiles(folder):
     label_file(folder).unlink()
-    refusal("no label for tile 02_08", "ids=[...]", folder=folder)
+    refusal("no label for tile 02_08", "ids='02_07,03_07'", folder=folder)
+    assert len(read_tiles(folder, ids="02_07,03_07")) == 2
     for path in (folder / "label").iterdir():
         path.unlink()
     refusal("no .tif or .tiff file", folder / "label", folder=folder)
@@ -469,8 +470,8 @@ def test_errors_survive_pickling():
     assert str(TileError("plain")) == "plain"
 
 
-def test_find_bands_takes_a_string(folder):
-    assert list(_find_bands(str(folder))) == list(IDS)
+def test_find_takes_a_string(folder):
+    assert [tile.id for tile in TileFiles.find(str(folder))] == list(IDS)
     assert [t.id for t in read_tiles(str(folder))] == list(IDS)
 
 
