@@ -28,6 +28,17 @@ GLCM_FEATURES = (
     "contrast", "dissimilarity", "homogeneity", "ASM", "energy", "entropy", "correlation", "mean", "variance",
 )  # fmt: skip
 
+# %% ../../nbs/config/01_training.ipynb #8320688e
+def _ids_text(
+    ids,  # the parameter `ids`: a list, or text with commas; anything else is returned as it is
+) -> str:  # sorted, each id once
+    "Tile ids as one text, so that two configs with the same tiles are equal."
+    if isinstance(ids, str):
+        ids = ids.split(",")
+    if not isinstance(ids, list | tuple | set):
+        return ids
+    return ",".join(sorted({str(i).strip() for i in ids} - {""}))
+
 # %% ../../nbs/config/01_training.ipynb #4b98d829
 @dataclass(frozen=True, repr=False)
 class TrainConfig:
@@ -76,6 +87,7 @@ class TrainConfig:
         choices=("stop", "report", "off"),
     )
     # data
+    ids: str = param("", "tiles to use, comma-separated ids or a list; empty: all of the folder")
     classes: str = param("auto", "label scheme", choices=("auto", "four", "binary"))
     fold: int = param(0, "spatial fold held out for validation", low=0, high=99)
     n_folds: int = param(5, "number of spatial folds", low=2, high=100)
@@ -187,6 +199,7 @@ class TrainConfig:
     ensemble: str = param("", "runs or checkpoints to average with, comma-separated; empty: none")
 
     def __post_init__(self):
+        object.__setattr__(self, "ids", _ids_text(self.ids))
         for f in fields(self):
             object.__setattr__(self, f.name, coerce(f, getattr(self, f.name)))
         _check_combinations(self)

@@ -360,6 +360,7 @@ class TileFiles:
     label: Path | None  # None: no label folder
 
     find_labels = staticmethod(_find_labels)
+    or_choose = staticmethod(_or_choose)
 
 
 @patch(cls_method=True)

@@ -189,12 +189,16 @@ def open_tiles(
     folder: str | Path,  # the tile folder
     classes: str = "auto",  # label scheme: auto, four or binary
     label_dir: str | None = None,  # label folder, relative to the tile folder; None: label/ or labels/
-    ids: Iterable[str] | None = None,  # tiles to open; None: all
+    ids: Iterable[str] | None = None,  # tiles to open, perhaps as text with commas; None: all
+    partial: bool = False,  # also tiles without a label, beside others that have one, or without data
 ) -> list[LazyTile]:
     "Open the tiles of a folder, sorted by id. Raises `TileError` as `read_tiles` does."
 
     def count(paths):
         return LabelCodes(pd.concat([_codes(path) for path in paths]))
 
-    files, scheme, codes = folder_scheme(folder, classes, label_dir, ids, count)
-    return [_open_tile(f, scheme, codes.get(f.label, ())) for f in files]
+    files, scheme, codes = folder_scheme(folder, classes, label_dir, ids, count, partial)
+    tiles = [_open_tile(f, scheme, codes.get(f.label, ())) for f in files]
+    if not partial:
+        TileFiles.check_data(files, [t.files for t in tiles if not t.valid_fraction])
+    return tiles

@@ -182,37 +182,54 @@ def _clean(plane, valid, name):
     return dn
 
 
-def _check_valid(files, bands, valid):
-    "Raise `TileError` when nodata (H, W) is not declared, or is everywhere."
+def _check_zeros(files, bands, valid):
+    "Raise `TileError` when nodata (H, W) is not declared."
     zeros = (valid & (bands == 0).all(0)).mean()
     if zeros:
         found = f"0 in all bands on {zeros:.1%} of the pixels, which no band declares as nodata"
         fix = "declare it in each band file (rio edit-info --nodata 0 FILE)"
         expected = "declared nodata where there are no data"
         raise TileError(files.bands[0], found, expected, fix, cause=TileCause.NODATA)
-    if not valid.any():
-        empty = [b for b, dn in zip(BANDS, bands, strict=True) if not dn.any()]
-        found = f"no valid pixel in tile {files.id}" + (
-            f" ({', '.join(empty)} is all nodata)" if empty else ""
-        )
-        fix = "check the bands, move the tile away, or select others with ids=[...]"
-        raise TileError(
-            files.bands[0], found, "a tile with data in all bands", fix, cause=TileCause.UNREADABLE
-        )
 
 # %% ../../nbs/tiles/02_read.ipynb #418c78a1
-def _read_bands(
+def _read_planes(
     files: TileFiles,  # the files of one tile
-) -> tuple[np.ndarray, np.ndarray, _Raster]:  # (5, H, W) float32 DN, (H, W) bool, the first file
-    "Read the bands of a tile and where they are valid. Raises `TileError` for damaged or ambiguous files."
+) -> tuple[list[tuple], _Raster]:  # plane, valid, name of each band; the first file
+    "The bands of a tile as they are in its files."
     rasters = [read_raster(p) for p in files.bands]
     parts = [BANDS] if len(rasters) == 1 else [(band,) for band in BANDS]
     planes = [plane for pair in zip(rasters, parts, strict=True) for plane in _planes(*pair)]
     for raster in rasters[1:]:
         _check_grid(raster, rasters[0])
+    return planes, rasters[0]
+
+
+def _read_bands(
+    files: TileFiles,  # the files of one tile
+) -> tuple[np.ndarray, np.ndarray, _Raster]:  # (5, H, W) float32 DN, (H, W) bool, the first file
+    "Read the bands of a tile and where they are valid. Raises `TileError` for damaged or ambiguous files."
+    planes, first = _read_planes(files)
     bands, valid = np.stack([_clean(*p) for p in planes]), np.all([p[1] for p in planes], axis=0)
-    _check_valid(files, bands, valid)
-    return np.where(valid, bands, np.float32(0)), valid, rasters[0]
+    _check_zeros(files, bands, valid)
+    return np.where(valid, bands, np.float32(0)), valid, first
+
+
+@patch(cls_method=True)
+def check_data(
+    cls: TileFiles,
+    files: list[TileFiles],  # of the tiles that were read
+    empty: list[TileFiles],  # those of them that have no valid pixel
+) -> None:
+    "Raise `TileError` for tiles without data."
+    if not empty:
+        return
+    (planes, _first), left = _read_planes(empty[0]), [f.id for f in files if f not in empty]
+    bare = [band for band, (_plane, valid, _name) in zip(BANDS, planes, strict=True) if not valid.any()]
+    found = f"no valid pixel in tile {listing(f.id for f in empty)}"
+    which = f" of {empty[0].id}" if len(empty) > 1 else ""
+    found += f" ({', '.join(bare)}{which} is all nodata)" if bare else ""
+    fix = f"check the bands{TileFiles.or_choose(left)}"
+    raise TileError(empty[0].bands[0], found, "tiles with data in all bands", fix, cause=TileCause.EMPTY)
 
 # %% ../../nbs/tiles/02_read.ipynb #a11717e1
 Box = tuple[int, int, int, int]  # top, bottom, left, right: rows and columns, the end not included
@@ -333,6 +350,14 @@ def read(self: Tile) -> Tile:
     "The tile itself."
     return self
 
+# %% ../../nbs/tiles/02_read.ipynb #980b5854
+@patch(as_prop=True)
+def lacks(self: AnyTile) -> TileCause | None:  # None: it can be used
+    "Why a run cannot use a tile: it has no label, or no valid pixel."
+    if not self.labelled:
+        return TileCause.UNLABELLED
+    return None if self.valid_fraction else TileCause.EMPTY
+
 # %% ../../nbs/tiles/02_read.ipynb #a11717e4
 @patch
 def __repr__(self: AnyTile) -> str:
@@ -418,13 +443,14 @@ def folder_scheme(
     label_dir: str | None = None,  # label folder, relative to the tile folder; None: label/ or labels/
     ids: Iterable[str] | None = None,  # tiles to read; None: all
     count: Callable[[Iterable[Path]], LabelCodes] | None = None,  # counts the codes in label files
+    partial: bool = False,  # also tiles without a label, beside others that have one
 ) -> tuple[
     list[TileFiles], LabelScheme | None, dict[Path, tuple[tuple, ...]]
 ]:  # None: no labels; codes by file
     "The files of the selected tiles, and the scheme and the codes of the whole label folder."
     if classes not in ("auto", "four", "binary"):
         raise ValueError(f'classes: found {classes!r}. Expected "auto", "four" or "binary".')
-    files, labels = TileFiles.find(folder, label_dir, ids), TileFiles.find_labels(folder, label_dir)
+    files, labels = TileFiles.find(folder, label_dir, ids, partial), TileFiles.find_labels(folder, label_dir)
     if not labels:
         return files, None, {}
     found = count(labels.values()) if count else LabelCodes.count(map(read_raster, labels.values()))
@@ -439,7 +465,8 @@ def read_tiles(
     folder: str | Path,  # the tile folder
     classes: str = "auto",  # label scheme: auto, four or binary
     label_dir: str | None = None,  # label folder, relative to the tile folder; None: label/ or labels/
-    ids: Iterable[str] | None = None,  # tiles to read; None: all
+    ids: Iterable[str] | None = None,  # tiles to read, perhaps as text with commas; None: all
+    partial: bool = False,  # also tiles without a label, beside others that have one, or without data
 ) -> list[Tile]:
     "Read the tiles of a folder, sorted by id. Raises `TileError` for damaged or ambiguous files."
     labels = {}
@@ -448,8 +475,11 @@ def read_tiles(
         labels.update((path, read_raster(path)) for path in paths)
         return LabelCodes.count(labels.values())
 
-    files, scheme, codes = folder_scheme(folder, classes, label_dir, ids, count)
-    return [f.read(scheme, labels.pop(f.label, None), codes.get(f.label, ())) for f in files]
+    files, scheme, codes = folder_scheme(folder, classes, label_dir, ids, count, partial)
+    tiles = [f.read(scheme, labels.pop(f.label, None), codes.get(f.label, ())) for f in files]
+    if not partial:
+        TileFiles.check_data(files, [t.files for t in tiles if not t.valid_fraction])
+    return tiles
 
 # %% ../../nbs/tiles/02_read.ipynb #51f478ae
 def _summary(tile: AnyTile) -> dict:
@@ -467,10 +497,12 @@ def describe(
     tiles: str | Path | Sequence[AnyTile],  # a tile folder, or tiles
     classes: str = "auto",  # of a folder: label scheme: auto, four or binary
     label_dir: str | None = None,  # of a folder: label folder, relative to it; None: label/ or labels/
-    ids: Iterable[str] | None = None,  # of a folder: tiles to read; None: all
+    ids: Iterable[str] | None = None,  # of a folder: tiles to read, perhaps as text; None: all
 ) -> pd.DataFrame:  # one row a tile: id, size, crs, valid (fraction), then the fraction of each class
     "A table of tiles; of a folder, one tile is in memory at a time."
     if isinstance(tiles, str | Path):
         files, scheme, _codes = folder_scheme(tiles, classes, label_dir, ids)
-        tiles = (f.read(scheme) for f in files)
+        rows = [_summary(f.read(scheme)) for f in files]
+        TileFiles.check_data(files, [f for f, row in zip(files, rows, strict=True) if not row["valid"]])
+        return pd.DataFrame(rows)
     return pd.DataFrame([_summary(tile) for tile in tiles])

@@ -198,7 +198,8 @@ def _start(self: RunFolder, learner: Learner) -> None:
     if _holds_run(self.folder):  # it began while the data were read
         raise ConfigError(f"{self.folder} already holds a run: choose another name for `run`")
     learner.cfg.save(self.folder / "config.json")
-    write_text(self.folder / "splits.json", json.dumps(_split(learner), indent=1) + "\n")
+    unused = {"left_out": dict(learner.data.tiles_left_out)} if learner.data.tiles_left_out else {}
+    write_text(self.folder / "splits.json", json.dumps(_split(learner) | unused, indent=1) + "\n")
 
 
 def _split(learner: Learner) -> dict[str, list[str]]:
