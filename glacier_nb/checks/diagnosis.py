@@ -30,7 +30,7 @@ from .steps import budget, check_budget, check_norm_batches
 from ..config.training import TrainConfig
 from ..data.stats import DataError
 from ..data.storage import run_tiles
-from ..files.errors import TileError
+from ..files.errors import TileError, listing
 from ..progress import progress_bar
 from ..report.findings import CheckResult, Finding, Status
 from ..report.report import Report
@@ -116,6 +116,7 @@ _CHECKS = (
     _Check("labels in memory", "tiles", lambda s: check_labels(s.tiles, s.label_source)),
     _Check("bands", "tiles", lambda s: check_bands(s.tiles)),
     _Check("alignment of labels and images", "tiles", lambda s: check_registration(s.tiles)),
+    _Check("tiles left out", "data", lambda s: _left_out(s.data)),
     _Check("split", "data", lambda s: _split(s.cfg, s.data)),
     _Check("network inputs", "data", lambda s: check_inputs(s.data)),
     _Check("steps and learning rate", "learner", lambda s: _budget(s.learner)),
@@ -130,6 +131,18 @@ _CHECKS = (
 )
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #b53503e3
+def _left_out(data: RunData) -> list[Finding]:
+    "Finding `tiles-left-out`: tiles that have no label or no valid pixel; a warning above a quarter of them."
+    unused, used = data.tiles_left_out, len(data.split.folds) or len(data.train) + len(data.val)
+    if not unused:
+        return []
+    why, n = listing((f"{i} ({cause})" for i, cause in unused.items()), 12), len(unused) + used
+    evidence = f"{len(unused)} of {n} tiles are left out: {why}. The run uses the other {used}."
+    fix = "Add their labels and data, or name in `ids` the tiles to use, if these are to stay out."
+    severity = "warning" if len(unused) > n / 4 else "note"
+    return [Finding("tiles-left-out", severity, evidence, fix, {"tiles": dict(unused)})]
+
+
 def _split(cfg: TrainConfig, data: RunData) -> list[Finding]:
     "Training and validation tiles; arrays are not compared where both are one set (finding set-shared)."
     if check_sets(data):

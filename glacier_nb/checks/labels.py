@@ -20,7 +20,8 @@ from ..landsat import IGNORE, LABEL_CODES
 from ..report.figures import bar_chart, image_row
 from ..report.findings import Finding
 from ..tiles.index import TileFiles
-from ..tiles.read import AnyTile, LabelCodes, read_raster
+from ..tiles.labels import LabelCodes
+from ..tiles.read import AnyTile, read_raster
 
 # %% ../../nbs/checks/01_labels.ipynb #1a000005
 def _label_codes(
@@ -30,7 +31,7 @@ def _label_codes(
     "Count the values in the label files. Raises `TileError` for a file that is not a raster of one band."
     if isinstance(source, str | Path):
         labels = TileFiles.find_labels(source, label_dir)
-        return None if labels is None else LabelCodes.count(labels.values())
+        return None if labels is None else LabelCodes.count(map(read_raster, labels.values()))
     rows = [(t.files.label, *row) for t in source for row in t.codes]
     return LabelCodes(pd.DataFrame(rows, columns=["path", "code", "pixels", "nodata"])) if rows else None
 

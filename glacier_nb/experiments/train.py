@@ -21,6 +21,7 @@ from ..config.files import read_config
 from ..config.training import TrainConfig
 from ..data.storage import run_tiles
 from .run import Run
+from ..files.errors import listing
 from ..files.locks import run_lock
 from ..files.paths import project_root, short_path
 from ..parallel.device import processes
@@ -147,6 +148,8 @@ def _run_rank(
     learner = make_learner(cfg, data, folder, progress and ranks.rank == 0)
     with nullcontext() if ranks.rank else run_lock(folder, inherit=True):  # until the metrics are written
         if ranks.rank == 0:
+            if unused := data.tiles_left_out:
+                print("left out:", listing(f"{i} ({why})" for i, why in unused.items()), flush=True)
             evaluation_members(cfg, data)  # raises before the training, not after
         _check_ranks(learner, folder)
         learner.fit()

@@ -14,6 +14,9 @@ class TileCause(StrEnum):
     "Why tiles cannot be read."
 
     FILES = "files"  # missing, given twice, or under a wrong name
+    LINK = "link"  # whose target is missing, as of git-annex and DVC
+    UNLABELLED = "no label"  # tiles without a label, beside others that have one
+    EMPTY = "no valid pixel"  # tiles without a valid pixel
     UNREADABLE = "unreadable"  # damaged, or not a GeoTIFF of the expected bands
     GRID = "grid"  # files of one tile on different grids
     NOT_FINITE = "not-finite"  # NaN or infinity that is not declared as nodata

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CAUSES = {
     # tiles
     "unreadable": "the tiles cannot be read",
+    "tiles-left-out": "some tiles have no label or no data",
     "label-codes": "label values that are not class codes",
     "label-binary": "binary labels read as four classes",
     "label-clamped": "label codes clipped to 0-3 instead of mapped to classes",

@@ -6,7 +6,10 @@
 __all__ = ['TileFiles']
 
 # %% ../../nbs/tiles/00_index.ipynb #2d6128d1
+import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,56 +17,135 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..files.errors import TileError, listing
-from ..landsat import BANDS
+from ..files.errors import TileCause, TileError, listing
+from ..landsat import BANDS, bands_named
 
 # %% ../../nbs/tiles/00_index.ipynb #9dce5577
-_PREFIX = re.compile(r"^(?:(?:B\d+|Y)_)+", re.IGNORECASE)
+_PREFIX = re.compile(r"^(?:(?:(?:(?:SR|ST)_)?B\d+|Y)_)+", re.IGNORECASE)
 _GRID = re.compile(r"(?:^|_)(\d+_\d+)$")
+
+
+def _stem(
+    path: str | Path,  # a band, image or label file
+) -> str:
+    "The name without extension and without the band or label at its beginning."
+    return _PREFIX.sub("", unicodedata.normalize("NFC", Path(path).stem))
+
+
+def _short(
+    name: str,  # from `_stem`
+) -> str:
+    "The row and column at the end of a name, or the name."
+    grid = _GRID.search(name)
+    return grid[1] if grid else name
 
 
 def _tile_id(
     path: str | Path,  # a band, image or label file
 ) -> str:
     "The id that the files of one tile share: `B2_B2_masked_02_07.tif` -> `02_07`, `img001.tif` -> `img001`."
-    stem = _PREFIX.sub("", Path(path).stem)
-    grid = _GRID.search(stem)
-    return grid[1] if grid else stem
+    return _short(_stem(path))
 
 # %% ../../nbs/tiles/00_index.ipynb #43fe16ce
-def _files_by_id(
+def _with_pointers(
+    folder: Path,  # any folder
+) -> list[Path]:
+    "What is in a folder, sorted, with what the `.dvc` files in it stand for."
+    return sorted({*folder.iterdir(), *(p.with_suffix("") for p in folder.glob("*.dvc"))})
+
+
+def _tiffs(
     folder: Path,  # one band, image or label folder
-) -> dict[str, Path]:
-    "The GeoTIFFs of one folder by tile id. Raises `TileError` when two files have the same id."
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in (".tif", ".tiff") or path.name.startswith(".") or not path.is_file():
-            continue
-        twin = found.setdefault(_tile_id(path), path)
-        if twin != path:
-            raise TileError(
-                path,
-                f"a second file for tile {_tile_id(path)}, beside {twin.name}",
-                "one file per tile in each folder",
-                "move one of the two away, or rename it if it is another tile",
-            )
-    return found
+) -> list[Path]:  # some may be missing, see `_check_present`
+    "The GeoTIFFs of one folder, sorted."
+    known = [p for p in _with_pointers(folder) if p.suffix.lower() in (".tif", ".tiff") and not p.is_dir()]
+    return [p for p in known if not p.name.startswith(".")]
+
+
+def _check_present(
+    paths: Iterable[Path],  # files or folders
+) -> None:
+    "Raise `TileError` when the data of some paths are elsewhere and were not fetched."
+    missing = [p for p in paths if not p.exists()]
+    if not missing:
+        return
+    first, more = missing[0], f" (and {len(missing) - 1} more like it)" if len(missing) > 1 else ""
+    target = os.readlink(first) if first.is_symlink() else ""
+    found, fix = f"a link to {target}, which is missing{more}", "restore the target"
+    if not target:
+        found = f"the file {first.name}.dvc alone, without the data that it stands for{more}"
+    if not target or "dvc" in target:
+        fix = "fetch the data: dvc pull"
+    elif "annex" in target:
+        fix = f"fetch the data: git annex get {os.path.commonpath(p.parent for p in missing)}"
+    raise TileError(first, found, "the data themselves", fix, cause=TileCause.LINK)
 
 
 def _subfolders(
     folder: Path,  # the tile folder
-    *names: str,  # lower-case names
+    pattern: str,  # of lower-case names
 ) -> list[Path]:
-    "Folders of these names directly under `folder`, whatever their letter case."
-    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name.lower() in names)
+    "Folders with such names under `folder`, in any letter case. Raises `TileError` for links without target."
+    named = [p for p in _with_pointers(folder) if re.fullmatch(pattern, p.name.lower())]
+    _check_present(named)
+    return [p for p in named if p.is_dir()]
+
+# %% ../../nbs/tiles/00_index.ipynb #2c66569a
+def _agree(
+    group: list[tuple[int, str, Path]],  # number of the folder, name, path
+    folders: int,  # their number
+) -> bool:
+    "Whether the folders have the same names, so that these are different tiles."
+    names = [{name for k, name, _path in group if k == folder} for folder in range(folders)]
+    largest = max(names, key=len)
+    once = len(group) == sum(map(len, names))
+    return once and all(n <= largest for n in names) and (folders <= 2 or sum(len(n) > 1 for n in names) > 1)
+
+
+def _ids_of_group(
+    group: list[tuple[int, str, Path]],  # number of the folder, name, path: all of one short id
+    folders: int,  # their number
+    whole: bool,  # prefer whole names
+) -> list[tuple[str, int, Path]]:  # id, number of the folder, path
+    "The ids of files with one short id. Raises `TileError` for two files of one tile in a folder."
+    alike = [(k, name.casefold(), path) for k, name, path in group]
+    if max(Counter(k for k, *_ in group).values()) == 1:
+        keep = whole and len({name for _, name, _ in alike}) == 1
+        one = group[0][1] if keep else _short(group[0][1])
+        return [(one, k, path) for k, _name, path in group]
+    if _agree(alike, folders):
+        spelled = {name.casefold(): name for _, name, _ in reversed(group)}
+        return [(spelled[name], k, path) for k, name, path in alike]
+    if _agree(group, folders):
+        return [(name, k, path) for k, name, path in group]
+    twice = Counter(k for k, *_ in group).most_common(1)[0][0]
+    twin, path = [path for k, _name, path in group if k == twice][:2]
+    found = f"a second file for tile {_short(group[0][1])}, beside {twin.name}"
+    fix = "move one of the two away, or rename it in all folders if it is another tile"
+    raise TileError(path, found, "one file per tile in each folder", fix)
+
+
+def _by_id(
+    columns: list[list[tuple[str, Path]]],  # name and path of each file, by folder
+) -> list[dict[str, Path]]:  # by folder
+    "The files of each folder by tile id. Raises `TileError` for two files of one tile in a folder."
+    groups: dict[str, list] = {}
+    for k, column in enumerate(columns):
+        for name, path in column:
+            groups.setdefault(_short(name).casefold(), []).append((k, name, path))
+    whole = any(max(Counter(k for k, *_ in group).values()) > 1 for group in groups.values())
+    found: list[dict[str, Path]] = [{} for _ in columns]
+    for group in groups.values():
+        for tile, k, path in _ids_of_group(group, len(columns), whole):
+            found[k][tile] = path
+    return found
 
 # %% ../../nbs/tiles/00_index.ipynb #2b709686
 def _band_folders(
     folder: Path,  # the tile folder
 ) -> list[Path]:
     "The folders that hold bands: `images/`, or those of Band1 ... Band5 that exist."
-    images = _subfolders(folder, "images")
-    single = [p for p in sorted(folder.iterdir()) if p.is_dir() and re.fullmatch(r"band\d+", p.name.lower())]
+    images, single = _subfolders(folder, "images"), _subfolders(folder, r"band\d+")
     known = {p.name.lower() for p in single} <= {f"band{k}" for k in range(1, len(BANDS) + 1)}
     if known and len(images) + bool(single) == 1 and len({p.name.lower() for p in single}) == len(single):
         return images or single
@@ -76,54 +158,89 @@ def _band_folders(
     )
 
 
+_END = re.compile(
+    r"[._ -]((?:(?:sr|st|bt|toa)[._ -]?)?(?:b|band[._ -]?)\d{1,2}a?|blue|green|red|nir|swir[._ -]?\d?|"
+    r"lwir\d*|thermal|tirs?\d?)(?:[._ -]\d+m)?$",
+    re.IGNORECASE,
+)
+
+
+def _end_bands(
+    path: Path,  # a file in a band folder
+) -> set[str]:  # empty: it does not end in a band
+    "The band at the end of a file's name."
+    end = _END.search(path.stem)
+    return bands_named(end[1], path.stem) if end else set()
+
+
+def _ends_in_band(
+    columns: list[list[Path]],  # the files of each band folder
+) -> bool:
+    "Whether the file names end in the band of their folder, which is then no part of the id."
+    files = [path for paths in columns for path in paths]
+    if files and all(re.search(r"(?i)[._ -]s[rt][._ -]?b\d+$", path.stem) for path in files):
+        return True
+    common = []
+    for paths in filter(None, columns):
+        named = Counter(band for path in paths for band in _end_bands(path))
+        band, n = max(named.items(), key=lambda item: item[1], default=("", 0))
+        common += [band if 2 * n > len(paths) else ""]
+    return "" not in common and len(common) == len(set(common)) > 1
+
+
 def _check_name(
     path: Path,  # a file in a band folder
     band: str,  # the band of this folder
+    ends: bool,  # whether the names end in a band
 ) -> None:
     "Raise `TileError` when a file's name contains another band than that of its folder."
-    named = re.match(r"(B\d+)_", path.name, re.IGNORECASE)
-    if named and named[1].upper() != band:
+    start = re.match(r"(?:S[RT]_)?(B\d+)_", path.name, re.IGNORECASE)
+    named = bands_named(start[1], path.stem) if start else _end_bands(path) if ends else set()
+    if named - {band}:
+        found = f"{', '.join(sorted(named - {band}))} in the name"
         expected = f"{band}, which is what {path.parent.name}/ holds"
-        raise TileError(
-            path, f"{named[1]} in the name", expected, "move the file to the folder of its band, or rename it"
-        )
+        raise TileError(path, found, expected, "move the file to the folder of its band, or rename it")
 
 # %% ../../nbs/tiles/00_index.ipynb #407bfaf9
-def _find_bands(
-    folder: str | Path,  # the tile folder
-) -> dict[str, tuple[Path | None, ...]]:
-    "Band files by tile id: five in the order of `BANDS` (None: missing), or one multi-band file."
-    dirs = {p.name.lower(): p for p in _band_folders(Path(folder))}
-    if "images" in dirs:
-        found = {i: (path,) for i, path in _files_by_id(dirs["images"]).items()}
-    else:
-        names = [f"band{k}" for k in range(1, len(BANDS) + 1)]
-        columns = [_files_by_id(dirs[n]) if n in dirs else {} for n in names]
-        for band, column in zip(BANDS, columns, strict=True):
-            for path in column.values():
-                _check_name(path, band)
-        found = {i: tuple(c.get(i) for c in columns) for i in set().union(*columns)}
-    if not found:
+def _band_files(
+    folder: Path,  # the tile folder
+) -> list[list[tuple[str, Path]]]:  # of five folders in the order of `BANDS`, or of images/
+    "The name without its band and the path of each band file, by folder."
+    dirs = {p.name.lower(): p for p in _band_folders(folder)}
+    names = ["images"] if "images" in dirs else [f"band{k}" for k in range(1, len(BANDS) + 1)]
+    columns = [_tiffs(dirs[name]) if name in dirs else [] for name in names]
+    if not any(columns):
         where = listing(p.name + "/" for p in dirs.values())
         raise TileError(
             folder, f"no .tif or .tiff file in {where}", "a GeoTIFF per tile", "put the tiles there"
         )
-    return dict(sorted(found.items()))
+    if len(columns) == 1:
+        return [[(_stem(path), path) for path in columns[0]]]
+    ends = _ends_in_band(columns)
+    for band, paths in zip(BANDS, columns, strict=True):
+        for path in paths:
+            _check_name(path, band, ends)
+    return [[(_END.sub("", _stem(p)) if ends else _stem(p), p) for p in paths] for paths in columns]
 
 # %% ../../nbs/tiles/00_index.ipynb #dfd32bf4
-def _find_labels(
+_LABEL = re.compile(r"^(?:labels?|masks?|gt)[._ -]|[._ -](?:labels?|masks?|gt)$", re.IGNORECASE)
+
+
+def _label_files(
     folder: str | Path,  # the tile folder
     label_dir: str | None = None,  # label folder, relative to the tile folder; None: label/ or labels/
-) -> dict[str, Path] | None:
-    "Label files by tile id; None when the tile folder has no labels."
+) -> list[Path] | None:
+    "Label files; None when the tile folder has no labels."
     folder = Path(folder)
-    dirs = _subfolders(folder, "label", "labels") if label_dir is None else [folder / label_dir]
+    dirs = _subfolders(folder, "labels?") if label_dir is None else [folder / label_dir]
     if not dirs:
         return None
     if len(dirs) > 1:
         both = " and ".join(p.name + "/" for p in dirs)
         raise TileError(folder, both, "one label folder", "move one away, or give the right one as label_dir")
-    found = _files_by_id(dirs[0]) if dirs[0].is_dir() else {}
+    if dirs[0].is_symlink():
+        _check_present(dirs)
+    found = _tiffs(dirs[0]) if dirs[0].is_dir() else []
     if not found:
         what = "no .tif or .tiff file" if dirs[0].is_dir() else "no such folder"
         fix = (
@@ -134,10 +251,53 @@ def _find_labels(
         raise TileError(dirs[0], what, "a label per tile", fix)
     return found
 
+
+def _find_labels(
+    folder: str | Path,  # the tile folder
+    label_dir: str | None = None,  # label folder, relative to the tile folder; None: label/ or labels/
+) -> dict[str, Path] | None:
+    "Label files by id, without links whose target is missing; None when the tile folder has no labels."
+    found = _label_files(folder, label_dir)
+    return found and _by_id([[(_stem(path), path) for path in found if path.exists()]])[0]
+
+
+def _label_names(
+    labels: list[Path],  # label files
+    bands: list[list[tuple[str, Path]]],  # from `_band_files`
+) -> list[tuple[str, Path]]:
+    "The name and path of each label file, with or without `_label`, whichever finds more tiles."
+    known = {_short(name).casefold() for column in bands for name, _path in column}
+    plain = [(_stem(path), path) for path in labels]
+    bare = [(_LABEL.sub("", name) or name, path) for name, path in plain]
+    hits = [sum(_short(name).casefold() in known for name, _path in names) for names in (plain, bare)]
+    return bare if hits[1] > hits[0] else plain
+
+# %% ../../nbs/tiles/00_index.ipynb #b123d930
+def _or_choose(
+    ids: Iterable[str],  # of tiles that can be used
+) -> str:
+    "The end of a message that proposes the parameter `ids`."
+    ids = [*ids]
+    return f", or choose tiles with ids, such as ids={','.join(ids[:3])!r}" if ids else ""
+
 # %% ../../nbs/tiles/00_index.ipynb #395fd092
+def _check_names_match(
+    folder: Path,  # the tile folder, for the message
+    bands: dict,  # band files of the tiles to be read, by id
+) -> None:
+    "Raise `TileError` when no two band folders have a tile in common."
+    if any(len(paths) < 2 or sum(path is not None for path in paths) > 1 for paths in bands.values()):
+        return
+    firsts = [next(filter(None, column), None) for column in zip(*bands.values(), strict=True)]
+    shown = listing(f"{path.parent.name}/{path.name}" for path in firsts if path)
+    found = f"no name that two folders have in common: {shown}"
+    expected = "names that differ in the band alone, at their beginning (B2_) or end (_B2)"
+    raise TileError(folder, found, expected, "rename the files")
+
+
 def _check_complete(
     folder: Path,  # the tile folder, for the message
-    bands: dict,  # `_find_bands` of the tiles to be read
+    bands: dict,  # band files of the tiles to be read, by id
 ) -> None:
     "Raise `TileError` when a tile lacks a band."
     gaps = []
@@ -146,37 +306,41 @@ def _check_complete(
         if lacking:
             gaps.append(f"no {band} (Band{k + 1}/) for tile {listing(lacking)}")
     if gaps:
-        raise TileError(
-            folder, "; ".join(gaps), "all bands of each tile", "add the files, or choose tiles with ids=[...]"
-        )
+        _check_names_match(folder, bands)
+        whole = [i for i, paths in bands.items() if None not in paths]
+        fix = f"add the files{_or_choose(whole)}"
+        raise TileError(folder, "; ".join(gaps), "all bands of each tile", fix)
 
 
 def _check_labels(
-    bands: dict,  # `_find_bands` of the tiles to be read
-    labels: dict,  # `_find_labels`
+    bands: dict,  # band files of the tiles to be read, by id
+    labels: dict,  # label files, by id
     whole: bool,  # whether all tiles of the folder are to be read
+    partial: bool,  # whether tiles may lack their label
 ) -> None:
     "Raise `TileError` when a tile lacks its label or, in a whole folder, a label lacks its tile."
     where = next(iter(labels.values())).parent
-    unlabelled = sorted(bands.keys() - labels.keys())
+    unlabelled, labelled = sorted(bands.keys() - labels.keys()), sorted(bands.keys() & labels.keys())
     orphans = sorted(labels.keys() - bands.keys()) if whole else ()
-    if unlabelled:
+    if unlabelled and (not partial or orphans or not labelled):
         found = f"no label for tile {listing(unlabelled)} (labels exist for {listing(labels, 3)})"
-        fix = "add the labels, rename them to the ids, or read only the tiles that have one with ids=[...]"
+        fix = f"add the labels or rename them to the ids{_or_choose(labelled)}"
         raise TileError(where, found, "one for each tile", fix)
     if orphans:
         found = f"labels without bands: {listing(labels[i].name for i in orphans)}"
-        fix = "add the bands, move these labels away, or choose tiles with ids=[...]"
+        fix = f"add the bands or move these labels away{_or_choose(bands)}"
         raise TileError(where, found, f"labels of the tiles {listing(bands, 3)} alone", fix)
 
 # %% ../../nbs/tiles/00_index.ipynb #9ce1a9b0
 def _select(
     folder: Path,  # the tile folder, for the message
     found: dict,  # values by tile id
-    ids: Iterable[str] | None,  # tiles to select; None: all
+    ids: Iterable[str] | None,  # tiles to select, perhaps as text with commas; None or empty text: all
 ) -> dict:
     "The selected part of `found`, sorted by id."
-    ids = sorted({ids} if isinstance(ids, str) else set(found if ids is None else ids))
+    if isinstance(ids, str):
+        ids = [part.strip() for part in ids.split(",") if part.strip()] or None
+    ids = sorted(set(found) if ids is None else {unicodedata.normalize("NFC", i) for i in ids})
     unknown = [i for i in ids if i not in found]
     if unknown or not ids:
         near = get_close_matches(str(unknown[0]), found, 3, 0) if unknown else list(found)
@@ -196,6 +360,7 @@ class TileFiles:
     label: Path | None  # None: no label folder
 
     find_labels = staticmethod(_find_labels)
+    or_choose = staticmethod(_or_choose)
 
 
 @patch(cls_method=True)
@@ -203,17 +368,25 @@ def find(
     cls: TileFiles,
     folder: str | Path,  # the tile folder
     label_dir: str | None = None,  # label folder, relative to the tile folder; None: label/ or labels/
-    ids: Iterable[str] | None = None,  # tiles to find; None: all
+    ids: Iterable[str] | None = None,  # tiles to find, perhaps as text with commas; None: all
+    partial: bool = False,  # also tiles without a label, beside others that have one
 ) -> list[TileFiles]:
     "The files of each tile, sorted by id. Raises `TileError` unless every tile is complete."
     folder = Path(folder)
+    if folder.is_symlink() or folder.with_name(f"{folder.name}.dvc").exists():
+        _check_present([folder])
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
         raise TileError(
             folder, what, "a tile folder", f"correct the path (the working directory is {Path.cwd()})"
         )
-    bands, labels = _select(folder, _find_bands(folder), ids), _find_labels(folder, label_dir)
+    columns, labels = _band_files(folder), _label_files(folder, label_dir)
+    *columns, labels = _by_id([*columns, _label_names(labels or [], columns)])
+    bands = {i: tuple(column.get(i) for column in columns) for i in sorted(set().union(*columns))}
+    bands = _select(folder, bands, ids)
     _check_complete(folder, bands)
-    if labels is not None:
-        _check_labels(bands, labels, whole=ids is None)
-    return [cls(i, paths, labels[i] if labels else None) for i, paths in bands.items()]
+    if labels:
+        _check_labels(bands, labels, not ids, partial)
+    files = [cls(i, paths, labels.get(i)) for i, paths in bands.items()]
+    _check_present(path for tile in files for path in (*tile.bands, tile.label) if path)
+    return files

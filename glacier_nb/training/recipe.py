@@ -8,8 +8,8 @@ __all__ = ['RunData', 'prepare_data', 'empty_network', 'run_network', 'run_loss'
 
 # %% ../../nbs/training/03_recipe.ipynb #6003fed1
 import html
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -23,9 +23,9 @@ from ..augment.photometric import make_augment
 from ..config.fields import parse_numbers
 from ..config.training import TrainConfig
 from ..data.stats import BandStats
-from ..data.storage import run_stats, store_folder
+from ..data.storage import RunTiles, run_stats, store_folder
 from ..data.tileset import TileSet
-from ..files.errors import listing
+from ..files.errors import TileCause, listing
 from ..files.paths import project_root
 from ..losses.combined import CombinedLoss, class_weights
 from ..losses.terms import signed_distance
@@ -47,6 +47,7 @@ class RunData:
     stats: BandStats  # of the training tiles' valid pixels
     classes: tuple[str, ...]  # names of the class indices
     left_out: tuple[str, ...] = ()  # classes without labels that the network is not to learn
+    tiles_left_out: Mapping[str, TileCause] = field(default_factory=dict)  # tile id -> why unused
 
     @property
     def train_tiles(self) -> list[AnyTile]:
@@ -71,7 +72,8 @@ def prepare_data(
     boundary = cfg.loss_weights()["boundary"] > 0
     distance = partial(signed_distance, n_classes=len(classes)) if boundary else None
     train, val = (TileSet.build(t, stats, distance, folder) for t in sides)
-    return RunData(train, val, sides, stats, classes)
+    unused = tiles.left_out if isinstance(tiles, RunTiles) else {}
+    return RunData(train, val, sides, stats, classes, tiles_left_out=unused)
 
 # %% ../../nbs/training/03_recipe.ipynb #0da7a002
 def _fractions(data: RunData) -> pd.DataFrame:
@@ -82,8 +84,10 @@ def _fractions(data: RunData) -> pd.DataFrame:
 
 
 def _tiles(data: RunData, n: int) -> str:
-    "How many tiles there are, and the first `n` of those held out."
-    return f"{len(data.train)} training tiles, {len(data.val)} for validation: {listing(data.val.ids, n)}"
+    "How many tiles there are, and the first `n` of those held out and left out."
+    unused = listing((f"{i} ({why})" for i, why in data.tiles_left_out.items()), n)
+    held_out = f"{len(data.train)} training tiles, {len(data.val)} for validation: {listing(data.val.ids, n)}"
+    return held_out + (f"; left out: {unused}" if unused else "")
 
 
 @patch

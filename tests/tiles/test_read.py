@@ -13,117 +13,25 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
+from tile_folders import (
+    IDS,
+    SIZE,
+    band_file,
+    geo,
+    label_file,
+    pixels,
+    put,
+    refusal,
+    rewrite,
+    set_labels,
+    write,
+)
 
 from glacier_nb.files.errors import TileError
-from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, IGNORE, LABEL_CODES
-from glacier_nb.tiles.index import TileFiles, _find_bands, _tile_id
+from glacier_nb.landsat import BANDS, BINARY_CLASSES, CLASSES, LABEL_CODES
+from glacier_nb.tiles.index import TileFiles, _tile_id
 from glacier_nb.tiles.lazy import open_tiles
-from glacier_nb.tiles.read import LabelCodes, describe, read_raster, read_tiles
-
-SIZE = 32
-IDS = ("02_07", "02_08", "03_07")
-
-
-def geo(k=0, crs="EPSG:32643"):
-    """Tiles side by side."""
-    return {"crs": crs, "transform": rasterio.Affine(30, 0, 567945 + 30 * SIZE * k, 0, -30, 3771855)}
-
-
-def write(path, data, **profile):
-    """Write (H, W) or (C, H, W) as GeoTIFF."""
-    data = np.atleast_3d(data.T).T
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = dict(zip(("count", "height", "width"), data.shape, strict=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", driver="GTiff", **{"dtype": data.dtype} | shape | profile) as f:
-            f.write(data.astype(f.dtypes[0]))
-
-
-def pixels(k):
-    """Bands with a hole of nodata and a label of four codes, recognisable by tile."""
-    bands = np.arange(5 * SIZE * SIZE, dtype="float32").reshape(5, SIZE, SIZE) + 1000 * (k + 1)
-    bands[:, :8, :4] = 0
-    label = np.zeros((SIZE, SIZE), np.uint8)
-    label[:, 16:] = 85
-    label[20:, 16:20] = 170
-    label[30, 0:3] = 255
-    return bands, label
-
-
-def band_file(folder, band, tile="02_08"):
-    """Path of a band file in the competition's layout."""
-    return folder / f"Band{BANDS.index(band) + 1}" / f"{band}_{band}_masked_{tile}.tif"
-
-
-def label_file(folder, tile="02_08"):
-    """Path of a label in the competition's layout."""
-    return folder / "label" / f"Y_output_resized_{tile}.tif"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A valid folder in the competition's layout, which no test changes."""
-    path = tmp_path_factory.mktemp("original")
-    for k, tile in enumerate(IDS):
-        bands, label = pixels(k)
-        for band, dn in zip(BANDS, bands, strict=True):
-            write(band_file(path, band, tile), dn, nodata=0, **geo(k))
-        write(label_file(path, tile), label.astype("float32"), nodata=0, **geo(k))
-    return path
-
-
-@pytest.fixture(scope="module")
-def original_tiles(original):
-    """What that folder holds."""
-    return read_tiles(original)
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    """A copy of the valid folder, to be changed."""
-    return shutil.copytree(original, tmp_path / "tiles")
-
-
-def rewrite(path, change=lambda a: a, **profile):
-    """Change the pixels or the profile of one file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as f:
-            data, meta = f.read(), f.profile | profile
-    path.unlink()
-    data = change(data)
-    meta = {k: meta[k] for k in ("dtype", "nodata", "crs", "transform")}
-    write(path, data, **meta)
-
-
-def put(value, where=np.s_[:, 25, 7]):
-    """A change that sets some pixels."""
-
-    def change(a):
-        a[where] = value
-        return a
-
-    return change
-
-
-def set_labels(folder, change, **profile):
-    """Change all labels."""
-    for tile in IDS:
-        rewrite(label_file(folder, tile), change, **profile)
-
-
-def refusal(*words, folder, **kwargs):
-    """`read_tiles` and `describe` both refuse, in the same words."""
-    with pytest.raises(TileError) as e:
-        read_tiles(folder, **kwargs)
-    message = str(e.value)
-    for word in (*words, ": found ", ". Expected ", ". To fix: "):
-        assert str(word) in message, message
-    with pytest.raises(TileError) as other:
-        describe(folder, **kwargs)
-    assert str(other.value) == message
-
+from glacier_nb.tiles.read import describe, read_raster, read_tiles
 
 # Valid folders
 
@@ -292,7 +200,7 @@ def test_ids_and_label_dir(folder):
     [tile] = read_tiles(folder, label_dir="label4", ids=["03_07"])
     assert tile.classes == CLASSES
     assert describe(folder, label_dir="label4", ids="03_07").id.tolist() == ["03_07"]
-    refusal("label4", "no label for tile 02_07, 02_08", "ids=[...]", folder=folder, label_dir="label4")
+    refusal("label4", "no label for tile 02_07, 02_08", "ids='03_07'", folder=folder, label_dir="label4")
     refusal("no such folder", "label5", folder=folder, label_dir="label5")
     refusal("no tile 3_7", "such as 03_07", folder=folder, ids=["3_7", "02_07"])
     refusal("empty list of ids", folder=folder, ids=[])
@@ -362,7 +270,8 @@ def test_label_and_labels(folder):
 
 def test_label_missing_for_some_tiles(folder):
     label_file(folder).unlink()
-    refusal("no label for tile 02_08", "ids=[...]", folder=folder)
+    refusal("no label for tile 02_08", "ids='02_07,03_07'", folder=folder)
+    assert len(read_tiles(folder, ids="02_07,03_07")) == 2
     for path in (folder / "label").iterdir():
         path.unlink()
     refusal("no .tif or .tiff file", folder / "label", folder=folder)
@@ -405,12 +314,91 @@ def test_wrong_band_count(folder):
     refusal("a.tif", "4 bands", "the 5 bands B2, B3, B4, B6, B10", folder=other)
 
 
-def test_wrong_band_names(folder):
-    path = folder.parent / "other" / "images" / "a.tif"
-    write(path, pixels(0)[0], nodata=0, **geo())
+# Names of bands
+
+
+def described(folder, names, order=None):
+    """A tile of one file with these descriptions, its bands in an order of `BANDS`, then more bands."""
+    path = folder / "images" / "a.tif"
+    bands = pixels(0)[0]
+    order = [*(range(5) if order is None else order), *[0] * (len(names) - 5)]
+    write(path, bands[order], nodata=0, **geo())
+    describe_bands(path, names)
+    return path
+
+
+def describe_bands(path, names):
+    """Set the descriptions of a file."""
     with rasterio.open(path, "r+") as f:
-        f.descriptions = ("B2", "B3", "B4", "B5", "B10")
-    refusal(path, "bands B2, B3, B4, B5, B10", "B2, B3, B4, B6, B10", folder=folder.parent / "other")
+        f.descriptions = names
+
+
+RGB = (2, 1, 0, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("SR_B4", "SR_B3", "SR_B2", "SR_B6", "ST_B10"), RGB),
+        (("sr_b4", "sr_b3", "sr_b2", "sr_b6", "st_b10"), RGB),
+        (("Band 1: B4", "Band 2: B3", "Band 3: B2", "Band 4: B6", "Band 5: B10"), RGB),
+        (("red", "green", "blue", "swir1", "lwir"), RGB),
+        (("Red", "Green", "Blue", "SWIR 1", "Thermal"), RGB),
+        (("B04", "B03", "B02", "B06", "B10"), RGB),
+        (("Band 4", "Band 3", "Band 2", "Band 6", "Band 10"), RGB),
+        (("0_SR_B4", "1_SR_B3", "2_SR_B2", "3_SR_B6", "4_ST_B10"), RGB),
+        (("LE07_SR_B3", "LE07_SR_B2", "LE07_SR_B1", "LE07_SR_B5", "LE07_ST_B6"), RGB),
+        (("Band 1", "Band 2", "Band 3", "Band 4", "Band 5"), None),
+        (("b1", "b2", "b3", "b4", "b5"), None),
+        (("B2", "", "", "", ""), None),
+        (("first", "second", "third", "fourth", "fifth"), None),
+        (("SR_B4", "SR_B3", "SR_B2", "SR_B6", "ST_B10", "SR_B5", "QA_PIXEL"), RGB),
+    ],
+)
+def test_band_names_are_understood(tmp_path, names, order):
+    described(tmp_path, names, order)
+    [tile] = read_tiles(tmp_path)
+    np.testing.assert_array_equal(tile.bands, pixels(0)[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("B2", "B3", "B4", "B5", "B10"), "bands B2, B3, B4, B5, B10"),
+        (("SR_B1", "SR_B2", "SR_B3", "SR_B5", "ST_B6"), "bands SR_B1,"),  # Landsat 7
+        (("B2", "B3", "B4", "B11", "B12"), "bands B2, B3, B4, B11, B12"),  # Sentinel-2
+        (("S2A_B02", "S2A_B03", "S2A_B04", "S2A_B06", "S2A_B10"), "bands S2A_B02,"),
+        (("blue", "green", "red", "nir", "swir1"), "bands blue, green, red, nir, swir1"),
+        (("B2", "B3", "B4", "B6", "QA_PIXEL"), "bands B2, B3, B4, B6, QA_PIXEL"),
+        (("SR_B4", "", "", "", ""), "bands SR_B4, no name"),
+        (("B2", "B3", "B4", "B4", "B10"), "bands B2, B3, B4, B4, B10"),
+        (("B1", "B2", "B3", "B4", "B5"), "bands B1, B2, B3, B4, B5"),
+    ],
+)
+def test_other_bands_are_refused(tmp_path, names, words):
+    """After the fix of the message, descriptions by colour, the file is read."""
+    path = described(tmp_path, names)
+    refusal(path, words, "B2, B3, B4, B6, B10", folder=tmp_path)
+    describe_bands(path, ("blue", "green", "red", "swir1", "thermal"))
+    np.testing.assert_array_equal(read_tiles(tmp_path)[0].bands, pixels(0)[0])
+
+
+def test_a_description_that_contradicts_itself(tmp_path):
+    path = described(tmp_path, ("Band 1 (blue)", "Band 2 (green)", "Band 3 (red)", "Band 5 (SWIR)", "Band 6"))
+    refusal(path, "B1 and B2 in the description 'Band 1 (blue)'", folder=tmp_path)
+    describe_bands(path, BANDS)
+    assert len(read_tiles(tmp_path)) == 1
+
+
+def test_the_description_of_a_single_band_contradicts_its_folder(folder, original_tiles):
+    for band, name in zip(BANDS, ("SR_B2", "green", "Band 3", "Band 1", "b1"), strict=True):
+        describe_bands(band_file(folder, band), (name,))  # the folder's band, the folder, or a place
+    np.testing.assert_array_equal(read_tiles(folder)[1].bands, original_tiles[1].bands)
+    path = band_file(folder, "B2")
+    describe_bands(path, ("SR_B4",))
+    refusal(path, "described as 'SR_B4'", "B2, which is what Band1/ holds", folder=folder)
+    describe_bands(path, ("B2",))
+    assert len(read_tiles(folder)) == 3
 
 
 def test_colour_label(folder):
@@ -473,108 +461,6 @@ def test_all_nodata(folder):
     assert len(read_tiles(folder, ids=["02_07", "03_07"])) == 2
 
 
-# Label schemes
-
-
-def recode(*codes):
-    """A change from 0/85/170/255 to other codes."""
-    return lambda a: np.array(codes, dtype="float64")[np.searchsorted(LABEL_CODES, a)]
-
-
-@pytest.mark.parametrize(
-    ("disk", "classes", "inside"),
-    [
-        ((0, 85, 170, 255), "auto", (0, 1, 2, 3)),
-        ((0, 85, 170, 255), "four", (0, 1, 2, 3)),
-        ((0, 85, 170, 255), "binary", (0, 1, 1, 0)),
-        ((0, 85, 85, 85), "auto", (0, 1, 1, 1)),
-        ((0, 1, 2, 3), "auto", (0, 1, 2, 3)),
-        ((0, 1, 2, 3), "four", (0, 1, 2, 3)),
-        ((0, 1, 2, 3), "binary", (0, 1, 1, 0)),
-        ((0, 255, 255, 0), "auto", (0, 1, 1, 0)),
-        ((0, 255, 255, 0), "binary", (0, 1, 1, 0)),
-        ((0, 1, 1, 0), "auto", (0, 1, 1, 0)),
-        ((0, 1, 1, 0), "four", (0, 1, 1, 0)),
-        ((0, 1, 1, 0), "binary", (0, 1, 1, 0)),
-        ((0, 0, 0, 255), "four", (0, 0, 0, 3)),
-        ((0, 0, 0, 0), "auto", (0, 0, 0, 0)),
-        ((0, 0, 0, 0), "binary", (0, 0, 0, 0)),
-    ],
-)
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_codes(folder, original_tiles, disk, classes, inside, dtype):
-    set_labels(folder, recode(*disk), dtype=dtype)
-    tiles = read_tiles(folder, classes)
-    two = classes == "binary" or (classes == "auto" and disk in ((0, 255, 255, 0), (0, 1, 1, 0)))
-    for a, b in zip(original_tiles, tiles, strict=True):
-        np.testing.assert_array_equal(np.array(inside)[a.label], b.label)
-        assert b.classes == (BINARY_CLASSES if two else CLASSES)
-
-
-def test_the_folder_decides_not_the_tile(folder):
-    """A tile with nothing but a lake, in a four-class folder, read alone or with the others."""
-    rewrite(label_file(folder), lambda a: np.where(a == 255, 255, 0))
-    for tiles in (read_tiles(folder), read_tiles(folder, ids=["02_07", "02_08"])):
-        assert np.unique(tiles[1].label).tolist() == [0, 3]
-    [alone] = read_tiles(folder, ids=["02_08"])
-    assert np.unique(alone.label).tolist() == [0, 3]
-
-
-def test_binary_phase_read_as_four(folder):
-    set_labels(folder, recode(0, 255, 255, 255))
-    refusal("255 on 50.3% of all pixels", "3 of 3 files", 'classes="binary"', folder=folder, classes="four")
-    assert read_tiles(folder)[0].classes == BINARY_CLASSES
-
-
-@pytest.mark.parametrize("classes", ["auto", "four", "binary"])
-def test_phases_mixed(folder, classes):
-    rewrite(label_file(folder), recode(0, 255, 255, 255))
-    refusal("1 of 3 files", "separate folders", folder=folder, classes=classes)
-
-
-@pytest.mark.parametrize("value", [7, 1, 84.5, -1, 256, np.nan])
-def test_unknown_codes(folder, value):
-    rewrite(label_file(folder), put(value))
-    refusal(label_file(folder), f"unknown label codes {value:g} (1 pixels)", folder=folder)
-
-
-def test_codings_mixed(folder):
-    rewrite(label_file(folder), recode(0, 1, 2, 3))
-    refusal(label_file(folder), "unknown label codes 1 (", "2 (", "3 (", folder=folder)
-
-
-def test_many_unknown_codes(folder):
-    write(label_file(folder), pixels(1)[0][0], **geo(1))
-    refusal("unknown label codes", "more", folder=folder)
-
-
-def test_declared_nodata_of_a_label_is_ignored_unless_a_code(folder):
-    set_labels(folder, lambda a: put(99, np.s_[:, 0, 0])(recode(0, 1, 2, 3)(a)), nodata=99)
-    for tile in read_tiles(folder):
-        assert (tile.label == IGNORE).sum() == 1
-        assert tile.label[0, 0] == IGNORE
-    np.testing.assert_allclose(describe(folder)[list(CLASSES)].sum(axis=1), 1)
-    set_labels(folder, lambda a: put(255, np.s_[:, 0, 0])(a), nodata=255)
-    assert read_tiles(folder)[0].label[0, 0] == IGNORE
-
-
-def test_scheme_of_another_folder(folder):
-    files = TileFiles.find(folder)
-    set_labels(folder, recode(0, 255, 255, 0))
-    scheme = LabelCodes.count([f.label for f in files]).scheme()
-    rewrite(label_file(folder), put(85))
-    with pytest.raises(TileError, match=r"label codes 85"):
-        files[1].read(scheme)
-
-
-def test_unknown_scheme(folder):
-    for labelled in (True, False):
-        with pytest.raises(ValueError, match=r'classes: found .fuor.*"auto", "four" or "binary"'):
-            read_tiles(folder, "fuor")
-        if labelled:
-            shutil.rmtree(folder / "label")
-
-
 # Between processes
 
 
@@ -584,8 +470,8 @@ def test_errors_survive_pickling():
     assert str(TileError("plain")) == "plain"
 
 
-def test_find_bands_takes_a_string(folder):
-    assert list(_find_bands(str(folder))) == list(IDS)
+def test_find_takes_a_string(folder):
+    assert [tile.id for tile in TileFiles.find(str(folder))] == list(IDS)
     assert [t.id for t in read_tiles(str(folder))] == list(IDS)
 
 
