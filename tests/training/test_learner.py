@@ -1,6 +1,7 @@
 """Training: repeatable, resumable, interruptible; ends with a clear error when it cannot continue."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,6 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from affine import Affine
+from made_up import noise_tile
 from tiny_network import tiny_network
 from torch import nn
 
@@ -16,7 +19,7 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.demo.tiles import cached_demo
-from glacier_nb.models.build import build_unet, predict_logits
+from glacier_nb.models.build import _ARCHITECTURES, build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError, init_from
 from glacier_nb.parallel.device import pick_device
 from glacier_nb.tiles.read import read_tiles
@@ -387,3 +390,17 @@ def test_random_state_of_a_gpu(monkeypatch, tmp_path):
 def test_wrong_random_states(wrong):
     with pytest.raises(ConfigError, match=r"random generators: found .* expected cpu"):
         _set_rng_state(wrong, CPU)
+
+
+def test_whole_tiles_of_any_size_train_in_every_network(tmp_path):
+    places = [Affine(30, 0, 3000 * k, 0, -30, 0) for k in range(3)]
+    tiles = [noise_tile(f"t{k}", k, shape) for k, shape in enumerate([(40, 40), (24, 56), (40, 33)])]
+    tiles = [replace(t, crs="EPSG:32643", transform=at) for t, at in zip(tiles, places, strict=True)]
+    cfg = replace(TINY, crop_size=0, samples_per_epoch=2, batch_size=2, augment="strong")
+    cfg = replace(cfg, include_glcm=False, encoder="resnet18", decoder_attention="none")
+    data = prepare_data(cfg, tiles)
+    for architecture in _ARCHITECTURES:
+        cfg = replace(cfg, architecture=architecture)
+        learner = make_learner(cfg, data, tmp_path / "none", progress=False)
+        (batch,) = learner.batches(0)
+        assert math.isfinite(learner.train_step([batch])["train_loss"])
