@@ -139,7 +139,8 @@ def _split(cfg: TrainConfig, data: RunData) -> list[Finding]:
 
 def _budget(learner: Learner) -> list[Finding]:
     "Steps and learning rates, with the learner's own sampler and schedule."
-    return check_budget(learner.cfg, learner.data.train, len(learner.sampler.positions(0)), learner.rate)
+    crops, weights = len(learner.sampler.positions(0)), sum(p.numel() for p in learner.model.parameters())
+    return check_budget(learner.cfg, learner.data.train, crops, learner.rate, weights)
 
 
 def _norm_batches(learner: Learner) -> list[Finding]:

@@ -62,6 +62,8 @@ CAUSES = {
     "norm-small": "batches are too small for batch norm",
     "lr-high": "the learning rate is too high",
     "lr-low": "the learning rate is too low",
+    "decay-high": "weight decay shrinks the weights faster than training builds them up",
+    "gradient-small": "gradients are too small to move the weights",
     # loss
     "loss-sign": "the loss is lower for worse maps",
     "loss-flat": "the loss does not recognise a perfect map",
