@@ -181,10 +181,11 @@ def _score_facts(subject: _Subject) -> dict:
     "Epochs, MCC and baselines so far."
     facts = {}
     if subject.history:
-        best = max(subject.history, key=lambda epoch: epoch["mcc"])
-        last = subject.history[-1]["mcc"]
+        score = "mcc_valid" if "mcc_valid" in subject.history[0] else "mcc"
+        best, last = max(subject.history, key=lambda epoch: epoch[score]), subject.history[-1]
         facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
-        facts["MCC"] = f"{best['mcc']:.3f} in epoch {best['epoch']}, {last:.3f} in the last"
+        scores = f"{best[score]:.3f} in epoch {best['epoch']}, {last[score]:.3f} in the last"
+        facts["MCC on valid pixels" if score == "mcc_valid" else "MCC"] = scores
     if baselines := subject.metrics.get("baselines"):
         facts["baselines"] = ", ".join(f"{name} {mcc:.3f}" for name, mcc in baselines.items())
     return facts

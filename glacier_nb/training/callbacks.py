@@ -266,10 +266,11 @@ class Progress(Callback):
         self.bar.update()
 
     def _show(self, learner):
-        "Loss and MCC behind the bar."
+        "Loss behind the bar, and MCC on valid pixels, by which the best epoch is chosen."
         shown = {"loss": f"{learner.last['train_loss']:.3f}"}
         if learner.history:
-            shown["MCC"], shown["best"] = (f"{r['mcc']:.3f}" for r in (learner.history[-1], learner.best))
+            last, best = (f"{record['mcc_valid']:.3f}" for record in (learner.history[-1], learner.best))
+            shown |= {"valid MCC": last, "best": best}
         self.bar.set_postfix(shown, refresh=False)
 
     def after_epoch(self, learner):

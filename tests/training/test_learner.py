@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ from glacier_nb.models.build import _ARCHITECTURES, build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError, init_from
 from glacier_nb.parallel.device import pick_device
 from glacier_nb.tiles.read import read_tiles
-from glacier_nb.training.callbacks import EarlyStop, _rng_state, _set_rng_state, make_learner
+from glacier_nb.training.callbacks import EarlyStop, Progress, _rng_state, _set_rng_state, make_learner
 from glacier_nb.training.checkpoints import read_checkpoint
-from glacier_nb.training.learner import Callback, TrainingError
+from glacier_nb.training.learner import Callback, Learner, TrainingError
 from glacier_nb.training.recipe import prepare_data
 
 TINY = TrainConfig(
@@ -404,3 +405,15 @@ def test_whole_tiles_of_any_size_train_in_every_network(tmp_path):
         learner = make_learner(cfg, data, tmp_path / "none", progress=False)
         (batch,) = learner.batches(0)
         assert math.isfinite(learner.train_step([batch])["train_loss"])
+
+
+def test_the_bar_shows_the_score_by_which_the_best_epoch_is_chosen():
+    learner = SimpleNamespace(history=[], last={"train_loss": 1.0}, cfg=TINY, step=0, steps_per_epoch=1)
+    bar, shown = Progress(), []
+    bar.bar = SimpleNamespace(set_postfix=lambda values, refresh: shown.append(values))
+    for mcc, mcc_valid in ((0.9, 0.5), (0.2, 0.6), (0.95, 0.55), (0.1, 0.7)):
+        learner.history.append({"mcc": mcc, "mcc_valid": mcc_valid})
+        learner.best = Learner.best.fget(learner)
+        bar._show(learner)
+    assert [values["valid MCC"] for values in shown] == ["0.500", "0.600", "0.550", "0.700"]
+    assert [values["best"] for values in shown] == ["0.500", "0.600", "0.600", "0.700"]
