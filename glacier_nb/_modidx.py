@@ -2149,6 +2149,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'glacier_nb/training/callbacks.py'),
                                                'glacier_nb.training.callbacks._training_state': ( 'training/callbacks.html#_training_state',
                                                                                                   'glacier_nb/training/callbacks.py'),
+                                               'glacier_nb.training.callbacks.drop_optimizer': ( 'training/callbacks.html#drop_optimizer',
+                                                                                                 'glacier_nb/training/callbacks.py'),
                                                'glacier_nb.training.callbacks.make_learner': ( 'training/callbacks.html#make_learner',
                                                                                                'glacier_nb/training/callbacks.py'),
                                                'glacier_nb.training.callbacks.run_path': ( 'training/callbacks.html#run_path',

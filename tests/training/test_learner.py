@@ -24,7 +24,14 @@ from glacier_nb.models.build import _ARCHITECTURES, build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError, init_from
 from glacier_nb.parallel.device import pick_device
 from glacier_nb.tiles.read import read_tiles
-from glacier_nb.training.callbacks import EarlyStop, Progress, _rng_state, _set_rng_state, make_learner
+from glacier_nb.training.callbacks import (
+    EarlyStop,
+    Progress,
+    _rng_state,
+    _set_rng_state,
+    drop_optimizer,
+    make_learner,
+)
 from glacier_nb.training.checkpoints import read_checkpoint
 from glacier_nb.training.learner import Callback, Learner, TrainingError
 from glacier_nb.training.recipe import prepare_data
@@ -417,3 +424,35 @@ def test_the_bar_shows_the_score_by_which_the_best_epoch_is_chosen():
         bar._show(learner)
     assert [values["valid MCC"] for values in shown] == ["0.500", "0.600", "0.550", "0.700"]
     assert [values["best"] for values in shown] == ["0.500", "0.600", "0.600", "0.700"]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_finished_run_needs_no_optimizer(data, tmp_path, ema):
+    cfg = replace(TINY, ema=ema, epochs=2, samples_per_epoch=4)
+    first = run(data, tmp_path / "done", cfg)
+    path, scores = tmp_path / "done/last.pt", first.validate()
+    before, weights = path.stat().st_size, read_checkpoint(path)["weights"]
+    drop_optimizer(path.parent)
+    small = path.read_bytes()
+    assert len(small) < 0.45 * before
+    drop_optimizer(path.parent)
+    assert path.read_bytes() == small  # not written again
+    again = run(data, path.parent, replace(cfg, run="done", resume=True))
+    assert (again.history, again.validate()) == (first.history, scores)
+    for name, value in again.eval_model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    longer = replace(cfg, run="done", resume=True, epochs=4)
+    with pytest.raises(ConfigError, match=r"another config: epochs \(saved 2, requested 4\)"):
+        run(data, path.parent, longer)
+    with pytest.raises(ConfigError, match="finished after 2 epochs.*init_from"):
+        make_learner(longer, data, path.parent, progress=False).restore(read_checkpoint(path))
+    fresh = replace(cfg, init_from=str(path), ema=0.0)
+    started = make_learner(fresh, data, tmp_path / "new", progress=False)
+    assert all(torch.equal(v, weights[k]) for k, v in started.model.state_dict().items())
+
+
+def test_a_last_pt_that_cannot_be_read_or_written_stays(data, tmp_path, monkeypatch):
+    drop_optimizer(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"no checkpoint")
+    drop_optimizer(tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == b"no checkpoint"
