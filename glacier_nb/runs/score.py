@@ -20,6 +20,7 @@ from ..metrics.scores import summary
 from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
 from ..prediction.members import Member, load_ensemble, load_member
 from ..prediction.views import PLAIN, View, make_views
+from ..training.callbacks import drop_optimizer
 from ..training.checkpoints import read_checkpoint, saving
 from ..training.learner import Learner
 from ..training.recipe import RunData
@@ -109,8 +110,9 @@ def save_metrics(
     metrics: dict,  # from `score_run`
     seconds: float,  # that the run took
 ) -> None:
-    "Write metrics.json: the run is finished. Raises SaveError when the disk is full."
+    "Write metrics.json and drop the optimizer: the run is finished. Raises SaveError when the disk is full."
     path = Path(folder) / "metrics.json"
     text = json.dumps(metrics | {"seconds": round(seconds, 1)}, indent=1) + "\n"
     with saving(path, len(text)):
         write_text(path, text)
+    drop_optimizer(folder)

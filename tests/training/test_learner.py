@@ -426,9 +426,8 @@ def test_the_bar_shows_the_score_by_which_the_best_epoch_is_chosen():
     assert [values["best"] for values in shown] == ["0.500", "0.600", "0.600", "0.700"]
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_finished_run_needs_no_optimizer(data, tmp_path, ema):
-    cfg = replace(TINY, ema=ema, epochs=2, samples_per_epoch=4)
+def test_a_finished_run_needs_no_optimizer(data, tmp_path):
+    cfg = replace(TINY, ema=0.9, epochs=2, samples_per_epoch=4)
     first = run(data, tmp_path / "done", cfg)
     path, scores = tmp_path / "done/last.pt", first.validate()
     before, weights = path.stat().st_size, read_checkpoint(path)["weights"]
@@ -444,7 +443,7 @@ def test_a_finished_run_needs_no_optimizer(data, tmp_path, ema):
     longer = replace(cfg, run="done", resume=True, epochs=4)
     with pytest.raises(ConfigError, match=r"another config: epochs \(saved 2, requested 4\)"):
         run(data, path.parent, longer)
-    with pytest.raises(ConfigError, match="finished after 2 epochs.*init_from"):
+    with pytest.raises(ConfigError, match=r"finished after 2 epochs.*init_from"):
         make_learner(longer, data, path.parent, progress=False).restore(read_checkpoint(path))
     fresh = replace(cfg, init_from=str(path), ema=0.0)
     started = make_learner(fresh, data, tmp_path / "new", progress=False)
