@@ -279,6 +279,9 @@ FAULTS = (
     Fault("one optimizer step an epoch", "starved", in_config(samples_per_epoch=0, batch_size=32, epochs=30)),
     Fault("learning rate 1e-7", "lr-low", in_config(lr=1e-7, lr_min=0.0)),
     Fault("learning rate 10", "lr-high", in_config(lr=10.0)),
+    Fault("weight decay 10", "decay-high", in_config(weight_decay=10.0)),
+    Fault("gradients clipped to 1e-7", "gradient-small", in_config(clip=1e-7)),
+    Fault("a plateau factor of 1e-4", "lr-low", in_config(schedule="plateau", plateau_factor=1e-4)),
     Fault("a frozen encoder", "frozen", in_learner(lambda learner: f._freeze(learner.model.encoder))),
     Fault(
         "batch norm momentum 1e-4", "norm-lag", in_learner(lambda lrn: f._set_norm_momentum(lrn.model, 1e-4))

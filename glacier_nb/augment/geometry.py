@@ -37,8 +37,8 @@ def dihedral(
     h, w = batch["image"].shape[-2:]
     if h != w:
         raise DataError(
-            f"crops of {h} x {w} pixels cannot be turned by 90°: "
-            "choose a square crop_size, or a policy without dihedral"
+            f"crops of {h} x {w} pixels cannot be turned by 90°: set "
+            f"crop_size = {max(min(h, w) // 32, 1) * 32}, or augment = 'photometric'"
         )
     shard = Shard.of(len(batch["image"]), shard)
     views = shard.take(torch.randint(8, (shard.total,), generator=generator)).tolist()

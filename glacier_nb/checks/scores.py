@@ -142,7 +142,7 @@ def _few(tiles: int) -> str:
         return ""
     return (
         f" With {tiles} held-out tiles the smallest possible p-value of a permutation test is "
-        f"{smallest_p(tiles):.2g}, so no two runs can differ significantly."
+        f"{smallest_p(tiles):.2g}, so it cannot tell; compare_runs also tests blocks of pixels within tiles."
     )
 
 # %% ../../nbs/checks/12_scores.ipynb #d1ff0993

@@ -39,7 +39,7 @@ def budget(
     train: TileSet,  # training tiles
     crops: int | None = None,  # crops per epoch of your own sampler; None: from the config
     rate: Callable[[int], float] | None = None,  # step -> learning rate; None: from the config
-) -> pd.Series:  # steps per epoch, steps, images, passes, lr peak, lr sum, restarts
+) -> pd.Series:  # steps per epoch, steps, images, passes, lr peak, lr sum, weights kept, restarts
     "Steps, crops and learning rates of a run. Raises the errors of `run_schedule`."
     crops = crops or cfg.samples_per_epoch or len(train)
     per_epoch = math.ceil(crops / cfg.batch_size)
@@ -49,6 +49,8 @@ def budget(
     crop = cfg.crop_size**2 or area / len(train)
     facts = {"steps an epoch": per_epoch, "steps": steps, "images": images, "passes": images * crop / area}
     facts |= {"lr peak": rates.max(), "lr sum": rates.mean() * steps}
+    shrinking = np.log1p(-np.minimum(rates * cfg.weight_decay, 1 - 1e-12))  # logarithm of a step's factor
+    facts["weights kept"] = math.exp(shrinking.mean() * steps)
     return pd.Series(facts | {"restarts": len(getattr(rate, "restart_steps", ()))}, dtype=object)
 
 # %% ../../nbs/checks/06_steps.ipynb #p009
@@ -141,11 +143,82 @@ def check_budget(
     train: TileSet,  # training tiles
     crops: int | None = None,  # crops per epoch of your own sampler; None: from the config
     rate: Callable[[int], float] | None = None,  # step -> learning rate; None: from the config
-) -> list[Finding]:  # starved, lr-low, lr-high, restarts
-    "Check that a run has enough steps, a learning rate that fits, and no harmful restarts."
+    weights: int = 1_000_000,  # of the network
+) -> list[Finding]:  # starved, lr-low, lr-high, restarts, decay-high, gradient-small
+    "Check that a run has enough steps, a learning rate that fits, and nothing that undoes its steps."
     facts, change = budget(cfg, train, crops, rate), _better_budget(cfg, train)
     rate = rate or run_schedule(cfg, facts["steps an epoch"])
-    return _few_steps(cfg, facts, change) + _odd_rate(cfg, facts, change) + _check_restarts(cfg, facts, rate)
+    found = _few_steps(cfg, facts, change) + _odd_rate(cfg, facts, change)
+    undone = _high_decay(cfg, facts) + _small_gradients(cfg, facts, weights) + _early_drop(cfg, facts)
+    return found + undone + _check_restarts(cfg, facts, rate)
+
+# %% ../../nbs/checks/06_steps.ipynb #a88824eb
+_HIGH_DECAY, _KEPT = 0.5, 0.5  # usual are 1e-4 to 0.3, also in long runs; a run keeps more than half
+_ADAM_EPS = 1e-8  # added to the size of the gradient
+
+
+def _high_decay(cfg: TrainConfig, facts: Mapping) -> list[Finding]:
+    "The finding about a weight decay that shrinks the weights to little, if any."
+    kept, factor = facts["weights kept"], 1 - facts["lr peak"] * cfg.weight_decay
+    if cfg.weight_decay <= _HIGH_DECAY or kept >= _KEPT:
+        return []
+    evidence = (
+        f"In each step AdamW multiplies the weights by 1 - lr · weight_decay, {max(factor, 0):.3g} at the "
+        f"peak: over the {facts['steps']} steps of the run that leaves {kept:.2g} of their initial size, and "
+        f"its own steps cannot hold a weight above 1 / weight_decay = {1 / cfg.weight_decay:.2g}. The "
+        "defaults leave 0.999."
+    )
+    change = {"weight_decay": RECIPE.weight_decay}
+    fix = f"Lower weight_decay, for example to {RECIPE.weight_decay:g}."
+    return [Finding("decay-high", "warning", evidence, fix, _numbers(facts), change)]
+
+
+def _early_drop(cfg: TrainConfig, facts: Mapping) -> list[Finding]:
+    "The finding about a plateau schedule whose first drop ends the learning, if any."
+    peak, steps = facts["lr peak"], facts["steps"]
+    dropped = max(peak * cfg.plateau_factor, cfg.lr_min)
+    if cfg.schedule != "plateau" or dropped * steps >= _FATAL_SUM or facts["lr sum"] < _LOW_SUM:
+        return []
+    evidence = (
+        f"After {cfg.plateau_patience + 1} epochs without a better MCC the learning rate drops from "
+        f"{peak:.2g} to {dropped:.2g}: even in all {steps} steps of the run no weight would then move "
+        f"further than {dropped * steps:.2g}. Below {_LOW_SUM:g} the measured networks had not finished "
+        "learning."
+    )
+    change = {"plateau_factor": RECIPE.plateau_factor}
+    fix = f"Raise plateau_factor, for example to {RECIPE.plateau_factor:g}."
+    return [Finding("lr-low", "warning", evidence, fix, _numbers(facts) | {"dropped": dropped}, change)]
+
+# %% ../../nbs/checks/06_steps.ipynb #d8537e33
+def _all_losses(cfg: TrainConfig) -> dict[str, float]:
+    "The weights of all loss terms that are used, by parameter."
+    weights = cfg.loss_weights() | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight}
+    return {f"{name}_weight": weight for name, weight in weights.items() if weight}
+
+
+def _small_gradients(cfg: TrainConfig, facts: Mapping, weights: int) -> list[Finding]:
+    "The finding about clipping or loss weights that leave AdamW's steps no length, if any."
+    losses = _all_losses(cfg)
+    total = sum(losses.values())  # the gradient of a loss has a norm near its weight
+    clipped = 0 < cfg.clip <= total
+    gradient = (cfg.clip if clipped else total) / math.sqrt(weights)
+    share = gradient / (gradient + _ADAM_EPS)
+    moved = facts["lr sum"] * share
+    if moved >= _LOW_SUM or facts["lr sum"] < _LOW_SUM:
+        return []
+    what = f"clip = {cfg.clip:g} leaves" if clipped else f"Loss weights that sum to {total:.2g} leave"
+    evidence = (
+        f"{what} a gradient of about {gradient:.1g} in each of {weights:,} weights. AdamW adds "
+        f"{_ADAM_EPS:g} before it divides by that size, so its steps are {share:.2g} of the learning rate: "
+        f"in the {facts['steps']} steps of the run no weight moves further than {moved:.2g}. The defaults "
+        "reach 0.13."
+    )
+    fix, change = f"Raise clip to {RECIPE.clip:g}, or set it to 0.", {"clip": RECIPE.clip}
+    if not clipped:
+        fix, change = "Raise the loss weights to a sum of 1.", {k: v / total for k, v in losses.items()}
+    severity = "fatal" if moved < _FATAL_SUM else "warning"
+    numbers = _numbers(facts) | {"gradient": gradient, "step_share": share, "moved": moved}
+    return [Finding("gradient-small", severity, evidence, fix, numbers, change)]
 
 # %% ../../nbs/checks/06_steps.ipynb #p015
 _FEW_CYCLE_STEPS = 20  # an epoch of the defaults has 16 steps; shorter cycles change the weights little

@@ -170,9 +170,16 @@ def crop(
     row: int,  # top row, may lie outside
     col: int,  # left column, may lie outside
     size: int | tuple[int, int],  # height and width, pixels
+    mirrored: bool = True,  # False: pixels outside the tile are invalid and their image is 0
 ) -> dict[str, np.ndarray]:  # image, label, valid and, where the set has them, distance
     "One crop of each array of a tile."
     names, groups = ("image", "label", "valid"), (self.images, self.labels, self.valids)
     if self.distances is not None:
         names, groups = (*names, "distance"), (*groups, self.distances)
-    return {name: crop_array(group[i], row, col, size) for name, group in zip(names, groups, strict=True)}
+    crops = {name: crop_array(group[i], row, col, size) for name, group in zip(names, groups, strict=True)}
+    if mirrored or crops["valid"].shape == self.shapes[i]:
+        return crops
+    inside = np.zeros(crops["valid"].shape, bool)
+    height, width = self.shapes[i]
+    inside[max(-row, 0) : max(height - row, 0), max(-col, 0) : max(width - col, 0)] = True
+    return crops | {"valid": crops["valid"] & inside, "image": np.where(inside, crops["image"], 0)}

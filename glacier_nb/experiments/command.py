@@ -100,7 +100,9 @@ def _compare(options: argparse.Namespace) -> int:
         if len(group) < 2:
             continue
         found = compare_runs({name: finished[name] for name in group})
-        print(f"\n{found.tiles} held-out tiles; difference in MCC, 95 % interval, p after Holm's correction:")
+        parts = f" in {found.units} blocks" if found.units > found.tiles else ""
+        print(f"\n{found.tiles} held-out tiles{parts}: difference in MCC, 95 % interval, p of the test,")
+        print("p after Holm's correction, and what that says of the run with the higher MCC:")
         print(found.pairs.round(4).to_string(index=False))
     return 0
 

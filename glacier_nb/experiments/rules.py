@@ -151,6 +151,7 @@ _RECIPE = {
 }
 _FIXED_TOGETHER = (
     "sampler-blind", "sampler-skewed", "starved", "norm-lag", "norm-small", "lr-high", "lr-low", "restarts",
+    "decay-high", "gradient-small",
 )  # fmt: skip
 _RECIPE_RESULT = (
     "On the demo tiles an MCC of about 0.87 in 11 minutes on two cores: measured with the network and loss "

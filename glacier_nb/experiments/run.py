@@ -134,9 +134,9 @@ def _score_lines(run: Run) -> list[str]:
     history = run.history if run.state else ()
     if not len(history):
         return []
-    best = history.loc[history["mcc"].idxmax()]
+    best = history.loc[history["mcc_valid"].idxmax()]
     done = f"{len(history)} of {run.config.epochs} epochs"
-    return [f"{done}, best MCC {best['mcc']:.3f} in epoch {best['epoch']:.0f}"]
+    return [f"{done}, best MCC {best['mcc_valid']:.3f} (valid pixels) in epoch {best['epoch']:.0f}"]
 
 
 _FILES = {

@@ -22,11 +22,50 @@ from .scratch import ScratchUNet
 from .weights import FIRST_CONVS, InitialWeights, WeightKind, WeightsError, load_pretrained
 
 # %% ../../nbs/models/02_build.ipynb #3d8ea91c
+_STRIDE = 32  # pixels: the networks halve the size up to five times
+
+
+def _pad(image: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, h, w), multiples of the stride
+    "Mirror an image at its lower and right edge up to the next multiples of the stride."
+    rows, cols = (
+        torch.as_tensor(reflect_index(0, n + -n % _STRIDE, n), device=image.device) for n in image.shape[-2:]
+    )
+    return image[..., rows, :][..., cols]
+
+
+class _AnySize:
+    "A network for images of any size: pads them where it has to, and cuts the logits back."
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, n_classes, H, W)
+        height, width = x.shape[-2:]
+        strict = getattr(self, "requires_divisible_input_shape", True)
+        if min(height, width) >= _STRIDE and not (strict and (height % _STRIDE or width % _STRIDE)):
+            return super().forward(x)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        padded = _pad(x).to(memory_format=torch.channels_last) if channels_last else _pad(x)
+        return super().forward(padded)[..., :height, :width]
+
+
+class _Unet(_AnySize, smp.Unet): ...
+
+
+class _UnetPlusPlus(_AnySize, smp.UnetPlusPlus): ...
+
+
+class _DeepLabV3Plus(_AnySize, smp.DeepLabV3Plus): ...
+
+
+class _SegFormer(_AnySize, smp.Segformer): ...
+
+
+class _Scratch(_AnySize, ScratchUNet): ...
+
+
 _SMP_CLASSES = {
-    "Unet": smp.Unet,
-    "UnetPlusPlus": smp.UnetPlusPlus,
-    "DeepLabV3Plus": smp.DeepLabV3Plus,
-    "SegFormer": smp.Segformer,
+    "Unet": _Unet,
+    "UnetPlusPlus": _UnetPlusPlus,
+    "DeepLabV3Plus": _DeepLabV3Plus,
+    "SegFormer": _SegFormer,
 }
 _ARCHITECTURES = (*_SMP_CLASSES, "scratch")
 _WITH_ATTENTION = ("Unet", "UnetPlusPlus")  # architectures whose decoder has attention
@@ -112,7 +151,7 @@ def build_unet(
     architecture: str = "Unet",  # one of ARCHITECTURES
     weights_dir: str | os.PathLike = "",  # local folder that is searched for ImageNet weights before the hub
     first_conv: str = "bands",  # how RGB kernels are adapted to more channels: bands, cycle or mean
-) -> nn.Module:  # (B, in_channels, H, W) -> logits (B, n_classes, H, W), H and W multiples of 32
+) -> nn.Module:  # (B, in_channels, H, W) -> logits (B, n_classes, H, W) of any size
     "Build a network; raises WeightsError for unknown names, pairs that do not work and unusable weights."
     _check_choice("architecture", architecture, _ARCHITECTURES)
     _check_choice("decoder_attention", decoder_attention, ("scse", "none"))
@@ -122,7 +161,7 @@ def build_unet(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if scratch:
-            model = ScratchUNet(in_channels, n_classes)
+            model = _Scratch(in_channels, n_classes)
         else:
             model = _smp_network(architecture, encoder, in_channels, n_classes, decoder_attention)
     model.network = _describe(architecture, encoder, decoder_attention, in_channels, n_classes)
@@ -141,10 +180,7 @@ def predict_logits(
 ) -> Tensor:  # (B, n_classes, H, W) float32
     "Logits of images of any size."
     height, width = image.shape[-2:]
-    rows, cols = (
-        torch.as_tensor(reflect_index(0, n + -n % 32, n), device=image.device) for n in (height, width)
-    )
-    padded = image[..., rows, :][..., cols].to(memory_format=torch.channels_last)
+    padded = _pad(image).to(memory_format=torch.channels_last)
     return model(padded)[..., :height, :width].float()
 
 # %% ../../nbs/models/02_build.ipynb #579bb82a

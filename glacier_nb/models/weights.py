@@ -8,10 +8,17 @@ __all__ = ['FIRST_CONVS', 'WeightsError', 'load_matching', 'local_weights', 'Wei
 
 # %% ../../nbs/models/01_weights.ipynb #d7e209d1
 import os
-from collections.abc import Mapping
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pandas as pd
 import safetensors.torch
@@ -19,9 +26,10 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from fastcore.basics import patch
+from huggingface_hub import constants
 from torch import Tensor, nn
 
-from ..files.paths import project_root
+from ..files.paths import cache_folder, project_root, write_text
 
 # %% ../../nbs/models/01_weights.ipynb #89c66ca0
 class WeightsError(ValueError):
@@ -183,21 +191,86 @@ def local_weights(
         )
     return found[0] if found else None
 
-# %% ../../nbs/models/01_weights.ipynb #288f1c95
-def _hub_state(encoder: str) -> dict[str, Tensor]:
-    "ImageNet weights from the hub; raises WeightsError with the reason when they are not available."
+# %% ../../nbs/models/01_weights.ipynb #57c6c3cc
+_ANSWER_SECONDS = 4.0  # within which the hub has to answer
+_NOT_AGAIN_SECONDS = 3600.0  # a hub that did not deliver is not asked again
+
+
+def _answers(
+    url: str,  # of a server
+    seconds: float = _ANSWER_SECONDS,  # for its answer
+) -> bool:
+    "Whether a server answers in time; a thread asks, because looking up a name may outlast every timeout."
+    found = []
+
+    def ask():
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=seconds).close()
+            found.append(True)
+        except (HTTPError, HTTPException):
+            found.append(True)  # an error, but of the server
+        except (OSError, ValueError) as e:  # the hub's own client may know other certificates
+            found.append(isinstance(getattr(e, "reason", None), ssl.SSLError))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return any(found)
+
+
+@contextmanager
+def _only_cached() -> Iterator[None]:
+    "The hub's client reads its cache and asks no server."
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+# %% ../../nbs/models/01_weights.ipynb #fc1942c9
+def _delivered(encoder: str) -> dict[str, Tensor]:
+    "What the hub's client has for an encoder. Raises OSError, and WeightsError where no weights exist."
     try:
         weights = True if encoder.startswith("tu-") else "imagenet"
         return smp.encoders.get_encoder(encoder, in_channels=3, weights=weights).state_dict()
     except (KeyError, RuntimeError) as e:
         raise WeightsError(f"{encoder} has none ({e.args[0]})") from e
-    except OSError as e:
-        raise WeightsError(
-            f"the weights of {encoder} are not on this machine and could not be downloaded "
-            f"({type(e).__name__})"
-        ) from e
 
 
+def _asked_lately(note: Path) -> str:  # empty: not within the last hour
+    "Why the weights could not be downloaded when they were last asked for."
+    try:
+        recent = 0 <= time.time() - note.stat().st_mtime < _NOT_AGAIN_SECONDS
+        return note.read_text(encoding="utf-8") if recent else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _hub_state(
+    encoder: str,  # name of an encoder
+    patient: bool = True,  # False: a hub that did not deliver is not asked again for an hour
+) -> dict[str, Tensor]:
+    "ImageNet weights from the hub or its cache; raises WeightsError with the reason when there are none."
+    note = cache_folder() / "hub" / f"{encoder}.txt"
+    with _only_cached(), suppress(OSError):
+        return _delivered(encoder)
+    reason, error = "" if patient else _asked_lately(note), None
+    if not reason:
+        try:
+            if _answers(constants.ENDPOINT):
+                return _delivered(encoder)
+            reason = f"{constants.ENDPOINT} did not answer within {_ANSWER_SECONDS:g} s"
+        except OSError as e:
+            reason, error = type(e).__name__, e
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, reason)
+    later = "" if patient else "; asked again after an hour, or at once with encoder_weights = 'imagenet'"
+    raise WeightsError(
+        f"the weights of {encoder} are not on this machine and could not be downloaded ({reason}){later}"
+    ) from error
+
+# %% ../../nbs/models/01_weights.ipynb #288f1c95
 def _encoder_state(
     encoder: str,  # name of an encoder
     weights: str,  # "imagenet" or path of a .pt, .pth or .safetensors file
@@ -306,7 +379,7 @@ def load_pretrained(
     path = local_weights(name, weights_dir) if imagenet else encoder_weights
     try:
         if encoder_weights == "imagenet-if-found" and not path:
-            state = _hub_state(name)
+            state = _hub_state(name, patient=False)
         else:
             state = _encoder_state(name, str(path or "imagenet"))
     except WeightsError as e:

@@ -6,6 +6,7 @@
 __all__ = ['comparable', 'Comparison', 'compare_runs', 'restart_epochs']
 
 # %% ../../nbs/runs/01_compare.ipynb #b89235d1
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,6 +18,7 @@ from ..config.training import TrainConfig
 from ..metrics.scores import bootstrap_ci, mcc
 from glacier_nb.metrics.significance import (
     ComparisonError,
+    Outcome,
     check_same_tiles,
     holm,
     paired_gain,
@@ -80,6 +82,40 @@ def _same_tiles(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) 
         return False
     return True
 
+# %% ../../nbs/runs/01_compare.ipynb #0c9cfc7c
+def _block_stack(
+    metrics: Mapping,  # of a finished run
+    name: str,  # of the run, for error messages
+    tiles: Mapping[str, np.ndarray],  # tile id -> (C, C) counts of the same run
+    pixels: str,  # all or valid
+) -> dict[str, np.ndarray] | None:  # tile id -> (g, g, C, C) counts; None without blocks
+    "The confusion matrices of the blocks of a run's tiles; raises RunError when they are damaged."
+    if not metrics.get("block_confusions"):
+        return None  # of an older version, or of more tiles than need it
+    stacks = {}
+    try:
+        for tile, counts in tiles.items():
+            lines = metrics["block_confusions"][tile][pixels]
+            stack, side = np.array([line.split() for line in lines], np.int64), math.isqrt(len(lines))
+            stacks[tile] = stack.reshape(side, side, *counts.shape)
+            if (stack < 0).any() or (stacks[tile].sum((0, 1)) != counts).any():
+                raise ValueError(f"the blocks of tile {tile} are not those of its tile_confusions")
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise RunError(
+            f"{name}: block_confusions of metrics.json is damaged: {e}; train this run again"
+        ) from e
+    return stacks
+
+
+def _merged(stacks: Mapping[str, np.ndarray], side: int) -> dict[str, np.ndarray]:
+    "Counts of `side` × `side` blocks of each tile that have pixels, by tile and number."
+    found = {}
+    for tile, stack in stacks.items():
+        step = len(stack) // side
+        blocks = stack.reshape(side, step, side, step, *stack.shape[2:]).sum((1, 3))
+        found |= {f"{tile}/{k:02}": cm for k, cm in enumerate(blocks.reshape(-1, *stack.shape[2:]))}
+    return found
+
 # %% ../../nbs/runs/01_compare.ipynb #91be9a5d
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -88,10 +124,11 @@ class Comparison:
     scores: pd.Series  # pooled MCC of each run, best first
     intervals: pd.DataFrame  # low and high end of each run's own 95 % interval
     differences: pd.DataFrame  # MCC of the row's run minus that of the column's
-    pairs: pd.DataFrame  # better, worse, difference, low, high, p, p_holm, differs
-    groups: list[tuple[str, ...]]  # two or more neighbours in `scores` of which no pair differs
+    pairs: pd.DataFrame  # better, worse, difference, low, high, p, p_holm, outcome: of the better one
+    groups: list[tuple[str, ...]]  # two or more neighbours in `scores` that cannot be told apart
     tiles: int  # number of held-out tiles
-    enough_tiles: bool  # False: with so few tiles no difference can be significant
+    enough_tiles: bool  # False: with so few tiles and blocks no difference can be significant
+    units: int  # parts that the test swaps: the tiles, or the blocks of them that have pixels
 
 
 def _enough_tiles(pairs: int, tiles: int, n: int, level: float) -> bool:
@@ -103,6 +140,26 @@ def _enough_tiles(pairs: int, tiles: int, n: int, level: float) -> bool:
             f"than {pairs / level:.0f}"
         )
     return possible
+
+
+def _units(
+    cms: Mapping[str, Mapping[str, np.ndarray]],  # run -> tile id -> (C, C) counts
+    blocks: Sequence[Mapping[str, np.ndarray] | None],  # of each run, from `_block_stack`
+    n: int,  # random swaps
+    level: float,  # of significance
+) -> tuple[dict[str, dict[str, np.ndarray]], bool]:  # run -> part -> counts; whether a test can tell
+    "The parts that are swapped: tiles, or where these are too few the largest blocks that are enough."
+    pairs = len(cms) * (len(cms) - 1) // 2
+    if _enough_tiles(pairs, len(next(iter(cms.values()))), n, level):
+        return dict(cms), True
+    for side in (2, 4) if all(blocks) else ():
+        parts = {name: _merged(stacks, side) for name, stacks in zip(cms, blocks, strict=True)}
+        first, *others = parts.values()
+        used = [part for part, cm in first.items() if cm.sum()]
+        same = all((other[part].sum(1) == first[part].sum(1)).all() for other in others for part in used)
+        if same and pairs * smallest_p(max(len(used), 1), n) < level:
+            return {name: {part: found[part] for part in used} for name, found in parts.items()}, True
+    return dict(cms), False
 
 
 def compare_runs(
@@ -121,14 +178,16 @@ def compare_runs(
     (first, own), *others = cms.items()
     for name, found in others:
         check_same_tiles(own, found, (first, name))
-    enough_tiles = _enough_tiles(len(cms) * (len(cms) - 1) // 2, len(own), n, level)
+    blocks = [_block_stack(metrics, name, cms[name], pixels) for name, metrics in runs.items()]
+    units, enough_tiles = _units(cms, blocks, n, level)
     scores = pd.Series({name: mcc(sum(m.values())) for name, m in cms.items()}, name="mcc")
     scores = scores.sort_values(ascending=False, kind="stable")
     cms = {name: {tile: cms[name][tile] for tile in sorted(own)} for name in scores.index}
+    units = {name: units[name] for name in scores.index}
     intervals = {name: bootstrap_ci(list(m.values()), n, seed=seed) for name, m in cms.items()}
-    table = _pairs(cms, n, seed)
-    table["differs"] = table["p_holm"] < level
-    different = {frozenset(pair) for pair in table.loc[table["differs"], ["better", "worse"]].values}
+    table = _pairs(cms, units, n, seed, level)
+    told = table["outcome"] == Outcome.BETTER
+    different = {frozenset(pair) for pair in table.loc[told, ["better", "worse"]].values}
     return Comparison(
         scores,
         pd.DataFrame(intervals, index=["low", "high"]).T,
@@ -137,18 +196,29 @@ def compare_runs(
         _groups(list(scores.index), different),
         len(own),
         enough_tiles,
+        len(next(iter(units.values()))),
     )
 
 # %% ../../nbs/runs/01_compare.ipynb #6f59fd13
-def _pairs(cms: Mapping[str, Mapping], n: int, seed: int) -> pd.DataFrame:
-    "One row per pair of runs, the better run first; `cms` are sorted, best first."
+def _pairs(
+    cms: Mapping[str, Mapping],  # run -> tile id -> (C, C) counts
+    units: Mapping[str, Mapping],  # the same of the parts that are swapped
+    n: int,  # bootstrap draws and random swaps
+    seed: int,  # of both
+    level: float,  # of significance
+) -> pd.DataFrame:
+    "One row per pair of runs, the better run first; `cms` and `units` are sorted, best first."
     rows = []
     for a, b in combinations(cms, 2):
         found = paired_gain(cms[b], cms[a], n, seed)
         row = {"better": a, "worse": b} | dict(zip(("difference", "low", "high"), found, strict=True))
-        rows.append(row | {"p": paired_permutation_p(cms[b], cms[a], n, seed)})
-    table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"]))
+        by_tile = paired_permutation_p(cms[b], cms[a], n, seed)
+        blocks = len(units[a]) > len(cms[a])
+        row["p"] = paired_permutation_p(units[b], units[a], n, seed) if blocks else by_tile
+        rows.append(row | {"agree": not blocks or by_tile <= smallest_p(len(cms[a]), n)})
+    table = pd.DataFrame(rows).assign(p_holm=lambda found: holm(found["p"]))
+    told = table.pop("agree") & (table["p_holm"] < level)
+    return table.assign(outcome=[Outcome.BETTER if yes else Outcome.CANNOT_TELL for yes in told])
 
 
 def _groups(names: Sequence[str], different: set[frozenset]) -> list[tuple[str, ...]]:

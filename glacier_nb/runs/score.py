@@ -20,6 +20,7 @@ from ..metrics.scores import summary
 from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
 from ..prediction.members import Member, load_ensemble, load_member
 from ..prediction.views import PLAIN, View, make_views
+from ..training.callbacks import drop_optimizer
 from ..training.checkpoints import read_checkpoint, saving
 from ..training.learner import Learner
 from ..training.recipe import RunData
@@ -36,6 +37,18 @@ def evaluation_members(
     return views, others
 
 # %% ../../nbs/runs/02_score.ipynb #4caf69d4
+_FEW_TILES = 13  # with more the permutation test over tiles can tell runs apart
+
+
+def _block_texts(learner: Learner) -> dict[str, dict[str, list[str]]]:
+    "The counts of the blocks of each tile, of all and of valid pixels: a line for each block."
+    kinds = (("all", 0), ("valid", 1))
+    return {
+        tile: {kind: [" ".join(map(str, cm.ravel())) for cm in counts[:, k]] for kind, k in kinds}
+        for tile, counts in learner.blocks.items()
+    }
+
+
 def score_run(
     learner: Learner,  # after `fit`, on every rank; afterwards it holds the best weights
     folder: str | os.PathLike,  # its run folder, with best.pt
@@ -56,6 +69,7 @@ def score_run(
         **(_pixel_rules(learner) if pixel_rules else {}),
         "best_epoch": best["metrics"]["epoch"],
         "tile_confusions": counts,
+        **({"block_confusions": _block_texts(learner)} if len(counts) <= _FEW_TILES else {}),
         "evaluation": _evaluation(learner, folder, progress),
         "started_from": str(learner.model.started_from),
         "initial_weights": learner.model.started_from.to_dict(),
@@ -96,8 +110,9 @@ def save_metrics(
     metrics: dict,  # from `score_run`
     seconds: float,  # that the run took
 ) -> None:
-    "Write metrics.json: the run is finished. Raises SaveError when the disk is full."
+    "Write metrics.json and drop the optimizer: the run is finished. Raises SaveError when the disk is full."
     path = Path(folder) / "metrics.json"
     text = json.dumps(metrics | {"seconds": round(seconds, 1)}, indent=1) + "\n"
     with saving(path, len(text)):
         write_text(path, text)
+    drop_optimizer(folder)

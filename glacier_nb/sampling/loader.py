@@ -30,9 +30,9 @@ def cut(
     pin: bool = False,  # page-locked memory, for faster copies to a GPU
 ) -> dict[str, Tensor]:  # image (B, C, h, w), label int64 and valid (B, h, w), perhaps distance
     "One batch of crops."
-    size, batch = crop_shape(tileset, crop_size), {}
+    size, batch, edge = crop_shape(tileset, crop_size), {}, {} if crop_size else {"mirrored": False}
     for k, (i, row, col) in enumerate(positions.tolist()):
-        for name, array in tileset.crop(i, row, col, size).items():
+        for name, array in tileset.crop(i, row, col, size, **edge).items():
             if k == 0:
                 shape = (len(positions), *array.shape)
                 batch[name] = torch.empty(shape, dtype=_DTYPES[name], pin_memory=pin)

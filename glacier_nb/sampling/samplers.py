@@ -52,16 +52,12 @@ def crop_shape(
     tileset: TileSet,  # tiles to cut
     crop_size: int,  # pixels; 0: whole tiles
 ) -> tuple[int, int]:  # height, width
-    "Height and width of a crop. Raises `SamplerError` for whole tiles of different sizes."
+    "Height and width of a crop; whole tiles of different sizes are padded to a square that holds them all."
     if crop_size:
         return crop_size, crop_size
-    sizes = sorted(set(tileset.shapes))
-    if len(sizes) > 1:
-        raise SamplerError(
-            f"whole tiles (crop_size 0) cannot form a batch: their sizes are {sizes}. Expected one size. "
-            "To fix: choose a crop_size, such as 256"
-        )
-    return sizes[0]
+    sizes = set(tileset.shapes)
+    side = max(map(max, sizes))
+    return sizes.pop() if len(sizes) == 1 else (side, side)
 
 # %% ../../nbs/sampling/01_samplers.ipynb #7051c8be
 @dataclass(frozen=True)
@@ -74,7 +70,6 @@ class RandomCrops:
     seed: int = 0  # of all epochs
 
     def __post_init__(self):
-        crop_shape(self.tileset, self.crop_size)
         if not self.index.ends[-1, -1]:
             raise SamplerError(
                 "no labelled valid pixel in the training tiles: check labels, nodata masks and fold"
@@ -117,6 +112,8 @@ def crop_classes(
     out = np.zeros((len(positions), n), np.int64)
     for k in np.argsort(positions[:, 0], kind="stable"):
         i, row, col = positions[k].tolist()
+        if not crop_size:  # padding is not counted
+            row, col, size = 0, 0, tileset.shapes[i]
         label, valid = (crop_array(group[i], row, col, size) for group in (tileset.labels, tileset.valids))
         out[k] = np.bincount(np.where(valid, label, IGNORE).ravel(), minlength=IGNORE + 1)[:n]
     return out

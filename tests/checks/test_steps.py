@@ -12,11 +12,14 @@ from glacier_nb.checks.augmentation import _explained_variance, check_augment
 from glacier_nb.checks.crops import _exposure_table, check_exposure
 from glacier_nb.checks.inputs import check_inputs, check_sets
 from glacier_nb.checks.steps import _better_budget, budget, check_budget, check_norm_batches
+from glacier_nb.config.files import read_config
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.files.paths import project_root
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
-from glacier_nb.training.recipe import prepare_data
+from glacier_nb.training.ema import _decay_at
+from glacier_nb.training.recipe import prepare_data, run_optimizer, run_schedule
 
 TINY = TrainConfig(
     encoder="resnet18",
@@ -92,6 +95,61 @@ def test_learning_rates(data, lr, expected):
     found = check_budget(TrainConfig(lr=lr, lr_min=0.0), data.train)
     assert causes(found) == expected
     assert all(f.change["lr"] == 1e-3 for f in found)
+
+
+PURE = {"focal_weight": 0.0, "dice_weight": 0.0, "boundary_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"weight_decay": 10.0}, {"decay-high": "warning"}),
+        ({"weight_decay": 3.0, "epochs": 60}, {"decay-high": "warning"}),
+        ({"weight_decay": 1.0}, {}),
+        ({"weight_decay": 0.3, "epochs": 1000}, {}),
+        ({"clip": 1e-7}, {"gradient-small": "fatal"}),
+        ({"clip": 1e-6}, {"gradient-small": "warning"}),
+        ({"clip": 1e-3}, {}),
+        ({"clip": 0.0}, {}),
+        ({"mcc_weight": 1e-9, **PURE}, {"gradient-small": "fatal"}),
+        ({"mcc_weight": 1e-3, **PURE}, {}),
+        ({"schedule": "plateau", "plateau_factor": 1e-4}, {"lr-low": "warning"}),
+        ({"schedule": "plateau", "plateau_factor": 0.1}, {}),
+        ({"schedule": "plateau", "plateau_factor": 1e-4, "lr_min": 1e-4}, {}),
+        ({"ema": 0.999999}, {}),
+    ],
+)
+def test_parameters_that_undo_the_steps(data, changes, expected):
+    cfg = TrainConfig(**changes)
+    found = check_budget(cfg, data.train)
+    assert causes(found) == expected
+    fixed = replace(cfg, **{k: v for f in found for k, v in f.change.items()})
+    assert check_budget(fixed, data.train) == []
+
+
+def test_weights_kept_are_those_of_the_optimizer(data):
+    cfg = TrainConfig(weight_decay=10.0)
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer, rate = run_optimizer(cfg, nn.ParameterList([weight])), run_schedule(cfg, 16)
+    for step in range(256):
+        optimizer.param_groups[0]["lr"] = rate(step)
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+    assert weight[0, 0].item() == pytest.approx(budget(cfg, data.train)["weights kept"], rel=1e-4)
+    assert weight[0, 0].item() < 0.3
+
+
+def test_the_highest_decay_of_averaged_weights_leaves_nothing_of_the_first():
+    left, highest = 1.0, TrainConfig.__dataclass_fields__["ema"].metadata["high"]
+    for step in range(2, 61):  # the first is copied
+        left *= _decay_at(step, highest)
+    assert left < 1e-6
+
+
+@pytest.mark.parametrize("path", sorted((project_root() / "configs/iterations").glob("*.yaml")), ids=str)
+def test_no_iteration_undoes_its_steps(data, path):
+    cfg = read_config(path)
+    assert not {"decay-high", "gradient-small"} & set(causes(check_budget(cfg, data.train)))
 
 
 def test_restarts(data):

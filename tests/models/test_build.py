@@ -22,6 +22,26 @@ def test_versatile_encoders_work_with_every_architecture(architecture, encoder):
     assert all(any(part in name for part in NEVER_USED) for name in idle), idle
 
 
+@pytest.mark.parametrize("architecture", _ARCHITECTURES)
+def test_any_network_trains_on_images_of_any_size_as_it_predicts_them(architecture):
+    model = build_unet(2, 3, "resnet18", decoder_attention="none", architecture=architecture)
+    assert model(torch.randn(2, 2, 20, 12)).shape == (2, 3, 20, 12)
+    image = torch.randn(2, 2, 40, 65)
+    logits = model(image)
+    logits.mean().backward()
+    assert logits.shape == (2, 3, 40, 65)
+    if architecture != "Unet":  # which takes this size as it is
+        torch.testing.assert_close(model.eval()(image), predict_logits(model, image), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_that_fits_is_not_padded(monkeypatch):
+    model = build_unet(2, 3, "resnet18")
+    monkeypatch.setattr("glacier_nb.models.build._pad", None)
+    assert model(torch.randn(1, 2, 80, 80)).shape == (1, 3, 80, 80)
+    with pytest.raises(TypeError, match="not callable"):
+        build_unet(2, 3, architecture="scratch")(torch.randn(1, 2, 80, 80))
+
+
 @pytest.mark.parametrize("architecture", SMP)
 def test_default_encoder_works_with_every_architecture(architecture):
     assert _VERSATILE_ENCODERS[0] == "resnet34"

@@ -1,12 +1,20 @@
 """Initial weights: files, folders, the hub, and the errors when none works."""
 
+import io
+import os
+import re
+import ssl
+import threading
+import time
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
 import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from huggingface_hub import constants
 from segmentation_models_pytorch.encoders._utils import patch_first_conv
 from timm.models import adapt_input_conv
 
@@ -14,7 +22,9 @@ from glacier_nb.models.build import build_unet
 from glacier_nb.models.weights import (
     FIRST_CONVS,
     InitialWeights,
+    WeightKind,
     WeightsError,
+    _answers,
     _encoder_state,
     _load_encoder,
     _read_state,
@@ -48,6 +58,13 @@ def file(request, tmp_path, pretrained):
     else:
         torch.save(pretrained, path)
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def own_notes(monkeypatch, tmp_path):
+    "What was not downloaded is remembered in a folder of the test's own; no server is asked."
+    monkeypatch.setenv("GLACIER_NB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("glacier_nb.models.weights._answers", lambda url: True)
 
 
 @pytest.fixture
@@ -252,8 +269,88 @@ def test_if_found_falls_back_to_random_and_says_so(tmp_path, no_hub, folder):
     assert all(torch.equal(a, b) for a, b in pairs)
     assert str(model.started_from) == (
         "random weights (seed 2): ImageNet weights were asked for if found, and were not: the weights of "
-        "resnet18 are not on this machine and could not be downloaded (OSError)"
+        "resnet18 are not on this machine and could not be downloaded (OSError); asked again after an hour, "
+        "or at once with encoder_weights = 'imagenet'"
     )
+
+
+class Hub:
+    "A hub whose files are in its client's cache, on a server, or nowhere."
+
+    def __init__(self, monkeypatch, where, answers):
+        self.calls, self.asked, self.where = [], 0, where
+        self.encoder = smp.encoders.get_encoder("resnet18", in_channels=3, weights=None)
+        monkeypatch.setattr("glacier_nb.models.weights.smp.encoders.get_encoder", self.deliver)
+        monkeypatch.setattr("glacier_nb.models.weights._answers", self.answer)
+        self.answers = answers
+
+    def answer(self, url):
+        self.asked += 1
+        return self.answers
+
+    def deliver(self, *args, **kwargs):
+        self.calls.append("cache" if constants.HF_HUB_OFFLINE else "server")
+        if self.where not in self.calls[-1:]:
+            raise OSError("no connection")
+        return self.encoder
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_an_hour(monkeypatch, tmp_path):
+    hub = Hub(monkeypatch, None, False)
+    target = build_unet(5, 2, "resnet18").encoder
+    first, again = (load_pretrained(target, "resnet18", "imagenet-if-found") for _ in range(2))
+    assert (hub.asked, hub.calls) == (1, ["cache"] * 2)  # and never downloaded from
+    assert first == again
+    assert re.search("did not answer within 4 s.*asked again after an hour, or at once with", first.missing)
+    assert "\n" not in str(first)
+    with pytest.raises(WeightsError, match="did not answer within 4 s"):
+        load_pretrained(target, "resnet18", "imagenet")  # at once
+    assert hub.asked == 2
+    hub.where, hub.answers = "server", True
+    assert load_pretrained(target, "resnet18", "imagenet").kind is WeightKind.IMAGENET
+    assert load_pretrained(target, "resnet18", "imagenet-if-found").kind is WeightKind.RANDOM
+    (note,) = (tmp_path / "cache/hub").iterdir()
+    old = time.time() - 3601
+    os.utime(note, (old, old))
+    assert load_pretrained(target, "resnet18", "imagenet-if-found").kind is WeightKind.IMAGENET
+    note.write_bytes(b"\xff")  # damaged
+    assert load_pretrained(target, "resnet18", "imagenet-if-found").kind is WeightKind.IMAGENET
+
+
+def test_weights_in_the_cache_of_the_hub_need_no_server(monkeypatch):
+    hub = Hub(monkeypatch, "cache", False)
+    target = build_unet(5, 2, "resnet18").encoder
+    assert load_pretrained(target, "resnet18", "imagenet-if-found").kind is WeightKind.IMAGENET
+    assert (hub.asked, hub.calls) == (0, ["cache"])
+    assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (None, True),
+        (HTTPError("", 503, "", None, None), True),
+        (URLError(ssl.SSLError("certificate")), True),
+        (URLError("Name or service not known"), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_what_counts_as_an_answer(monkeypatch, raised, expected):
+    def opened(request, timeout):
+        assert request.get_method() == "HEAD"
+        if raised is not None:
+            raise raised
+        return io.BytesIO()
+
+    monkeypatch.setattr("glacier_nb.models.weights.urlopen", opened)
+    assert _answers("https://hub") is expected
+
+
+def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(
+        "glacier_nb.models.weights.urlopen", lambda *args, **kwargs: threading.Event().wait(9)
+    )
+    assert _answers("https://hub", 0.01) is False
 
 
 # names of timm and of efficientnet-pytorch

@@ -15,8 +15,8 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import write_text
-from glacier_nb.metrics.scores import bootstrap_mcc, mcc, summary
-from glacier_nb.metrics.significance import ComparisonError
+from glacier_nb.metrics.scores import block_confusions, bootstrap_mcc, mcc, summary, tile_confusion
+from glacier_nb.metrics.significance import ComparisonError, Outcome
 from glacier_nb.plot.curves import critical_difference, curves_of_runs
 from glacier_nb.runs.compare import _tile_confusions, comparable, compare_runs, restart_epochs
 from glacier_nb.runs.folder import RunError
@@ -49,10 +49,10 @@ def test_differences_are_paired_and_groups_have_no_pair_that_differs():
         pair.loc[("base", "worse"), ["low", "high"]].astype(float), np.quantile(change, [0.025, 0.975])
     )
     assert pair.loc[("base", "same"), ["low", "high", "difference"]].tolist() == [0, 0, 0]
-    assert pair["differs"].to_dict() == {
-        ("base", "same"): False,
-        ("base", "worse"): True,
-        ("same", "worse"): True,
+    assert pair["outcome"].to_dict() == {
+        ("base", "same"): Outcome.CANNOT_TELL,
+        ("base", "worse"): Outcome.BETTER,
+        ("same", "worse"): Outcome.BETTER,
     }
     assert found.groups == [("base", "same")]
     assert compare_runs(runs, n=2000).pairs.equals(found.pairs)
@@ -63,8 +63,67 @@ def test_few_tiles_are_not_significant():
     bad[:, 0, 0], bad[:, 1, 1] = 81, 1
     found = compare_runs({"good": metrics(good), "bad": metrics(bad)})
     assert found.pairs["low"].item() > 0.3
-    assert not found.pairs["differs"].any()
+    assert list(found.pairs["outcome"]) == [Outcome.CANNOT_TELL]
     assert found.pairs["p"].item() == 2 / 2**5
+    assert (found.units, found.enough_tiles) == (5, False)
+
+
+def blocked(error, seed=0, tiles=5, size=32, turned=None):
+    "Metrics with blocks of a run with this fraction of random pixels; without errors in the tile `turned`."
+    rng, whole, blocks = np.random.default_rng(seed), {}, {}
+    for i in range(tiles):
+        truth = np.random.default_rng(i).integers(0, 3, (size, size))
+        wrong = rng.random(truth.shape) < error * (i != turned)
+        pred = np.where(wrong, rng.integers(0, 3, truth.shape), truth)
+        counts = block_confusions(pred, truth, truth >= 0, 3)
+        assert np.array_equal(counts.sum(0), tile_confusion(pred, truth, truth >= 0, 3))
+        kinds = (("all", 0), ("valid", 1))
+        whole[f"t{i}"] = {kind: counts[:, k].sum(0).tolist() for kind, k in kinds}
+        blocks[f"t{i}"] = {kind: [" ".join(map(str, cm.ravel())) for cm in counts[:, k]] for kind, k in kinds}
+    return {"tile_confusions": whole, "block_confusions": blocks}
+
+
+def test_blocks_of_pixels_tell_apart_what_five_tiles_cannot():
+    good, bad, twin = blocked(0.1), blocked(0.8, 1), blocked(0.1, 2)
+    found = compare_runs({"bad": bad, "good": good, "twin": twin}, n=2000)
+    assert (found.units, found.tiles, found.enough_tiles) == (20, 5, True)  # quarters of the tiles
+    pair = found.pairs.set_index(["better", "worse"])["outcome"].to_dict()
+    assert {frozenset(names): str(word) for names, word in pair.items()} == {
+        frozenset({"good", "bad"}): "better",
+        frozenset({"twin", "bad"}): "better",
+        frozenset({"good", "twin"}): "cannot tell",
+    }
+    assert len(found.groups) == 1
+    assert "5 held-out tiles in 20 blocks" in critical_difference(found).axes[0].get_title("left")
+    old = {"tile_confusions": bad["tile_confusions"]}  # of an older version
+    found = compare_runs({"good": good, "old": old})
+    assert list(found.pairs["outcome"]) == [Outcome.CANNOT_TELL]
+    assert found.units == 5
+    one = compare_runs({"a": blocked(0.1, 0, 1), "b": blocked(0.8, 1, 1)})
+    assert (one.units, str(one.pairs["outcome"].item())) == (16, "better")
+
+
+def test_blocks_need_the_agreement_of_all_tiles():
+    (row,) = compare_runs({"a": blocked(0.1), "b": blocked(0.8, 1, turned=4)}).pairs.to_dict("records")
+    assert row["p_holm"] < 0.05
+    assert row["outcome"] is Outcome.CANNOT_TELL
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda blocks: blocks.pop("t0"),
+        lambda blocks: blocks["t0"]["all"].pop(),
+        lambda blocks: blocks["t0"].update(all=["1 0 0 0 0 0 0 0 0"] * 16),
+        lambda blocks: blocks["t0"].update(all=["a"] * 16),
+        lambda blocks: blocks.update(t0=[1]),
+    ],
+)
+def test_damaged_blocks_are_named(change):
+    run = blocked(0.8, 1)
+    change(run["block_confusions"])
+    with pytest.raises(RunError, match=r"^b: block_confusions of metrics.json is damaged: .*train this run"):
+        compare_runs({"a": blocked(0.1), "b": run})
 
 
 @pytest.mark.parametrize(
@@ -104,7 +163,7 @@ def test_one_run_or_too_few_draws_are_an_error():
 def test_too_few_tiles_for_many_runs_are_not_an_error():
     found = compare_runs({str(k): metrics(random_confusions(5)) for k in range(33)}, n=500)
     assert not found.enough_tiles
-    assert not found.pairs["differs"].any()
+    assert set(found.pairs["outcome"]) == {Outcome.CANNOT_TELL}
     ax = critical_difference(found).axes[0]
     assert ax.get_title("left") == "5 held-out tiles are too few to compare 33 runs"
     assert not [line for line in ax.lines if line.get_linewidth() == 4]

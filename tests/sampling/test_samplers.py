@@ -11,6 +11,7 @@ from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.sampling.index import InterfaceIndex, PixelIndex, SamplerError
+from glacier_nb.sampling.loader import cut
 from glacier_nb.sampling.samplers import (
     PixelCrops,
     RandomCrops,
@@ -21,6 +22,7 @@ from glacier_nb.sampling.samplers import (
     _draw_integers,
     _spread,
     crop_classes,
+    crop_shape,
 )
 from glacier_nb.tiles.read import Tile
 
@@ -86,17 +88,26 @@ def test_no_crop_count_means_one_a_tile(tileset):
     assert len(RandomCrops(tileset, 16).positions(0)) == 3
 
 
-def test_whole_tiles_come_once_each_and_need_one_size(tiles, tileset):
+def test_whole_tiles_come_once_each_whatever_their_sizes(tiles, tileset):
     equal = TileSet.build([replace(tiles[0], id=f"t{k}") for k in range(7)], STATS)
     positions = RandomCrops(equal, 0).positions(5)
     assert sorted(positions[:, 0]) == list(range(7))
     assert not positions[:, 1:].any()
     for kind in ("weighted", "pixel"):
         assert not SAMPLERS[kind](equal, 0, 9).positions(0)[:, 1:].any()
-    with pytest.raises(
-        SamplerError, match=r"whole tiles .* sizes are \[\(48, 64\), \(64, 64\), \(80, 50\)\]"
-    ):
-        RandomCrops(tileset, 0)
+    mixed = RandomCrops(tileset, 0)
+    positions = mixed.positions(5)
+    assert sorted(positions[:, 0]) == list(range(len(tileset)))
+    assert crop_shape(tileset, 0) == (80, 80)
+    batch = cut(tileset, positions, 0)
+    for k, (i, row, col) in enumerate(positions.tolist()):
+        h, w = tileset.shapes[i]
+        inside = batch["valid"][k, -row : h - row, -col : w - col]
+        assert np.array_equal(inside.numpy(), tileset.valids[i])
+        assert batch["valid"][k].sum() == inside.sum()
+        assert not batch["image"][k, :, ~batch["valid"][k]].any()
+    counted = crop_classes(tileset, positions, 0).sum(0)
+    assert counted.tolist() == PixelIndex(tileset).per_tile()[:, :-1].sum(0).tolist()
 
 
 def test_pixel_crops_draw_classes_by_their_fractions_and_contain_them(tileset):

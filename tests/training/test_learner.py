@@ -1,14 +1,18 @@
 """Training: repeatable, resumable, interruptible; ends with a clear error when it cannot continue."""
 
 import json
+import math
 import os
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from affine import Affine
+from made_up import noise_tile
 from tiny_network import tiny_network
 from torch import nn
 
@@ -16,13 +20,20 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.demo.tiles import cached_demo
-from glacier_nb.models.build import build_unet, predict_logits
+from glacier_nb.models.build import _ARCHITECTURES, build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError, init_from
 from glacier_nb.parallel.device import pick_device
 from glacier_nb.tiles.read import read_tiles
-from glacier_nb.training.callbacks import EarlyStop, _rng_state, _set_rng_state, make_learner
+from glacier_nb.training.callbacks import (
+    EarlyStop,
+    Progress,
+    _rng_state,
+    _set_rng_state,
+    drop_optimizer,
+    make_learner,
+)
 from glacier_nb.training.checkpoints import read_checkpoint
-from glacier_nb.training.learner import Callback, TrainingError
+from glacier_nb.training.learner import Callback, Learner, TrainingError
 from glacier_nb.training.recipe import prepare_data
 
 TINY = TrainConfig(
@@ -387,3 +398,60 @@ def test_random_state_of_a_gpu(monkeypatch, tmp_path):
 def test_wrong_random_states(wrong):
     with pytest.raises(ConfigError, match=r"random generators: found .* expected cpu"):
         _set_rng_state(wrong, CPU)
+
+
+def test_whole_tiles_of_any_size_train_in_every_network(tmp_path):
+    places = [Affine(30, 0, 3000 * k, 0, -30, 0) for k in range(3)]
+    tiles = [noise_tile(f"t{k}", k, shape) for k, shape in enumerate([(40, 40), (24, 56), (40, 33)])]
+    tiles = [replace(t, crs="EPSG:32643", transform=at) for t, at in zip(tiles, places, strict=True)]
+    cfg = replace(TINY, crop_size=0, samples_per_epoch=2, batch_size=2, augment="strong")
+    cfg = replace(cfg, include_glcm=False, encoder="resnet18", decoder_attention="none")
+    data = prepare_data(cfg, tiles)
+    for architecture in _ARCHITECTURES:
+        cfg = replace(cfg, architecture=architecture)
+        learner = make_learner(cfg, data, tmp_path / "none", progress=False)
+        (batch,) = learner.batches(0)
+        assert math.isfinite(learner.train_step([batch])["train_loss"])
+
+
+def test_the_bar_shows_the_score_by_which_the_best_epoch_is_chosen():
+    learner = SimpleNamespace(history=[], last={"train_loss": 1.0}, cfg=TINY, step=0, steps_per_epoch=1)
+    bar, shown = Progress(), []
+    bar.bar = SimpleNamespace(set_postfix=lambda values, refresh: shown.append(values))
+    for mcc, mcc_valid in ((0.9, 0.5), (0.2, 0.6), (0.95, 0.55), (0.1, 0.7)):
+        learner.history.append({"mcc": mcc, "mcc_valid": mcc_valid})
+        learner.best = Learner.best.fget(learner)
+        bar._show(learner)
+    assert [values["valid MCC"] for values in shown] == ["0.500", "0.600", "0.550", "0.700"]
+    assert [values["best"] for values in shown] == ["0.500", "0.600", "0.600", "0.700"]
+
+
+def test_a_finished_run_needs_no_optimizer(data, tmp_path):
+    cfg = replace(TINY, ema=0.9, epochs=2, samples_per_epoch=4)
+    first = run(data, tmp_path / "done", cfg)
+    path, scores = tmp_path / "done/last.pt", first.validate()
+    before, weights = path.stat().st_size, read_checkpoint(path)["weights"]
+    drop_optimizer(path.parent)
+    small = path.read_bytes()
+    assert len(small) < 0.45 * before
+    drop_optimizer(path.parent)
+    assert path.read_bytes() == small  # not written again
+    again = run(data, path.parent, replace(cfg, run="done", resume=True))
+    assert (again.history, again.validate()) == (first.history, scores)
+    for name, value in again.eval_model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    longer = replace(cfg, run="done", resume=True, epochs=4)
+    with pytest.raises(ConfigError, match=r"another config: epochs \(saved 2, requested 4\)"):
+        run(data, path.parent, longer)
+    with pytest.raises(ConfigError, match=r"finished after 2 epochs.*init_from"):
+        make_learner(longer, data, path.parent, progress=False).restore(read_checkpoint(path))
+    fresh = replace(cfg, init_from=str(path), ema=0.0)
+    started = make_learner(fresh, data, tmp_path / "new", progress=False)
+    assert all(torch.equal(v, weights[k]) for k, v in started.model.state_dict().items())
+
+
+def test_a_last_pt_that_cannot_be_read_or_written_stays(data, tmp_path, monkeypatch):
+    drop_optimizer(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"no checkpoint")
+    drop_optimizer(tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == b"no checkpoint"

@@ -292,6 +292,7 @@ def test_a_full_disk_is_reported_and_the_old_checkpoint_stays(cut, full, reason)
 
 def shortened(folder: Path, state: dict) -> None:
     "Make a checkpoint of a finished run look as if its last epoch were missing."
+    state.pop("finished")
     state["progress"]["epoch"] -= 1
     state["progress"]["step"] -= PER_EPOCH
     state["progress"]["history"] = state["progress"]["history"][:-1]
