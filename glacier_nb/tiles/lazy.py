@@ -21,6 +21,7 @@ from rasterio.transform import Affine
 from ..files.errors import TileCause, TileError
 from ..files.paths import cache_folder, cached_json, digest
 from .index import TileFiles
+from .overlaps import Marks
 from .read import AnyTile, Box, LabelCodes, LabelScheme, Tile, folder_scheme
 
 # %% ../../nbs/tiles/02_lazy.ipynb #cfe7ce8b
@@ -32,7 +33,7 @@ def _file_stamp(
     paths = [*files.bands, *([files.label] if scheme and files.label else [])]
     stats = [(os.path.abspath(p), os.stat(p)) for p in paths]
     facts = [[path, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
-    return digest("tile 3", facts, scheme and [list(scheme.classes), sorted(scheme.codes.items())])
+    return digest("tile 4", facts, scheme and [list(scheme.classes), sorted(scheme.codes.items())])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +75,10 @@ class LazyTile(AnyTile):
         return digest(self.stamp, [list(box) for box in self.boxes])
 
     @property
+    def marks(self) -> Marks:
+        return Marks.of_text(_facts(self.files, self.scheme, self.stamp)["marks"])
+
+    @property
     def bands(self) -> np.ndarray:
         return _read(self).bands
 
@@ -109,18 +114,23 @@ def read(self: LazyTile) -> Tile:  # its arrays are read-only
     return _read(self)
 
 # %% ../../nbs/tiles/02_lazy.ipynb #c7a22863
-def _facts(files, scheme):
-    "The cached facts of a tile, as JSON can hold them."
-    tile = files.read(scheme)
-    return {
-        "shape": tile.shape,
-        "crs": tile.crs and tile.crs.to_wkt(),
-        "transform": tile.transform[:6],
-        "counts": tile.class_counts().tolist(),
-        "fractions": tile.class_fractions,
-        "valid_fraction": tile.valid_fraction,
-        "bands_digest": tile.bands_digest,
-    }
+def _facts(files, scheme, stamp):
+    "The facts of a tile, from the cache where possible."
+
+    def compute():
+        tile = files.read(scheme)
+        return {
+            "shape": tile.shape,
+            "crs": tile.crs and tile.crs.to_wkt(),
+            "transform": tile.transform[:6],
+            "counts": tile.class_counts().tolist(),
+            "fractions": tile.class_fractions,
+            "valid_fraction": tile.valid_fraction,
+            "bands_digest": tile.bands_digest,
+            "marks": tile.marks.to_text(),
+        }
+
+    return cached_json(cache_folder() / "tiles" / f"{files.id}-{stamp}.json", compute)
 
 
 @lru_cache(maxsize=64)
@@ -136,9 +146,9 @@ def _open_tile(
 ) -> LazyTile:
     "Open one tile; its files are read only if its facts are not in the cache."
     stamp = _file_stamp(files, scheme)
-    path = cache_folder() / "tiles" / f"{files.id}-{stamp}.json"
-    facts = cached_json(path, lambda: _facts(files, scheme))
+    facts = _facts(files, scheme, stamp)
     facts |= {name: tuple(facts[name]) for name in ("shape", "counts", "fractions")}
+    del facts["marks"]  # read again when they are used
     facts |= {"crs": _crs(facts["crs"]), "transform": Affine(*facts["transform"])}
     return LazyTile(files, scheme, codes, stamp, **facts)
 

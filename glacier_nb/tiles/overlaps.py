@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Marks', 'Overlap', 'find_overlaps']
 
-# %% ../../nbs/tiles/00_overlaps.ipynb #ed607648
+# %% ../../nbs/tiles/00_overlaps.ipynb #10ab2988
 import base64
 import itertools
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# %% ../../nbs/tiles/00_overlaps.ipynb #d93f0c8a
-_KEEP = 2048  # marks of a tile at most: of 512 x 512 pixels every 128th window, of 64 x 64 every second
+# %% ../../nbs/tiles/00_overlaps.ipynb #efdedc64
+_KEEP = 1024  # marks of a tile at most: of 512 x 512 pixels every 256th window, of 64 x 64 every fourth
 _FACTORS = np.random.default_rng(20251127).integers(1 << 62, 1 << 63, 12, dtype=np.uint64) | np.uint64(1)
 
 
@@ -39,7 +39,7 @@ def _windows(bands: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarra
         varied = varied | (pixel[at] != pixel[1:-1, 1:-1])
     return _mixed(total), counts & varied
 
-# %% ../../nbs/tiles/00_overlaps.ipynb #3a2daa03
+# %% ../../nbs/tiles/00_overlaps.ipynb #7761cd90
 @dataclass(frozen=True, eq=False)
 class Marks:
     "Windows of 3 x 3 pixels by which the same pixels are found in two tiles, wherever they lie in each."
@@ -86,7 +86,7 @@ class Marks:
         half = len(data) // 2
         return cls(np.frombuffer(data[:half], "<u8"), np.frombuffer(data[half:], "<i4").reshape(-1, 2))
 
-# %% ../../nbs/tiles/00_overlaps.ipynb #465fb0b1
+# %% ../../nbs/tiles/00_overlaps.ipynb #92333d22
 @dataclass(frozen=True)
 class Overlap:
     "Pixels that two tiles share."
@@ -124,7 +124,7 @@ def _overlap(a: int, b: int, ours: np.ndarray, theirs: np.ndarray, marks: Sequen
     box = (int(top) - 1, int(bottom) + 2, int(left) - 1, int(right) + 2)
     return Overlap(a, b, box, tuple(map(int, shift)), upright, len(best) / max(min(map(len, known)), 1))
 
-# %% ../../nbs/tiles/00_overlaps.ipynb #d66d5bfe
+# %% ../../nbs/tiles/00_overlaps.ipynb #4a546378
 def find_overlaps(
     marks: Sequence[Marks],  # of each tile
     others: Sequence[Marks] | None = None,  # compare with these; None: all with each other

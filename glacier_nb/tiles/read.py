@@ -31,6 +31,7 @@ from ..files.errors import TileCause, TileError, listing
 from ..files.paths import digest
 from ..landsat import BANDS, BINARY_CLASSES, BINARY_CODES, CLASSES, IGNORE, LABEL_CODES
 from .index import TileFiles
+from .overlaps import Marks
 
 # %% ../../nbs/tiles/01_read.ipynb #20c3ca25
 @dataclass(frozen=True, eq=False)
@@ -307,6 +308,7 @@ class AnyTile(Protocol):
     valid_fraction: float  # of all pixels
     class_fractions: tuple[float, ...]  # (n_classes,) of all pixels, valid or not, without ignored ones
     bands_digest: str  # equal for two tiles only if their bands are equal
+    marks: Marks  # by which the same pixels are found in other tiles
     key: str  # changes with the bands, the label and the boxes
 
     def class_counts(self) -> np.ndarray:  # (n_classes,) pixels
@@ -360,6 +362,10 @@ class Tile(AnyTile):
     def bands_digest(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self.bands)).hexdigest()
 
+    @cached_property
+    def marks(self) -> Marks:
+        return Marks.of(self.bands, self.valid)
+
     @property
     def key(self) -> str:
         return digest(self.bands, self.valid, *([] if self.label is None else [self.label]))
@@ -386,7 +392,10 @@ def ignore_boxes(
     label = self.label.copy()
     for top, bottom, left, right in boxes:
         label[top:bottom, left:right] = IGNORE
-    return replace(self, label=label)
+    known = {name: vars(self)[name] for name in ("bands_digest", "marks") if name in vars(self)}
+    cut = replace(self, label=label)
+    vars(cut).update(known)  # of the bands, which are the same
+    return cut
 
 
 @patch
