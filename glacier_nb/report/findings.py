@@ -44,8 +44,11 @@ CAUSES = {
     "label-on-nodata": "labels cover nodata pixels",
     # split
     "split-impossible": "the tiles cannot be split into training and validation",
+    "split-footprint": "tiles with different pixels lie at one place",
+    "split-names": "the places of tiles come from their names",
     "split-shared": "training and validation share data",
     "split-touching": "training and validation tiles are too close",
+    "labels-lost": "the buffer leaves few training labels",
     "class-missing": "missing classes",
     "class-shares": "class fractions differ between training and validation",
     # pipeline
@@ -145,9 +148,14 @@ def __lt__(self: Finding, other: Finding) -> bool:
 
 # %% ../../nbs/report/00_findings.ipynb #64707a41
 _SPLIT_FIXES = {
-    "split-impossible": "Fix the cause that the message names, or use other tiles.",
+    **dict.fromkeys(("split-impossible", "split-footprint", "split-names"), "Fix the cause that is named."),
     "split-shared": "Split the tiles with glacier_nb.tiles.splits.split.",
-}
+}  # where the error names no fix itself
+
+
+def _sentence(text: str) -> str:
+    "A phrase as a sentence."
+    return f"{text[0].upper()}{text[1:].removesuffix('.')}."
 
 
 @patch(cls_method=True)
@@ -158,7 +166,9 @@ def of_error(
     "An error as a finding: with the cause that it names, else `unreadable`."
     reason, change = getattr(error, "cause", None), {}
     if reason in _SPLIT_FIXES:
-        return cls(reason, "fatal", str(error), _SPLIT_FIXES[reason])
+        fix = getattr(error, "fix", "")
+        evidence = _sentence(error.found) if fix else str(error)
+        return cls(reason, "fatal", evidence, _sentence(fix) if fix else _SPLIT_FIXES[reason])
     cause = str(TileCause.LABEL_BINARY if reason is TileCause.LABEL_MIXED else reason)
     cause = cause if cause in CAUSES else "unreadable"
     if reason is TileCause.LABEL_BINARY:

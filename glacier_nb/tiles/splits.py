@@ -144,7 +144,7 @@ def _check_names(
         a, b = tiles[worst.a], tiles[worst.b]
         found = (
             "no georeference, and by their names tiles lie side by side, but "
-            f"{len(overlaps)} pairs share pixels: {worst.share:.0%} of {b.id} are in {a.id} too"
+            f"{len(overlaps)} pairs share pixels, such as {a.id} and {b.id}"
         )
         fix, step = "keep one tile of each pair, or georeference the files", _step(overlaps, grid)
         if step:
@@ -226,10 +226,10 @@ def _bisect(index, sizes, centres, touch, pixels) -> list[np.ndarray]:
 def _check_count(n: int, n_folds: int) -> None:
     "Raise `SplitError` when so many tiles cannot make so many folds."
     if n < 2:
-        what = f"{n} tile{'' if n else 's'} leave none for training when one is held out: expected at least 2"
+        what = f"{n} tiles leave none for training when one is held out: expected at least 2"
         raise SplitError(what, "add tiles, or cut this one into several")
     if not 2 <= n_folds <= n:
-        what = f"n_folds = {n_folds} is not possible with {n} tiles: expected 2 to {n}, a tile in each"
+        what = f"n_folds = {n_folds} is not possible with {n} tiles: expected {'' if n == 2 else '2 to '}{n}"
         raise SplitError(what, f"set n_folds = {min(max(n_folds, 2), n)}, and fold to less than that")
 
 
@@ -245,12 +245,14 @@ def _check_footprints(
     box = max(places, key=places.get)
     one = [t for t, b in zip(tiles, boxes.round(1).tolist(), strict=True) if tuple(b) == box]
     differ = len({t.bands_digest for t in one})
+    s, ids, transform = "s" * (len(places) > 1), listing([t.id for t in one], 3), tuple(one[0].transform)[:6]
     what = (
-        f"{len(tiles)} tiles have {len(places)} footprints, too few for n_folds = {n_folds}: {len(one)} of "
-        f"them ({listing([t.id for t in one], 3)}) have the transform {tuple(one[0].transform)[:6]}, "
-        f"but {differ} different contents"
+        f"{len(tiles)} tiles have {len(places)} footprint{s}, too few for n_folds = {n_folds}: "
+        f"{len(one)} of them ({ids}) have the transform {transform}, but {differ} different contents"
     )
     fix = "write the transform of each tile into its files (rio edit-info --transform)"
+    if differ == 1:
+        fix = "keep one of the copies"
     try:
         _check_names(_with_transforms([replace(t, transform=Affine.identity()) for t in tiles]))
         fix = (
@@ -360,6 +362,7 @@ class Split:
     )  # of all tiles: tile id -> fold; empty: not from folds
     named: bool = False  # whether the places are those that the names of the tiles imply
     labels: int = 0  # labelled training pixels before the buffer; 0: not known
+    overlap: float = 0.0  # of a tile, in the median, with the tile that covers most of it
 
     def __iter__(self) -> Iterator[list[AnyTile]]:
         return iter((self.train, self.val))
@@ -368,6 +371,19 @@ class Split:
     def audit(self) -> pd.DataFrame:  # empty if clean
         "Information about validation tiles in training tiles, found when it is first asked for."
         return _leakage_audit(self.train, self.val, self.buffer)
+
+
+def _typical_overlap(boxes: np.ndarray) -> float:
+    "The fraction of a tile, in the median, that the other tile covers that covers most of it."
+    top, left, bottom, right = boxes.T
+    most, area = [], (bottom - top) * (right - left)
+    for k in range(len(boxes)):
+        high = np.minimum(bottom[k], bottom) - np.maximum(top[k], top)
+        wide = np.minimum(right[k], right) - np.maximum(left[k], left)
+        shared = np.maximum(high, 0) * np.maximum(wide, 0)
+        shared[k] = 0
+        most.append(shared.max() / area[k])
+    return round(float(np.median(most)), 6)
 
 
 def split(
@@ -403,7 +419,20 @@ def split(
             f"cut tiles of more than {2 * buffer} rows and columns, or add some that lie further away",
         )
     labels = sum(int(t.class_counts().sum()) for t in train)
-    return Split(remaining, [own[t.id] for t in val], buffer, folds, named, labels)
+    overlap = _typical_overlap(np.array([_pixel_box(places[0], t) for t in places]))
+    return Split(remaining, [own[t.id] for t in val], buffer, folds, named, labels, overlap)
+
+# %% ../../nbs/tiles/03_splits.ipynb #59c6a1fc
+@patch(as_prop=True)
+def left(self: Split) -> float:  # fraction; 1: not known
+    "How many of the labelled training pixels the buffer leaves."
+    return sum(int(t.class_counts().sum()) for t in self.train) / self.labels if self.labels else 1.0
+
+
+@patch(as_prop=True)
+def dropped(self: Split) -> list[str]:  # ids
+    "The training tiles that the buffer leaves no label."
+    return sorted(self.folds.keys() - {t.id for side in self for t in side})
 
 # %% ../../nbs/tiles/03_splits.ipynb #c4f42c0b
 _PARTS = ("shared pixels", "turned copy")  # kinds that are found by content alone
