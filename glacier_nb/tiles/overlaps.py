@@ -101,7 +101,7 @@ class Overlap:
 
 _TURNS = [np.diag(s)[:, order] for order in ((0, 1), (1, 0)) for s in itertools.product((1, -1), repeat=2)]
 _LAGS = 32  # a window in more tiles is compared with that many of them
-_LEAST, _AGREE = 4, 0.5  # windows that two tiles share at least; of those in their common part
+_LEAST, _AGREE = 4, 0.2  # windows that two tiles share at least; of those in their common part
 
 
 def _overlap(a: int, b: int, ours: np.ndarray, theirs: np.ndarray, marks: Sequence[Marks]) -> Overlap | None:
