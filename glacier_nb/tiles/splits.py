@@ -23,7 +23,7 @@ from rasterio.warp import transform_bounds
 
 from ..files.errors import listing
 from ..landsat import IGNORE
-from .overlaps import Overlap, find_overlaps
+from .overlaps import Marks, Overlap, find_overlaps
 from .read import AnyTile, Box
 
 # %% ../../nbs/tiles/03_splits.ipynb #84c1a144
@@ -509,3 +509,24 @@ def check(self: Split) -> None:
         gap = f"{max(self.buffer, 1)} pixels between any training label and any validation tile"
         what = f"training tiles leak into validation, {len(found)} findings: {worst}. Expected at least {gap}"
         raise LeakageError(what, fix)
+
+# %% ../../nbs/tiles/03_splits.ipynb #5785b475
+_RECORDED = 256  # marks that a run keeps of each training tile: 4 kB
+
+
+@patch
+def training_marks(self: Split) -> dict[str, Marks]:  # tile id -> marks
+    "Windows of the training tiles whose labels are used, by which these pixels are recognised."
+    found = {}
+    for t in self.train:
+        marks = t.marks
+        used = marks.select(not t.ignores((r, r + 1, c, c + 1)) for r, c in marks.places.tolist())
+        found[t.id] = used.first(_RECORDED)
+    return found
+
+
+@patch
+def training_places(self: Split) -> dict[str, tuple]:  # tile id -> CRS (text), west, south, east, north
+    "Where the training tiles lie; without those that have no georeference."
+    placed = [t for t in self.train if t.crs and not t.transform.is_identity]
+    return {t.id: (t.crs.to_string(), *array_bounds(*t.shape, t.transform)) for t in placed}

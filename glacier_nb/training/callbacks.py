@@ -198,7 +198,10 @@ def _start(self: RunFolder, learner: Learner) -> None:
     if _holds_run(self.folder):  # it began while the data were read
         raise ConfigError(f"{self.folder} already holds a run: choose another name for `run`")
     learner.cfg.save(self.folder / "config.json")
-    write_text(self.folder / "splits.json", json.dumps(_split(learner), indent=1) + "\n")
+    sides = learner.data.split
+    pixels = {"marks": {i: m.to_text() for i, m in sides.training_marks().items()}}
+    record = _split(learner) | pixels | {"places": sides.training_places()}
+    write_text(self.folder / "splits.json", json.dumps(record, indent=1) + "\n")
 
 
 def _split(learner: Learner) -> dict[str, list[str]]:
