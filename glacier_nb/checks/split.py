@@ -60,6 +60,9 @@ def _check_shared(
         near = sides.audit
     except SplitError as e:
         return [*found, Finding.of_error(e)]
+    parts = near[near.kind.isin(("shared pixels", "turned copy"))]
+    if len(parts) and not len(same):
+        found.append(_parts(parts))
     near = near[near.kind.isin(("shared edge", "overlap"))]
     if len(near):
         gap, pixels = float(near.gap.min()), int(near.pixels.sum())
@@ -72,6 +75,47 @@ def _check_shared(
         fix = f"Split with glacier_nb.tiles.splits.split: it ignores training labels within {buffer} pixels."
         numbers = {"gap": gap, "buffer": buffer, "pixels": pixels, "tiles": int(near.train.nunique())}
         found.append(Finding("split-touching", severity, evidence, fix, numbers))
+    return found
+
+# %% ../../nbs/checks/03_split.ipynb #c8565fb9
+def _parts(
+    shared: pd.DataFrame,  # rows of the audit
+) -> Finding:  # split-shared
+    "The finding about pixels on both sides, in tiles that lie apart by their places."
+    pairs = "; ".join(f"{r.train} and {r.val} ({r.pixels:,} pixels)" for r in shared[:3].itertuples())
+    evidence = f"{len(shared)} pairs of training and validation tiles share pixels: {pairs}. Expected: none."
+    fix = "Remove one tile of each pair, or correct their places (transform or name)."
+    return Finding("split-shared", "fatal", evidence, fix, {"pairs": shared.to_dict("records")})
+
+
+_LEFT, _DROPPED = 0.6, 0.1  # labels that the buffer leaves at least, training tiles that it drops at most
+
+
+def _check_places(
+    sides: Split,  # of a run
+) -> list[Finding]:  # labels-lost, split-names
+    "Check what the buffer costs, and say where the places come from."
+    found, n = [], len(sides.train) + len(sides.dropped)
+    if sides.left < _LEFT or len(sides.dropped) > _DROPPED * n:
+        overlap, (h, w) = sides.overlap, sides.train[0].shape
+        evidence = (
+            f"Only {sides.left:.0%} of the labelled training pixels are left, none in {len(sides.dropped)} "
+            f"of {n} training tiles: the others are nearer than {sides.buffer} pixels to a validation tile. "
+            f"Usual: over {_LEFT:.0%}."
+        )
+        fix = f"Cut larger tiles: of {h} x {w} pixels a buffer of {sides.buffer} takes much."
+        if overlap > 0.05:
+            evidence += f" The tiles overlap: another tile covers {overlap:.0%} of one (median)."
+            fix = "Cut the tiles side by side: crops are taken anywhere in them, so overlap adds nothing."
+        numbers = {"left": sides.left, "dropped": sides.dropped, "overlap": overlap, "buffer": sides.buffer}
+        found.append(Finding("labels-lost", "warning", evidence, fix, numbers))
+    if sides.named:
+        evidence = (
+            f"The tiles have no georeference: {sides.train[0].id} is taken for row and column. Nothing "
+            "contradicts that: no tiles share pixels, and neighbours continue across their edges."
+        )
+        fix = "Nothing to do if the names are rows and columns; otherwise georeference the files."
+        found.append(Finding("split-names", "note", evidence, fix))
     return found
 
 # %% ../../nbs/checks/03_split.ipynb #03036c76
@@ -214,7 +258,7 @@ def check_sides(
     "Check whether a score on the validation side can be trusted."
     if not sides.train or not sides.val:
         return [Finding.of_error(SplitError("training or validation has no tile: both need at least one"))]
-    found = [*_check_shared(sides), *_check_classes(sides, n_folds)]
+    found = [*_check_shared(sides), *_check_places(sides), *_check_classes(sides, n_folds)]
     if train_set is None or val_set is None or "split-shared" in {f.cause for f in found}:
         return found
     return [*_sets(train_set, val_set), *found]

@@ -298,6 +298,14 @@ class _SceneSplit(Split):
         "What a training tile contains of a validation tile."
         return pd.DataFrame(columns=["train", "val", "kind", "gap", "pixels"])
 
+    def training_marks(self) -> dict:  # empty: thousands of patches are not read for it
+        "Windows by which the training patches are recognised."
+        return {}
+
+    def training_places(self) -> dict:  # empty
+        "Where the training patches lie."
+        return {}
+
 
 def hkh_run_data(
     cfg: TrainConfig,  # data_dir, fold, n_folds, normalisation, glcm_*, loss weights and tile_store are read

@@ -88,3 +88,57 @@ def test_errors_become_findings(tiles):
     assert Finding.of_error(SplitError("why")).cause == "split-impossible"
     assert Finding.of_error(LeakageError("why")).cause == "split-shared"
     assert check_sides(Split([], tiles))[0].cause == "split-impossible"
+
+
+def chips(tile, size, step):
+    for r in range(0, tile.shape[0] - size + 1, step):
+        for c in range(0, tile.shape[1] - size + 1, step):
+            at, place = np.s_[r : r + size, c : c + size], tile.transform @ tile.transform.translation(c, r)
+            part = {n: getattr(tile, n)[at] for n in ("valid", "label")} | {"bands": tile.bands[:, *at]}
+            yield replace(tile, id=f"{r:03}_{c:03}", transform=place, **part)
+
+
+def places(sides):
+    return [f for f in check_sides(sides) if f.cause in ("labels-lost", "split-names")]
+
+
+def test_labels_lost_to_the_buffer():
+    (tile,) = read_tiles(cached_demo(1, 256, 6))
+    (lost,) = places(split(list(chips(tile, 128, 32)), 0, 5))
+    assert lost.severity == "warning"
+    assert lost.numbers["left"] < 0.3
+    assert lost.numbers["overlap"] == 0.75
+    assert len(lost.numbers["dropped"]) >= 5
+    assert "75% of one" in lost.evidence
+    assert lost.fix.startswith("Cut the tiles side by side")
+    assert places(split(list(chips(tile, 128, 128)), 0, 2)) == []
+    four = [t for t in chips(tile, 64, 64) if t.id in ("000_000", "000_064", "064_000", "064_064")]
+    (small,) = places(split(four, 0, 2))
+    assert small.fix.startswith("Cut larger tiles: of 64 x 64 pixels")
+
+
+def test_places_from_names_are_noted(tiles):
+    bare = [replace(t, crs=None, transform=t.transform.identity()) for t in tiles]
+    (note,) = places(split(bare, 0, 3))
+    assert (note.cause, note.severity) == ("split-names", "note")
+    assert places(split(tiles, 0, 3)) == []
+
+
+def test_errors_of_the_split_keep_their_fix(tiles):
+    one = [replace(t, transform=tiles[0].transform) for t in tiles]
+    try:
+        split(one, 0, 3)
+    except SplitError as error:
+        found = Finding.of_error(error)
+    assert (found.cause, found.severity) == ("split-footprint", "fatal")
+    assert found.evidence.startswith("9 tiles have 1 footprint")
+    assert found.fix.startswith("Remove this transform, so that the names")
+
+
+def test_shared_pixels_at_other_places(tiles):
+    train, val = split(tiles, 0, 3)
+    far = replace(
+        val[0], id="far", bands=np.roll(val[0].bands, 9, 1), transform=tiles[0].transform.translation(9e6, 0)
+    )
+    shared = [f for f in check_sides(Split([*train, far], val)) if f.cause == "split-shared"]
+    assert "1 pairs of training and validation tiles share pixels: far and" in shared[0].evidence

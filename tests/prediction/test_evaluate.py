@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from rasterio.crs import CRS
 from torch.testing import assert_close
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
+from glacier_nb.data.stats import fit_stats
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.landsat import BANDS, REFLECTANCE, TEMPERATURE
 from glacier_nb.metrics.scores import mcc
 from glacier_nb.models.weights import WeightsError
 from glacier_nb.prediction.evaluate import (
@@ -25,8 +28,10 @@ from glacier_nb.prediction.evaluate import (
     tta_table,
 )
 from glacier_nb.prediction.members import (
+    CodingError,
     PredictError,
     _checkpoint_path,
+    check_coding,
     check_leakage,
     load_ensemble,
     load_member,
@@ -375,8 +380,16 @@ def test_a_member_trained_on_the_tiles_is_an_error(outputs, held_out, demo):
 def test_checks_that_are_not_possible_are_notes(outputs, members, held_out, demo, tmp_path):
     assert check_leakage(members, held_out, demo) == []
     assert check_leakage(members, held_out, demo / ".." / demo.name) == []
-    (note,) = check_leakage(members[:1], held_out, tmp_path)
-    assert note.startswith("a: trained on tiles of another folder")
+    assert check_leakage(members, held_out, tmp_path) == []  # the pixels are compared
+    old = shutil.copytree(outputs / "a", tmp_path / "old")
+    ids = json.loads((old / "splits.json").read_text())
+    (old / "splits.json").write_text(json.dumps({side: ids[side] for side in ("train", "val")}))
+    (note,) = check_leakage([load_member(old)], held_out, tmp_path)
+    assert note.startswith("old: trained on tiles of another folder")
+    with pytest.warns(UserWarning, match="may be too high: old: trained on tiles of another folder"):
+        evaluate([load_member(old)], held_out[:1], tmp_path, progress=False)
+    with pytest.warns(UserWarning, match="may be too high: old"):
+        tta_table([load_member(old)], held_out[:2], tmp_path, progress=False)
     state = read_checkpoint(outputs / "c/best.pt")
     state["config"]["init_from"] = "outputs/old/best.pt"
     save_checkpoint(state, tmp_path / "alone.pt")
@@ -386,6 +399,115 @@ def test_checks_that_are_not_possible_are_notes(outputs, members, held_out, demo
         (tmp_path / "splits.json").write_text(text)
         with pytest.raises(PredictError, match=r"splits\.json is damaged: expected lists of tile ids"):
             check_leakage([load_member(tmp_path / "alone.pt")], held_out, demo)
+
+
+def part(tile, rows, **changes):
+    return replace(
+        tile, **{n: getattr(tile, n)[rows] for n in ("valid", "label")}, bands=tile.bands[:, rows], **changes
+    )
+
+
+def hidden(tile):
+    "The tile with other nodata."
+    valid = tile.valid.copy()
+    valid[:20] = False
+    return replace(tile, id="new", valid=valid, bands=np.where(valid, tile.bands, 0))
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda t: replace(t, id="new"),
+        lambda t: replace(t, id="new", bands=t.bands[:, ::-1], valid=t.valid[::-1], label=t.label[::-1]),
+        hidden,
+        lambda t: part(t, np.s_[48:], id="new"),
+        lambda t: replace(t, id="new", crs=None, transform=t.transform.identity()),
+    ],
+    ids=["renamed", "mirrored", "other nodata", "half", "no georeference"],
+)
+def test_pixels_of_training_tiles_are_known_in_any_folder(copy, members, tiles, held_out, tmp_path):
+    trained = next(t for t in tiles if t.id not in {h.id for h in held_out})
+    test_tiles = [*held_out, copy(trained)]
+    for call in (check_leakage, evaluate, tta_table):
+        with pytest.raises(
+            LeakageError, match=rf"^a .*pixels of 1 of the 4 .*new \(\d+% of {trained.id}\)"
+        ) as error:
+            call(members, test_tiles, tmp_path)
+    assert (error.value.cause, error.value.fix) == ("split-shared", "leave these tiles out")
+    assert check_leakage(members, held_out, tmp_path) == []  # left out
+
+
+def test_tiles_at_the_places_of_training_tiles_are_noted(members, tiles, held_out, tmp_path):
+    later = [replace(t, bands=t.bands + 1) for t in tiles]
+    notes = check_leakage(members[:1], later, tmp_path)
+    assert ["a: 6 tiles lie where training tiles of" in notes[0], len(notes)] == [True, 1]
+    degrees = CRS.from_epsg(4326)
+    (west, south), (east, north) = [(78.0, 34.0), (78.1, 34.1)]
+    scale = later[0].transform.scale((east - west) / 96, (south - north) / 96)
+    place = later[0].transform.translation(west, north) @ scale
+    assert check_leakage(members[:1], [replace(later[0], crs=degrees, transform=place)], tmp_path) == []
+
+
+# coding
+
+CODINGS = {
+    "reflectance": lambda dn: np.concatenate([REFLECTANCE(dn[:4]), TEMPERATURE(dn[4:])]),
+    "reflectance x 10000": lambda dn: np.concatenate([1e4 * REFLECTANCE(dn[:4]), dn[4:]]),
+    "8 bit": lambda dn: dn // 257,
+    "0 to 1": lambda dn: dn / 65535,
+    "tenth": lambda dn: dn / 10,
+    "half": lambda dn: dn / 2,
+}
+
+
+def recode(tile, coding):
+    return replace(tile, bands=CODINGS[coding](tile.bands).astype(np.float32))
+
+
+@pytest.mark.parametrize("method", ["standard", "robust"])
+def test_tiles_in_the_coding_of_the_training_are_accepted(method, tiles):
+    stats = fit_stats(tiles[:4], method)
+    for tile in tiles:
+        check_coding(stats, tile)
+    texture = tiles[0].bands % 500
+    for reflectance, kelvin in (
+        (0.9, 215),
+        (-0.08, 240),
+        (0.02, 300),
+        (0.55, 325),
+    ):  # cloud, shadow, lake, desert
+        dn = [REFLECTANCE.dn(reflectance)] * 4 + [TEMPERATURE.dn(kelvin)]
+        check_coding(stats, replace(tiles[0], bands=texture + np.float32(dn)[:, None, None]))
+    check_coding(stats, replace(tiles[0], valid=np.zeros_like(tiles[0].valid)))  # nothing to compare
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_tile_in_another_coding_is_refused(coding, tiles, members):
+    with pytest.raises(CodingError, match="in another coding than the training tiles of a: found B") as error:
+        tile_probs(members, recode(tiles[0], coding))
+    assert error.value.cause == "dn-scale"
+    assert error.value.bands.keys() <= set(BANDS)
+    with pytest.raises(PredictError):
+        evaluate(members, [recode(t, coding) for t in tiles[:1]], "elsewhere", progress=False)
+
+
+def test_the_formulas_of_the_message_lead_back_to_dn(tiles, members):
+    with pytest.raises(CodingError, match=r"predict from files in DN") as error:
+        tile_probs(members, recode(tiles[0], "reflectance"))
+    r, t = re.search(r"DN: (\(r.*?) for reflectance r, (\(T.*?) for kelvin T$", str(error.value)).groups()
+    found = CODINGS["reflectance"](tiles[0].bands)
+    back = np.concatenate([eval(r, {"r": found[:4]}), eval(t, {"T": found[4:]})]).astype(np.float32)
+    np.testing.assert_allclose(back[:, tiles[0].valid], tiles[0].bands[:, tiles[0].valid], rtol=1e-4)
+    assert tile_probs(members, replace(tiles[0], bands=back)).shape == (4, 96, 96)
+
+
+@pytest.mark.parametrize("trained", ["reflectance", "8 bit"])
+def test_a_network_trained_on_another_coding_refuses_dn(trained, tiles):
+    stats = fit_stats([recode(t, trained) for t in tiles[:4]])
+    for tile in tiles:
+        check_coding(stats, recode(tile, trained))
+        with pytest.raises(CodingError, match="give it tiles in the coding of its training tiles"):
+            check_coding(stats, tile)
 
 
 def test_tiles_that_cannot_be_scored_are_an_error(members, held_out, demo):

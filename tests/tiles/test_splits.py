@@ -1,5 +1,6 @@
 """Folds, buffers and the audit on synthetic grids, with invalid input."""
 
+import re
 from dataclasses import replace
 from itertools import product
 
@@ -14,6 +15,7 @@ from glacier_nb.tiles.read import Tile
 from glacier_nb.tiles.splits import (
     LeakageError,
     Split,
+    SplitCause,
     SplitError,
     _adjacency,
     _leakage_audit,
@@ -224,9 +226,6 @@ def test_tiles_that_cannot_be_split_are_refused():
     ):
         with pytest.raises(SplitError, match="no georeference: "):
             spatial_folds(bad, 2)
-    for n in (0, 1, 7):
-        with pytest.raises(SplitError, match="folds of 6 tiles"):
-            spatial_folds(tiles, n)
     with pytest.raises(SplitError, match="occur twice: 00_00"):
         spatial_folds([*tiles, tiles[0]], 2)
     with pytest.raises(SplitError, match="fold 2 does not exist"):
@@ -235,3 +234,141 @@ def test_tiles_that_cannot_be_split_are_refused():
         split(tiles, 0, 2, buffer=3 * SIDE)
     with pytest.raises(SplitError, match="without a label cannot be split: 00_01"):
         split([tiles[0], replace(tiles[1], label=None), *tiles[2:]], 0, 2)
+
+
+# places against pixels
+
+
+def scene(side=128, n=5):
+    "A landscape: neighbouring pixels are alike."
+    noise = np.random.default_rng(n).normal(size=(5, side + 16, side + 16))
+    smooth = noise.cumsum(1).cumsum(2)
+    smooth = smooth[:, 16:, 16:] - smooth[:, :-16, 16:] - smooth[:, 16:, :-16] + smooth[:, :-16, :-16]
+    return (20000 + 300 * smooth).astype(np.float32)
+
+
+def cut(size, step, named=True, **kwargs):
+    "Chips of one landscape, one every `step` pixels, placed or named by row and column."
+    bands = scene()
+    for r, c in product(range((128 - size) // step + 1), repeat=2):
+        tile = make_tile(r, c, side=size, **kwargs)
+        place = Affine(30, 0, 500000 + 30 * step * c, 0, -30, 4000000 - 30 * step * r)
+        part = bands[:, r * step : r * step + size, c * step : c * step + size]
+        yield replace(tile, bands=part, transform=Affine.identity() if named else place)
+
+
+def refused(call, cause):
+    "The error of a call."
+    with pytest.raises(SplitError) as found:
+        call()
+    assert found.value.cause is cause
+    return found.value
+
+
+@pytest.mark.parametrize("step", [16, 24])
+def test_names_of_overlapping_chips_are_refused_and_the_given_places_are_right(step):
+    chips = list(cut(32, step))
+    error = refused(lambda: split(chips, 0), SplitCause.NAMES)
+    assert refused(lambda: split(chips, 0, folds={t.id: 0 for t in chips}), SplitCause.NAMES)
+    assert f"rows are {step} pixels apart, not 32, and columns {step}" in str(error)
+    given, tile_id = re.search(r'"\[(.*)\]"', error.fix)[1], re.search(r"for (\d+_\d+)", error.fix)[1]
+    row, col = map(int, tile_id.split("_"))
+    assert list(map(int, given.split(", "))) == [1, 0, col * step, 0, -1, -row * step]
+    at = {t.id: Affine(1, 0, int(t.id[3:]) * step, 0, -1, -int(t.id[:2]) * step) for t in chips}
+    placed = split([replace(t, transform=at[t.id], crs=None) for t in chips], 0, 5, 4)
+    placed.check()
+    assert not placed.named
+    assert placed.audit.empty
+
+
+def test_names_of_tiles_side_by_side_are_accepted():
+    sides = split(list(cut(32, 32)), 0, 4, 8)
+    assert (sides.named, sides.overlap, sides.dropped) == (True, 0, [])
+    assert 0.5 < sides.left < 1
+    sides.check()
+
+
+def test_names_of_tiles_that_are_no_neighbours_are_refused():
+    tiles = list(cut(32, 32))
+    order = np.random.default_rng(0).permutation(16)
+    mixed = [replace(tiles[k], id=t.id) for k, t in zip(order, tiles, strict=True)]
+    error = refused(lambda: spatial_folds(mixed, 4), SplitCause.NAMES)
+    assert "across their common edges the bands change" in str(error)
+    spatial_folds([replace(t, id=tiles[k].id) for k, t in zip(order, mixed, strict=True)], 4)  # as it says
+
+
+@pytest.mark.parametrize("name", ["2020_{i}", "20200715_{i}", "{x}_{y}"])
+def test_numbers_that_are_no_rows_and_columns_are_refused(name):
+    tiles = list(cut(32, 32))
+    ids = [name.format(i=k + 1, x=32 * (k // 4), y=32 * (k % 4)) for k in range(16)]
+    error = refused(
+        lambda: spatial_folds([replace(t, id=i) for t, i in zip(tiles, ids, strict=True)], 4),
+        SplitCause.NAMES,
+    )
+    assert "rename them by row and column" in error.fix
+    spatial_folds(tiles, 4)  # renamed
+
+
+def test_a_copy_under_another_name_is_refused():
+    tiles = list(cut(32, 32))
+    error = refused(lambda: spatial_folds([*tiles, replace(tiles[5], id="09_09")], 4), SplitCause.NAMES)
+    assert "1 pairs share pixels, such as 01_01 and 09_09" in str(error)
+    assert error.fix.startswith("keep one tile of each pair")
+
+
+def test_tiles_with_one_transform_are_refused_with_a_fix_that_works():
+    tiles = list(cut(32, 32, named=False))
+    same = [replace(t, transform=tiles[0].transform) for t in tiles]
+    error = refused(lambda: split(same, 0, 4), SplitCause.FOOTPRINT)
+    assert "16 tiles have 1 footprint, too few for n_folds = 4: 16 of them" in str(error)
+    assert "16 different contents" in str(error)
+    values = re.search(r'--transform "\[(.*)\]"', error.fix)[1]
+    named = [replace(t, transform=Affine(*map(float, values.split(", ")))) for t in same]
+    assert spatial_folds(named, 4) == spatial_folds(tiles, 4)
+    nameless = [replace(t, id=f"img{k}") for k, t in enumerate(same)]
+    assert (
+        "write the transform of each tile" in refused(lambda: split(nameless, 0, 4), SplitCause.FOOTPRINT).fix
+    )
+    copies = [replace(same[0], id=f"img{k}") for k in range(9)]
+    assert refused(lambda: split(copies, 0, 4), SplitCause.FOOTPRINT).fix == "keep one of the copies"
+    two = [replace(t, transform=tiles[15 * (k % 2)].transform) for k, t in enumerate(tiles)]
+    assert "have 2 footprints, too few for n_folds = 3" in str(
+        refused(lambda: split(two, 0, 3), SplitCause.FOOTPRINT)
+    )
+
+
+@pytest.mark.parametrize("change", ["part", "turned"])
+def test_shared_pixels_at_different_places_are_a_leak(change):
+    tiles = list(cut(32, 32, named=False))
+    folds = spatial_folds(tiles, 4)
+    own = next(t for t in tiles if folds[t.id] == 0)
+    bands = own.bands[:, ::-1] if change == "turned" else scene()[:, 8:40, :32]
+    far = replace(own, id="99_99", bands=bands, transform=Affine(30, 0, 900000, 0, -30, 4000000))
+    sides = split([*tiles, far], 0, 4, 4, folds | {"99_99": 1})
+    assert sides.audit.kind.tolist()[0] == {"turned": "turned copy", "part": "shared pixels"}[change]
+    with pytest.raises(LeakageError, match="remove one of 99_99 and 00_00") as error:
+        sides.check()
+    assert error.value.cause is SplitCause.SHARED
+    split(tiles, 0, 4, 4, folds).check()  # removed
+
+
+def test_counts_of_tiles_and_folds():
+    tiles = grid(2, 3)
+    for n, n_folds, fix in ((3, 5, 3), (2, 5, 2), (6, 1, 2), (6, 0, 2), (6, 7, 6)):
+        error = refused(lambda n=n, k=n_folds: split(tiles[:n], 0, k, 4), SplitCause.IMPOSSIBLE)
+        assert f"n_folds = {n_folds} is not possible with {n} tiles" in str(error)
+        assert f"set n_folds = {fix}," in error.fix
+        split(tiles[:n], 0, fix, 4)
+    assert "expected at least 2" in str(refused(lambda: split(tiles[:1], 0), SplitCause.IMPOSSIBLE))
+    assert refused(lambda: split(tiles, 5, 3), SplitCause.IMPOSSIBLE).fix == "set fold = 0"
+    error = refused(lambda: split(tiles, 0, 2), SplitCause.IMPOSSIBLE)  # a buffer of 32 pixels
+    assert "cut tiles of more than 64 rows and columns" in error.fix
+    split(grid(2, 3, side=66), 0, 2)
+
+
+def test_overlapping_chips_with_places_leave_few_labels():
+    sides = split(list(cut(64, 16, named=False)), 0, 5, 16)
+    assert sides.overlap == 0.75
+    assert sides.left < 0.6
+    assert len(sides.dropped) == 25 - len(sides.train) - len(sides.val) > 0
+    assert split(list(cut(64, 64, named=False)), 0, 2, 16).left > 0.6
