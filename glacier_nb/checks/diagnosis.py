@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .alignment import check_registration
+from .alignment import check_coregistration, check_registration
 from .augmentation import check_augment
 from .bands import check_bands
 from .crops import check_exposure
@@ -115,6 +115,7 @@ _CHECKS = (
     _Check("label files", "files", lambda s: check_label_files(s.label_source, s.cfg.classes)),
     _Check("labels in memory", "tiles", lambda s: check_labels(s.tiles, s.label_source)),
     _Check("bands", "tiles", lambda s: check_bands(s.tiles)),
+    _Check("alignment of bands", "tiles", lambda s: check_coregistration(s.tiles)),
     _Check("alignment of labels and images", "tiles", lambda s: check_registration(s.tiles)),
     _Check("split", "data", lambda s: _split(s.cfg, s.data)),
     _Check("network inputs", "data", lambda s: check_inputs(s.data)),

@@ -31,6 +31,7 @@ CAUSES = {
     "label-codes": "label values that are not class codes",
     "label-binary": "binary labels read as four classes",
     "label-clamped": "label codes clipped to 0-3 instead of mapped to classes",
+    "label-exchanged": "the codes of two classes are exchanged",
     "not-finite": "NaN or infinite values in the inputs",
     "nodata-as-data": "nodata pixels used as measurements",
     "band-order": "the bands are in the wrong order",
@@ -38,9 +39,11 @@ CAUSES = {
     "band-duplicate": "a band is a copy of another band",
     "band-constant": "a band is constant",
     "band-saturated": "a band is saturated",
+    "band-elsewhere": "a band shows other ground than the rest of its tile",
     "label-elsewhere": "labels belong to other tiles",
     "label-turned": "labels are flipped or rotated against the image",
     "label-shifted": "labels are shifted against the image",
+    "label-coarse": "labels are coarser than the bands",
     "label-on-nodata": "labels cover nodata pixels",
     # split
     "split-impossible": "the tiles cannot be split into training and validation",
@@ -79,11 +82,19 @@ CAUSES = {
     # symptoms
     "cannot-overfit": "the network cannot learn a single crop",
     "collapsed": "the predictions collapsed to one class",
+    "class-unmapped": "the maps do not show every class",
     "below-baseline": "the network scores below a baseline on single pixels",
     "noise": "differences are no larger than chance",
     "ablation": "effect of one change",
 }  # id -> title, in the order of fixing
-_SYMPTOMS = ("cannot-overfit", "collapsed", "below-baseline", "noise", "ablation")  # have another cause
+_SYMPTOMS = (
+    "cannot-overfit",
+    "collapsed",
+    "class-unmapped",
+    "below-baseline",
+    "noise",
+    "ablation",
+)  # have another cause
 
 # %% ../../nbs/report/00_findings.ipynb #66871a33
 @dataclass(frozen=True, eq=False, repr=False)
