@@ -96,7 +96,7 @@ def _check_finite(
         f"{len(odd)} of {len(samples)} tiles have NaN or infinite values at valid pixels ({named}): "
         f"{listing((s.id for s in odd), 5)}. One such pixel makes the loss NaN."
     )
-    fix = "Declare NaN as nodata in the band files (rio edit-info --nodata nan FILE), or fill the pixels."
+    fix = "Set valid to False at these pixels where the tiles are read."
     worst = max(odd, key=lambda s: s.non_finite.sum()).tile
     picture = _band_maps(worst, f"Bands of {worst.id}: gaps are nodata, NaN or infinite.")
     numbers = {"pixels": counts, "tiles": [s.id for s in odd]}

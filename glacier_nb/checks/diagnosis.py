@@ -241,7 +241,7 @@ def _examine(
     progress: bool = False,  # show a bar
 ) -> tuple[list[Finding], list[CheckResult]]:
     "Run all checks that are possible for a subject."
-    findings, done = list(subject.build_findings), []
+    findings, done = [], []
     checks = [c for c in _CHECKS if c.when in ("always", "full" if live else "quick")]
     with progress_bar(total=len(checks), unit="check", disable=not progress) as bar:
         for check in checks:
@@ -250,7 +250,7 @@ def _examine(
             findings += found
             done.append(result)
             bar.update()
-    return _distinct(findings), done
+    return _distinct([*findings, *subject.build_findings]), done  # a check knows more than the error
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #db2ccb8c
 def diagnose(

@@ -306,15 +306,18 @@ def _check_exchanged(
     pair = min(found, key=lambda p: found[p][0])
     _, wrong, right, n, split = found[pair]
     one, other = _code_names(pair, names, codes)
-    usual = _USUAL[tuple(pair.split(" and "))][1]
-    others = f"in {len(right) or 'none'} as usual"
+    usual, others = (
+        _USUAL[tuple(pair.split(" and "))][1],
+        [*contrasts.index.difference([*wrong.index, *right.index])],
+    )
     evidence = (
         f"Usually {usual}. In {len(wrong)} of the {n} tiles that show {one} and {other} it is the other way "
-        f"round ({listing(wrong.index, 8)}), {others}, in {n - len(wrong) - len(right)} not clear."
+        f"round ({listing(wrong.index, 8)}), in {len(right) or 'none'} as usual."
     )
     fix = f"Plot one of these labels over its image to confirm, then exchange {one} and {other} in "
-    fix += "the label files of these tiles." if split else "all label files."
-    numbers = {"pair": pair.split(" and "), "tiles": list(wrong.index), "others": list(right.index)}
+    fix += "the label files of these tiles" if split else "all label files"
+    fix += f", and look at those that are not clear: {listing(others, 8)}." if split and others else "."
+    numbers = {"pair": pair.split(" and "), "tiles": list(wrong.index), "not_clear": others}
     heights = contrasts[pair].dropna()[:24].to_dict()
     picture = (
         partial(bar_chart, heights, "contrast, positive as usual"),
@@ -414,5 +417,5 @@ def check_labels(
     for tile in (tiles[k].read() for k in some):
         contrasts[tile.id] = _contrasts(tile)
         labels[tile.id] = _label_step(tile.label), *_redrawn(tile.label)
-    found = _check_exchanged(names, pd.DataFrame(contrasts).T, codes) + _check_coarse(labels)
-    return found + _check_nodata(counts) + _check_empty(counts)
+    exchanged = _check_exchanged(names, pd.DataFrame(contrasts).T, codes)
+    return (exchanged or _check_nodata(counts)) + _check_coarse(labels) + _check_empty(counts)

@@ -65,7 +65,11 @@ def read_raster(
 ) -> _Raster:
     "Read one GeoTIFF. Raises `TileError` when it is truncated or in another format."
     with _opened(path) as f:
-        return _Raster(Path(path), f.read(), f.read_masks() > 0, f.descriptions, f.crs, f.transform)
+        data, valid = f.read(), f.read_masks() > 0
+        for plane, seen, nodata in zip(data, valid, f.nodatavals, strict=True):
+            if nodata is not None:  # a mask in the file, such as one that is valid everywhere, would hide it
+                seen &= plane != nodata
+        return _Raster(Path(path), data, valid, f.descriptions, f.crs, f.transform)
 
 
 @patch(as_prop=True)
@@ -120,7 +124,7 @@ def _clean(plane, valid, name):
     with np.errstate(over="ignore"):
         dn = np.where(valid, plane, 0).astype("float32")
     if bad := int((~np.isfinite(dn)).sum()):
-        fix = "fill these pixels, or declare NaN as the file's nodata value (rio edit-info --nodata nan)"
+        fix = "write 0 there and declare it as nodata (rio warp --src-nodata nan --dst-nodata 0 FILE NEW)"
         found, expected = f"{bad} pixels with NaN or infinity", "numbers, or declared nodata"
         raise TileError(name, found, expected, fix, cause=TileCause.NOT_FINITE)
     return dn
@@ -131,7 +135,14 @@ def _check_valid(files, bands, valid):
     zeros = (valid & (bands == 0).all(0)).mean()
     if zeros:
         found = f"0 in all bands on {zeros:.1%} of the pixels, which no band declares as nodata"
+        with _opened(files.bands[0]) as f:
+            declared = f.nodata
         fix = "declare it in each band file (rio edit-info --nodata 0 FILE)"
+        if declared is not None:
+            fix = (
+                f"write {declared:g}, which the file declares as nodata, in its place in each band file "
+                f"(rio warp --src-nodata 0 --dst-nodata {declared:g} FILE NEW)"
+            )
         expected = "declared nodata where there are no data"
         raise TileError(files.bands[0], found, expected, fix, cause=TileCause.NODATA)
     if not valid.any():
@@ -185,6 +196,7 @@ def count(
 
 # %% ../../nbs/tiles/01_read.ipynb #73a477fc
 _INDEX_CODES = tuple(range(len(CLASSES)))  # class indices on disk
+_MANY_CODES = 8  # unknown values; another coding has fewer, interpolation gives more
 
 
 @patch(as_prop=True)
@@ -213,6 +225,8 @@ def _known_codes(
     found = f"unknown label codes {listing((f'{c:g} ({n} pixels)' for c, n in values.items()), 8)}"
     known = f"{LABEL_CODES}, {BINARY_CODES}, {_INDEX_CODES}"
     fix = "recode these values, or declare one of them as the file's nodata to have it ignored"
+    if len(values) > _MANY_CODES:
+        fix = "resample the labels from their source with nearest neighbour (gdalwarp -r near), do not round"
     expected = f"codes {codes}, as in the other pixels; known are {known}"
     raise TileError(where, found, expected, fix, cause=TileCause.LABEL_CODES)
 
