@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import rasterio
 import torch
 
 from glacier_nb.checks import diagnosis
@@ -20,7 +21,7 @@ from glacier_nb.data.storage import run_stats
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import project_root
 from glacier_nb.losses.terms import signed_distance
-from glacier_nb.tiles.read import Tile, read_tiles
+from glacier_nb.tiles.read import Tile, read_raster, read_tiles
 from glacier_nb.tiles.splits import split
 from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import RunData, prepare_data, run_augment, run_network
@@ -150,6 +151,37 @@ def two_classes(label: np.ndarray) -> np.ndarray:
     return np.where(label > 0, 255, 0)
 
 
+def mean_filled(dn: np.ndarray) -> np.ndarray:
+    "Gaps filled with the mean of the band."
+    return np.where(dn > 0, dn, dn[dn > 0].mean())
+
+
+def exchanged(one: int, other: int, step: int = 1) -> Callable[[Path], None]:
+    "Two codes exchanged in every `step`-th label file."
+
+    def change(folder):
+        for path in sorted((folder / "label").glob("*.tif"))[::step]:
+            with rasterio.open(path, "r+") as file:
+                label = file.read(1)
+                file.write(np.select([label == one, label == other], [other, one], label), 1)
+
+    return change
+
+
+def band_of_next_tile(folder: Path, band: int = 5) -> None:
+    "One band of each tile from the next tile, on the grid of its own tile."
+    paths = sorted((folder / f"Band{band}").glob("*.tif"))
+    pixels = [read_raster(path).data for path in paths]
+    for path, data in zip(paths, pixels[1:] + pixels[:1], strict=True):
+        with rasterio.open(path, "r+") as file:
+            file.write(data)
+
+
+def quarter(label: np.ndarray) -> np.ndarray:
+    "A label at a quarter of its resolution, enlarged again with nearest neighbour."
+    return np.kron(label[::4, ::4], np.ones((4, 4), label.dtype))
+
+
 def split_learner(cfg: TrainConfig, train, val) -> Learner:
     "A learner on any two lists of tiles."
     distance = partial(signed_distance, n_classes=len(train[0].classes))
@@ -256,6 +288,27 @@ FAULTS = (
     Fault("DN times 100", "dn-scale", in_bands(lambda dn: dn * 100), files=True),
     Fault("reflectance instead of DN", "dn-scale", in_bands(f._to_reflectance, "1234"), files=True),
     Fault("nodata without its tag", "nodata-as-data", in_bands(lambda dn: dn, nodata=None), files=True),
+    Fault(
+        "gaps filled with the mean of each band",
+        "nodata-as-data",
+        in_bands(mean_filled, nodata=None),
+        files=True,
+    ),
+    Fault("thermal band of the next tile", "band-elsewhere", in_files(band_of_next_tile), files=True),
+    Fault(
+        "glacier and debris exchanged in half of the label files",
+        "label-exchanged",
+        in_files(exchanged(85, 170, 2)),
+        files=True,
+    ),
+    Fault("glacier and background exchanged", "label-exchanged", in_files(exchanged(0, 85)), files=True),
+    Fault(
+        "binary labels inverted",
+        "label-exchanged",
+        in_labels(lambda label: np.where(label > 0, 0, 255)),
+        files=True,
+    ),
+    Fault("labels at a quarter of the resolution", "label-coarse", in_labels(quarter), files=True),
     Fault(
         "a constant band", "band-constant", in_bands(lambda dn: np.where(dn > 0, 9000, 0), "3"), files=True
     ),

@@ -13,6 +13,7 @@ from itertools import permutations
 
 import numpy as np
 import pandas as pd
+import rasterio
 
 from ..files.errors import listing
 from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
@@ -95,14 +96,15 @@ def _check_finite(
         f"{len(odd)} of {len(samples)} tiles have NaN or infinite values at valid pixels ({named}): "
         f"{listing((s.id for s in odd), 5)}. One such pixel makes the loss NaN."
     )
-    fix = "Declare NaN as nodata in the band files (rio edit-info --nodata nan FILE), or fill the pixels."
+    fix = "Set valid to False at these pixels where the tiles are read."
     worst = max(odd, key=lambda s: s.non_finite.sum()).tile
     picture = _band_maps(worst, f"Bands of {worst.id}: gaps are nodata, NaN or infinite.")
     numbers = {"pixels": counts, "tiles": [s.id for s in odd]}
     return [Finding("not-finite", "fatal", evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/00_bands.ipynb #1c000009
-_FILL_FRACTION = 0.005  # of a tile's pixels; healthy B6 or B10 repeat a value on up to 0.006 of them
+_FILL_FRACTION = 0.005  # of a tile's pixels; healthy B6 or B10 repeat a value on up to 0.003 of them
+_MIDDLE_FRACTION = 0.01  # the same for a value in the middle of others, and that much below and above it
 
 
 def _most_common(
@@ -127,25 +129,30 @@ def _isolated_end(x):
             return at
     return np.zeros(x.size, bool)
 
+
+def _middle_value(x):
+    "Mask (n,) of a value between many others that is five times as frequent as any of them."
+    low, high = np.quantile(x, [_MIDDLE_FRACTION, 1 - _MIDDLE_FRACTION], method="nearest")
+    values, n = np.unique(x[(x > low) & (x < high)], return_counts=True)
+    if len(n) < 100 or n.max() < max(20, _MIDDLE_FRACTION * x.size, 5 * np.delete(n, n.argmax()).max()):
+        return np.zeros(x.size, bool)
+    return x == values[n.argmax()]
+
 # %% ../../nbs/checks/00_bands.ipynb #1c00000a
 def _fill_mask(
     pixels: np.ndarray,  # (5, n) finite
-) -> np.ndarray:  # (n,) bool
-    "Pixels with a fill value: in all bands at once, or in one band far from all other values."
-    varied = [x for x in pixels if x.size and x.min() < x.max()]
-    fill = np.zeros(pixels.shape[1], bool)
-    for x in varied:
-        at = x == _most_common(x)
-        same = [y == _most_common(y[at]) for y in varied]
-        end = all(_most_common(y[at]) in (y.min(), y.max()) for y in varied)
-        if (
-            len(varied) > 3
-            and end
-            and at.sum() >= max(10, _FILL_FRACTION * x.size)
-            and np.all(same, 0)[at].mean() > 0.95
-        ):
-            fill |= np.all(same, 0)
-        fill |= _isolated_end(x)
+) -> np.ndarray:  # (5, n) bool
+    "Fill values: the same in all bands at once, or in one band far from all others or far more frequent."
+    varied = [k for k, x in enumerate(pixels) if x.size and x.min() < x.max()]
+    fill = np.zeros(pixels.shape, bool)
+    for k in varied:
+        at = pixels[k] == _most_common(pixels[k])
+        same = np.all([pixels[j] == _most_common(pixels[j][at]) for j in varied], 0)
+        if len(varied) > 3 and at.sum() >= max(10, _FILL_FRACTION * at.size) and same[at].mean() > 0.95:
+            fill[varied] |= same
+    left = ~fill.any(0)
+    for k in varied if left.any() else ():
+        fill[k, left] |= _isolated_end(pixels[k, left]) | _middle_value(pixels[k, left])
     return fill
 
 
@@ -153,36 +160,81 @@ def _without_fill(
     sample: _BandSample,  # of one tile
 ) -> _BandSample:
     "Remove the pixels of `_fill_mask` from a sample."
-    return replace(sample, pixels=sample.pixels[:, ~_fill_mask(sample.pixels)])
+    return replace(sample, pixels=sample.pixels[:, ~_fill_mask(sample.pixels).any(0)])
 
 # %% ../../nbs/checks/00_bands.ipynb #1b000009
 _STD_LIMIT = 2.0  # times a band's spread: above, fill takes half of the input range or more
+
+
+def _fill_values(
+    samples: Sequence[_BandSample],  # of tiles with fill
+) -> dict[str, dict[str, float]]:  # tile id -> band -> value, of the bands that have it
+    "The fill value of each band of each tile."
+    found = {}
+    for s in samples:
+        mask = _fill_mask(s.pixels)
+        found[s.id] = {
+            BANDS[k]: float(_most_common(s.pixels[k][at])) for k, at in enumerate(mask) if at.any()
+        }
+    return found
+
+
+def _declared(
+    samples: Sequence[_BandSample],  # of tiles with fill
+) -> float | None:  # None: no files, none declared, or no pixel has it
+    "The nodata value that band files declare, and have, beside their fill."
+    for s in samples:
+        if s.tile.files is not None and not s.tile.valid.all():
+            with rasterio.open(s.tile.files.bands[0]) as file:
+                return file.nodata
+    return None
+
+
+def _fill_fix(
+    values: Mapping[str, Mapping[str, float]],  # from `_fill_values`
+    declared: float | None,  # nodata value of the files, if some pixels have it
+) -> str:
+    "How to declare fill values, or to write the declared value where the files have one already."
+    bands = dict.fromkeys(band for named in values.values() for band in named)
+    each = {value for named in values.values() for value in named.values()}
+    where, value = f"each file of {', '.join(bands)}", f"{min(each):.17g}"
+    if len(each) > 1:
+        where, value = (
+            f"{where}, each with its own VALUE (numbers['values'] of this finding has all)",
+            "VALUE",
+        )
+    if declared is None:
+        return f"Declare the fill as nodata in {where}: rio edit-info --nodata {value} FILE."
+    return (
+        f"Write {declared:g}, which the files declare as nodata, instead of the fill in {where}: "
+        f"rio warp --src-nodata {value} --dst-nodata {declared:g} FILE NEW, then replace FILE by NEW."
+    )
 
 
 def _check_fill(
     samples: Sequence[_BandSample],  # of the checked tiles
 ) -> list[Finding]:
     "Finding `nodata-as-data`: fill at valid pixels; fatal when it more than doubles a band's spread."
-    masks = {s.id: _fill_mask(s.pixels) for s in samples}
+    masks = {s.id: _fill_mask(s.pixels).any(0) for s in samples}
     odd = [s for s in samples if masks[s.id].any()]
     if not odd:
         return []
     before = np.concatenate([s.pixels for s in samples], 1)
-    measured = ~np.concatenate(list(masks.values()))
-    values = [_most_common(s.pixels[k][masks[s.id]]) for s in odd[:1] for k in range(len(BANDS))]
+    measured, values = ~np.concatenate(list(masks.values())), _fill_values(odd)
     after = before[:, measured].std(1) if measured.any() else np.zeros(len(BANDS))
     wider = np.divide(before.std(1), after, out=np.ones(len(BANDS)), where=after > 0)
     share, k = 1 - measured.mean(), int(wider.argmax())
     evidence = (
         f"{share:.1%} of the valid pixels have a fill value (in {odd[0].id}: "
-        f"{', '.join(f'{b} {v:g}' for b, v in zip(BANDS, values, strict=True))}), in {len(odd)} of "
-        f"{len(samples)} tiles ({listing((s.id for s in odd), 5)}). Measurements do not repeat like this. "
-        f"The spread of {BANDS[k]} is {wider[k]:.1f} times as large with it."
+        f"{', '.join(f'{b} {v:g}' for b, v in values[odd[0].id].items())}), in {len(odd)} of "
+        f"{len(samples)} tiles ({listing((s.id for s in odd), 5)}). Measurements do not repeat like this."
     )
-    fix = "Declare this value as nodata in each band file (rio edit-info --nodata VALUE FILE)."
-    numbers = {"share": float(share), "values": [float(v) for v in values], "spread": float(wider[k])}
+    if wider[k] > 1.1:
+        evidence += f" The spread of {BANDS[k]} is {wider[k]:.1f} times as large with it."
+    numbers = {"share": float(share), "values": values, "spread": float(wider[k])}
     picture = _band_maps(odd[0].tile, f"Bands of {odd[0].id}: the flat areas are fill.")
     severity = "fatal" if wider[k] > _STD_LIMIT else "warning"
+    fix = _fill_fix(values, _declared(odd))
     return [Finding("nodata-as-data", severity, evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/00_bands.ipynb #1c00000d

@@ -107,7 +107,8 @@ def test_lost_nodata(tiles, fill):
     (finding,) = check_bands(filled)
     share = 1 - np.mean([t.valid.mean() for t in tiles])
     assert finding.cause == "nodata-as-data"
-    assert finding.numbers["values"] == [fill] * 5
+    assert finding.numbers["values"] == {t.id: dict.fromkeys(BANDS, fill) for t in tiles}
+    assert finding.fix.endswith(f"rio edit-info --nodata {fill} FILE.")
     assert abs(finding.numbers["share"] - share) < 0.02
 
 
