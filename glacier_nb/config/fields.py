@@ -76,7 +76,7 @@ def _number(
     except ValueError:
         return text
     whole = int in types and isinstance(value, float) and value.is_integer()
-    return int(value) if whole else value if float in types else text
+    return int(value) if whole else value
 
 
 def _from_text(f: Field, types: tuple[type, ...], text: str) -> object:
@@ -101,7 +101,7 @@ def _to_text(f: Field, value: object) -> object:
         return words[0]
     if value is None and f.default == "":
         return ""
-    if f.metadata["holds"] == "numbers" and type(value) in (int, float):
+    if f.metadata["holds"] == "numbers" and _kind(f) == "str" and type(value) in (int, float):
         return repr(value).removesuffix(".0")
     return value
 
@@ -112,7 +112,7 @@ def coerce(
 ):  # the value in the field's type: a number for text that is one, a float for a whole number
     "Check a value against its field. Raises ConfigError when it is not allowed."
     kinds = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
-    types, given = tuple(kinds[k] for k in _kind(f).split(" | ")), value
+    types = tuple(kinds[k] for k in _kind(f).split(" | "))
     if isinstance(value, str):
         value = _from_text(f, types, value)
     elif str in types:
@@ -127,7 +127,7 @@ def coerce(
         good = (low is None or value >= low) and (high is None or value <= high)
     if not good or (f.metadata["choices"] and value not in f.metadata["choices"]):
         raise ConfigError(
-            f"{f.name} = {given!r} is not allowed: expected {allowed(f)} ({f.metadata['meaning']})"
+            f"{f.name} = {value!r} is not allowed: expected {allowed(f)} ({f.metadata['meaning']})"
         )
     return value
 

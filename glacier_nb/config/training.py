@@ -141,7 +141,9 @@ class TrainConfig:
         "class weights of the focal loss, from the training pixels",
         choices=("none", "inverse", "effective"),
     )
-    focal_gamma: float | str = param(2.0, "focusing exponent: one number, or one per class, comma-separated")
+    focal_gamma: float | str = param(
+        2.0, "focusing exponent: one number, or one per class, comma-separated", holds="numbers"
+    )
     # sampling
     sampler: str = param("pixel", "how crops are drawn", choices=("random", "weighted", "pixel"))
     lake_boost: float = param(
