@@ -8,7 +8,6 @@ __all__ = ['check_parameters', 'read_parameters', 'read_config']
 # %% ../../nbs/config/02_files.ipynb #51be28e1
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from ..files.paths import project_root
 
 # %% ../../nbs/config/02_files.ipynb #150d015b
 class _Loader(yaml.SafeLoader):
-    "YAML loader that rejects a key given twice."
+    "YAML loader that leaves plain words as text and rejects a key given twice."
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - the name is PyYAML's
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -38,17 +39,9 @@ def check_parameters(
     if other := [name for name in parameters if not isinstance(name, str)]:
         raise ConfigError(f"{source}: unknown parameter {other[0]!r}: expected text")
     try:
-        TrainConfig.check_names(parameters)
-        return TrainConfig(**parameters)
+        return TrainConfig(**TrainConfig.coerced(parameters))
     except ConfigError as e:
-        hint = ". YAML reads 1e-3 as text: write 1.0e-3" if _text_number(parameters) else ""
-        raise ConfigError(f"{source}: {e}{hint}") from e
-
-
-def _text_number(parameters: Mapping) -> bool:
-    "Is one of the values text such as 1e-3?"
-    texts = [v for v in parameters.values() if isinstance(v, str)]
-    return any(re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text) for text in texts)
+        raise ConfigError(f"{source}: {e}") from e
 
 # %% ../../nbs/config/02_files.ipynb #c2d9beda
 def _find_file(
@@ -67,7 +60,7 @@ def _find_file(
 def read_parameters(
     path: str | os.PathLike,  # YAML, or JSON such as the config.json of a run: one value for each name
     root: str | os.PathLike | None = None,  # the project's root, see `_find_file`
-) -> dict:  # name -> value, as in the file
+) -> dict:  # name -> value, in the parameter's type
     "The checked parameters of a file; raises ConfigError that names the file."
     file = _find_file(path, root)
     try:
@@ -83,16 +76,19 @@ def read_parameters(
     if nested:
         raise ConfigError(f"{path}: {nested[0]} is a list or a mapping, expected text such as 'first,second'")
     check_parameters(found, path)
-    return found
+    return TrainConfig.coerced(found)
 
 # %% ../../nbs/config/02_files.ipynb #1736182b
 def read_config(
-    path: str | os.PathLike,  # YAML or JSON, see `read_parameters`
+    path: str | os.PathLike | None,  # YAML or JSON, see `read_parameters`; None: no file
     overrides: Mapping | None = None,  # parameters that replace those of the file
     root: str | os.PathLike | None = None,  # the project's root, see `_find_file`
+    resume: bool = False,  # continue the run, if it has a config.json; as `resume` among the parameters
 ) -> TrainConfig:
     "The config in a file, with defaults for what is left out; raises ConfigError that names the file."
-    found = read_parameters(path, root)
-    if Path(path).suffix == ".json":
+    found, source = {} if path is None else read_parameters(path, root), path or "-p"
+    if path is not None and Path(path).suffix == ".json":
         found.pop("resume", None)
-    return check_parameters(found | dict(overrides or {}), path)
+    given = found | dict(overrides or {})
+    cfg = check_parameters(given, source)
+    return TrainConfig.resumed(given) if cfg.run and (cfg.resume or resume) else cfg

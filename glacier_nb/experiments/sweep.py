@@ -56,6 +56,7 @@ def _read_entry(file, root: Path) -> tuple[str, str, dict]:  # source, name of t
         source, found = str(file), read_parameters(file, root)
         found.setdefault("run", Path(file).stem)
     check_parameters(found, source)
+    found = TrainConfig.coerced(found)
     if not found.get("run") or found.get("resume"):
         raise ConfigError(f"{source}: expected `run` to name a folder, and no `resume`, which the sweep sets")
     return source, found.pop("run"), {k: v for k, v in found.items() if k != "resume"}
@@ -63,8 +64,7 @@ def _read_entry(file, root: Path) -> tuple[str, str, dict]:  # source, name of t
 
 def _check_overrides(overrides: Mapping | None) -> dict:
     "Parameters for all jobs; raises ConfigError for `run` and `resume`."
-    overrides = dict(overrides or {})
-    TrainConfig.check_names(overrides)
+    overrides = TrainConfig.coerced(overrides or {})
     hints = {
         "run": "rename runs with a prefix or a suffix",
         "resume": "a sweep resumes interrupted runs itself",

@@ -2,24 +2,28 @@
 
 import re
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
+import yaml
 
 from glacier_nb.augment.photometric import _POLICIES
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.files import read_config
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.files.paths import atomic_write, project_root
+from glacier_nb.files.paths import atomic_write, project_root, write_text
 from glacier_nb.training.callbacks import run_path
 from glacier_nb.training.schedules import _SCHEDULES
 
+ROOT = Path(__file__).parents[2]
 WRONG_TYPE = {"int": 0.5, "float": "fast", "bool": 1, "str": 7, "float | None": "half", "str | None": 3}
+WRONG_TYPE |= {"numbers": True}
 
 
 @pytest.mark.parametrize("f", fields(TrainConfig), ids=lambda f: f.name)
 def test_wrong_type_names_field_and_value(f):
     kind = f.type.__name__ if isinstance(f.type, type) else str(f.type)
-    value = WRONG_TYPE.get(kind, [1])
+    value = WRONG_TYPE.get(f.metadata["holds"], WRONG_TYPE.get(kind, [1]))
     with pytest.raises(ConfigError, match=rf"^{f.name} = {re.escape(repr(value))} is not allowed: expected"):
         TrainConfig(**{f.name: value})
 
@@ -162,3 +166,134 @@ def test_a_config_shows_what_differs_from_the_defaults(changed):
     assert folded.count("<tr>") == 1 + len(fields(TrainConfig)) - len(changed)
     assert "<b>" not in first.partition("</b>")[2]
     assert "color" not in first + folded  # readable on light and on dark
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("run: 007", {"run": "007"}),
+        ("run: 02_07", {"run": "02_07"}),
+        ("run: 20240501", {"run": "20240501"}),
+        ("run: 2024-05-01", {"run": "2024-05-01"}),
+        ("checks: off", {"checks": "off"}),
+        ("focal_weight: None\nencoder_weights: None", {}),
+        ("encoder_weights:\ninit_from: null", {}),
+        ("seed: 010", {"seed": 10}),
+        ("seed: 1_000\nepochs: 1e2", {"seed": 1000, "epochs": 100}),
+        ("lr: 1e-3\nlr_min: '1e-06'", {}),
+        ("tta_scales: 1\ndata_dir: no", {"data_dir": "no"}),
+        ("compile: yes\ndevices: 2", {"compile": True, "devices": 2}),
+    ],
+)
+def test_plain_words_of_a_file_mean_what_their_parameter_says(tmp_path, text, values):
+    "Also for the command, which passes the same text."
+    path = write_text(tmp_path / "some.yaml", text)
+    assert read_config(path) == TrainConfig(**values)
+    pairs = [line.split(":") for line in text.replace("'", "").splitlines()]
+    assert read_config(None, {name: value.strip() for name, value in pairs}) == TrainConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "text", ["save_minutes: 1:30", "seed: 02_07", "lr: 0_1", "epochs: true", "fold: none"]
+)
+def test_words_that_are_no_number_are_shown_as_written(tmp_path, text):
+    name, value = text.split(": ")
+    with pytest.raises(ConfigError, match=f"{name} = '{value}' is not allowed: expected a"):
+        read_config(write_text(tmp_path / "some.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("injected", "values"),
+    [
+        ({"tta_scales": 1}, {}),
+        ({"tta_scales": 0.75}, {"tta_scales": "0.75"}),
+        ({"checks": False, "decoder_attention": None}, {"checks": "off", "decoder_attention": "none"}),
+        ({"lr_min": "1e-06", "init_from": None}, {}),
+        ({"epochs": 1}, {"warmup_epochs": 0.25, "epochs": 1}),
+        ({"lr": 1e-8}, {"lr": 1e-8, "lr_min": 1e-8}),
+        ({"PAPERMILL_INPUT_PATH": "a.ipynb", "PAPERMILL_OUTPUT_PATH": "b.ipynb"}, {}),
+    ],
+    ids=str,
+)
+def test_what_papermill_has_parsed_means_what_the_parameter_says(injected, values):
+    assert TrainConfig.from_namespace(injected) == TrainConfig(**values)
+
+
+@pytest.mark.parametrize("name", ["run", "data_dir", "init_from", "encoder_weights", "ensemble"])
+def test_text_that_papermill_has_turned_into_a_number_is_not_guessed(name):
+    with pytest.raises(ConfigError, match=f"{name} = 7 is not allowed.*`-r {name} TEXT`"):
+        TrainConfig.from_namespace({name: 7})  # was 007, 7 or 0_7
+    assert getattr(TrainConfig.from_namespace({name: "007"}), name) == "007"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("lerning_rate", "lr"), ("batch", "batch_size"), ("n_epochs", "epochs")]
+)
+def test_other_words_find_a_parameter_by_its_name_or_meaning(name, nearest):
+    with pytest.raises(ConfigError, match=rf"unknown parameter '{name}': did you mean '{nearest}'(\?| or)"):
+        TrainConfig.check_names([name])
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    "The config of a run that was started with three parameters; the working directory is its project."
+    monkeypatch.chdir(tmp_path)
+    cfg = TrainConfig(run="mine", data_dir="data/real", tta_scales="0.75,1", lr=1e-4)
+    cfg.save(tmp_path / "outputs/mine/config.json")
+    return cfg
+
+
+def notebook(**injected) -> dict:
+    "What train.ipynb holds when papermill has injected parameters."
+    cell = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in injected.items())
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    return defaults | injected | {"In": ["", "the defaults", cell, "from glacier_nb"]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"data_dir": "./data/real/"},
+        {"tta_scales": "0.750, 1.0", "lr": "1e-4"},
+        {"lr": 1e-4, "workers": 2, "checks": "off"},
+        {"lr_min": 1e-6, "warmup_epochs": 1},
+    ],
+    ids=str,
+)
+def test_a_run_resumes_with_what_it_was_started_with(started, given):
+    resumed = {"run": "mine", "resume": True} | given
+    for cfg in (TrainConfig.from_namespace(notebook(**resumed)), read_config(None, resumed)):
+        assert cfg.resume
+        assert not cfg.differences(asdict(started))
+        assert cfg.workers == given.get("workers", 0)
+    assert read_config(None, {"run": "mine"} | given, resume=True).differences(asdict(started)) == ""
+
+
+@pytest.mark.parametrize("given", [{"lr": 1e-3}, {"data_dir": "data/demo"}, {"trial": True}], ids=str)
+def test_what_is_given_to_a_resumed_run_and_differs_is_named_with_both_values(started, given):
+    "Also where the value is the default, which only papermill's cell tells from a value that was not given."
+    ((name, value),) = given.items()
+    both = rf"mine was started with other parameters: {name} \(saved .*, requested {re.escape(repr(value))}\)"
+    with pytest.raises(ConfigError, match=both):
+        TrainConfig.from_namespace(notebook(run="mine", resume=True, **given))
+    with pytest.raises(ConfigError, match=both):
+        read_config(None, {"run": "mine", **given}, resume=True)
+    assert TrainConfig.from_namespace(notebook(run="mine", resume=True)).differences(asdict(started)) == ""
+
+
+def test_the_config_file_of_a_run_is_read_by_papermill_too(started):
+    "PyYAML reads 1e-06 as text."
+    found = yaml.safe_load(Path("outputs/mine/config.json").read_text())
+    assert found["lr_min"] == "1e-06"
+    cfg = TrainConfig.from_namespace(notebook(**found | {"resume": True}))
+    assert not cfg.differences(asdict(started))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_a_trial_of_any_config_is_small_and_itself_when_read_again(path):
+    cfg = read_config(path, {"trial": True})
+    assert cfg.epochs * cfg.steps_per_epoch(20) <= 4
+    assert 0 < cfg.crop_size <= 64
+    assert TrainConfig(**asdict(cfg)) == cfg
+    assert "trial" in cfg.differences(asdict(read_config(path))), "it is no start of the real run"
