@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .alignment import check_registration
+from .alignment import check_coregistration, check_registration
 from .augmentation import check_augment
 from .bands import check_bands
 from .crops import check_exposure
@@ -115,6 +115,7 @@ _CHECKS = (
     _Check("label files", "files", lambda s: check_label_files(s.label_source, s.cfg.classes)),
     _Check("labels in memory", "tiles", lambda s: check_labels(s.tiles, s.label_source)),
     _Check("bands", "tiles", lambda s: check_bands(s.tiles)),
+    _Check("alignment of bands", "tiles", lambda s: check_coregistration(s.tiles)),
     _Check("alignment of labels and images", "tiles", lambda s: check_registration(s.tiles)),
     _Check("tiles left out", "data", lambda s: _left_out(s.data)),
     _Check("split", "data", lambda s: _split(s.cfg, s.data)),
@@ -152,7 +153,8 @@ def _split(cfg: TrainConfig, data: RunData) -> list[Finding]:
 
 def _budget(learner: Learner) -> list[Finding]:
     "Steps and learning rates, with the learner's own sampler and schedule."
-    return check_budget(learner.cfg, learner.data.train, len(learner.sampler.positions(0)), learner.rate)
+    crops, weights = len(learner.sampler.positions(0)), sum(p.numel() for p in learner.model.parameters())
+    return check_budget(learner.cfg, learner.data.train, crops, learner.rate, weights)
 
 
 def _norm_batches(learner: Learner) -> list[Finding]:
@@ -193,10 +195,11 @@ def _score_facts(subject: _Subject) -> dict:
     "Epochs, MCC and baselines so far."
     facts = {}
     if subject.history:
-        best = max(subject.history, key=lambda epoch: epoch["mcc"])
-        last = subject.history[-1]["mcc"]
+        score = "mcc_valid" if "mcc_valid" in subject.history[0] else "mcc"
+        best, last = max(subject.history, key=lambda epoch: epoch[score]), subject.history[-1]
         facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
-        facts["MCC"] = f"{best['mcc']:.3f} in epoch {best['epoch']}, {last:.3f} in the last"
+        scores = f"{best[score]:.3f} in epoch {best['epoch']}, {last[score]:.3f} in the last"
+        facts["MCC on valid pixels" if score == "mcc_valid" else "MCC"] = scores
     if baselines := subject.metrics.get("baselines"):
         facts["baselines"] = ", ".join(f"{name} {mcc:.3f}" for name, mcc in baselines.items())
     return facts
@@ -253,7 +256,7 @@ def _examine(
     progress: bool = False,  # show a bar
 ) -> tuple[list[Finding], list[CheckResult]]:
     "Run all checks that are possible for a subject."
-    findings, done = list(subject.build_findings), []
+    findings, done = [], []
     checks = [c for c in _CHECKS if c.when in ("always", "full" if live else "quick")]
     with progress_bar(total=len(checks), unit="check", disable=not progress) as bar:
         for check in checks:
@@ -262,7 +265,7 @@ def _examine(
             findings += found
             done.append(result)
             bar.update()
-    return _distinct(findings), done
+    return _distinct([*findings, *subject.build_findings]), done  # a check knows more than the error
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #db2ccb8c
 def diagnose(

@@ -6,6 +6,7 @@
 __all__ = ['GLCM_FEATURES', 'RECIPE', 'TrainConfig', 'parse_scales']
 
 # %% ../../nbs/config/01_training.ipynb #968347d1
+import ast
 import html
 import json
 import math
@@ -19,7 +20,16 @@ from typing import ClassVar
 import pandas as pd
 from fastcore.basics import patch
 
-from .fields import ConfigError, allowed, check_known, coerce, param, parse_numbers
+from glacier_nb.config.fields import (
+    ConfigError,
+    allowed,
+    check_known,
+    check_text,
+    coerce,
+    notebook_values,
+    param,
+    parse_numbers,
+)
 from ..files.paths import project_root, write_text
 from ..landsat import BANDS
 
@@ -27,6 +37,17 @@ from ..landsat import BANDS
 GLCM_FEATURES = (
     "contrast", "dissimilarity", "homogeneity", "ASM", "energy", "entropy", "correlation", "mean", "variance",
 )  # fmt: skip
+
+# %% ../../nbs/config/01_training.ipynb #8320688e
+def _ids_text(
+    ids,  # the parameter `ids`: a list, or text with commas; anything else is returned as it is
+) -> str:  # sorted, each id once
+    "Tile ids as one text, so that two configs with the same tiles are equal."
+    if isinstance(ids, str):
+        ids = ids.split(",")
+    if not isinstance(ids, list | tuple | set):
+        return ids
+    return ",".join(sorted({str(i).strip() for i in ids} - {""}))
 
 # %% ../../nbs/config/01_training.ipynb #4b98d829
 @dataclass(frozen=True, repr=False)
@@ -49,7 +70,7 @@ class TrainConfig:
 
     # run
     run: str = param("", "folder under outputs/; empty: named after the data folder, numbered when taken")
-    data_dir: str = param("data/demo", "tile folder, relative to the project root")
+    data_dir: str = param("data/demo", "tile folder, relative to the project root", holds="path")
     seed: int = param(0, "seed of weights, crops and augmentation", low=0, high=2**31 - 1)
     resume: bool = param(False, "continue the run named in `run` from its last checkpoint")
     devices: int | str = param(
@@ -87,7 +108,9 @@ class TrainConfig:
         "reaction to a fatal finding before training; off: no checks",
         choices=("stop", "report", "off"),
     )
+    trial: bool = param(False, "any config in about a minute, to see that all works: few, small crops")
     # data
+    ids: str = param("", "tiles to use, comma-separated ids or a list; empty: all of the folder")
     classes: str = param("auto", "label scheme", choices=("auto", "four", "binary"))
     fold: int = param(0, "spatial fold held out for validation", low=0, high=99)
     n_folds: int = param(5, "number of spatial folds", low=2, high=100)
@@ -95,7 +118,9 @@ class TrainConfig:
     glcm_band: str = param("B6", "band of the texture channels", choices=BANDS)
     glcm_window: int = param(7, "pixels, odd, 3 to 31", low=3, high=31)
     glcm_levels: int = param(32, "grey levels, 2 to 256", low=2, high=256)
-    glcm_features: str = param("contrast,energy", "comma-separated names, see texture/02_glcm.ipynb")
+    glcm_features: str = param(
+        "contrast,energy", "comma-separated names, see texture/02_glcm.ipynb", holds="names"
+    )
     normalisation: str = param(
         "standard", "mean/std or median/IQR of the training pixels", choices=("standard", "robust")
     )
@@ -106,13 +131,17 @@ class TrainConfig:
         choices=("Unet", "UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"),
     )
     encoder: str = param("resnet34", "name of an smp encoder, or tu- and a timm name; scratch has none")
-    encoder_weights: str | None = param(None, "None: random; imagenet, imagenet-if-found, or path of a file")
-    weights_dir: str = param("", "folder of ImageNet weights, searched before the hub; empty: none")
+    encoder_weights: str | None = param(
+        None, "None: random; imagenet, imagenet-if-found, or path of a file", holds="path"
+    )
+    weights_dir: str = param(
+        "", "folder of ImageNet weights, searched before the hub; empty: none", holds="path"
+    )
     first_conv: str = param(
         "bands", "how RGB kernels are adapted to all channels", choices=("bands", "cycle", "mean")
     )
     decoder_attention: str = param("scse", "attention in the decoder", choices=("scse", "none"))
-    init_from: str = param("", "checkpoint whose weights start this run; empty: none")
+    init_from: str = param("", "checkpoint whose weights start this run; empty: none", holds="path")
     # loss
     focal_weight: float | None = param(
         None, "0-1; None: a share of what the given weights leave of 1", low=0, high=100
@@ -128,13 +157,17 @@ class TrainConfig:
     )
     tversky_weight: float = param(0.0, "weight of the Tversky loss, added to the others", low=0, high=100)
     lovasz_weight: float = param(0.0, "weight of the Lovász loss, added to the others", low=0, high=100)
-    tversky: str = param("0.3,0.7,1", "Tversky loss: weight of false positives, of false negatives, exponent")
+    tversky: str = param(
+        "0.3,0.7,1", "Tversky loss: weight of false positives, of false negatives, exponent", holds="numbers"
+    )
     class_weights: str = param(
         "none",
         "class weights of the focal loss, from the training pixels",
         choices=("none", "inverse", "effective"),
     )
-    focal_gamma: float | str = param(2.0, "focusing exponent: one number, or one per class, comma-separated")
+    focal_gamma: float | str = param(
+        2.0, "focusing exponent: one number, or one per class, comma-separated", holds="numbers"
+    )
     # sampling
     sampler: str = param("pixel", "how crops are drawn", choices=("random", "weighted", "pixel"))
     lake_boost: float = param(
@@ -146,7 +179,9 @@ class TrainConfig:
         low=0,
         high=1000,
     )
-    class_fractions: str = param("", "pixel sampler: fraction of crops per class; empty: by root of pixels")
+    class_fractions: str = param(
+        "", "pixel sampler: fraction of crops per class; empty: by root of pixels", holds="numbers"
+    )
     interface_fraction: float = param(
         0.0, "pixel sampler: fraction of crops at the interface of two classes", low=0, high=1
     )
@@ -182,27 +217,72 @@ class TrainConfig:
             "plateau",
         ),
     )
-    warmup_epochs: float = param(1.0, "epochs of linear warm-up", low=0, high=100_000)
+    warmup_epochs: float | None = param(
+        None, "epochs of linear warm-up; None: 1, or a quarter in a run of 1", low=0, high=100_000
+    )
     restart_epochs: float = param(10.0, "T_0, epochs of the first cycle of restarts", low=0, high=100_000)
     restart_mult: int = param(1, "T_mult, factor from the length of one cycle to the next", low=1, high=100)
     plateau_factor: float = param(0.5, "plateau: factor by which the learning rate drops", low=0, high=1)
     plateau_patience: int = param(
         3, "plateau: epochs without a better MCC before the rate drops", low=0, high=100_000
     )
-    lr_min: float = param(1e-6, "learning rate at the end of the schedule", low=0, high=100)
+    lr_min: float | None = param(
+        None, "learning rate at the end of the schedule; None: 1e-6, at most lr", low=0, high=100
+    )
     clip: float = param(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e6)
     ema: float = param(0.0, "decay per step of averaged weights, such as 0.99; 0: off", low=0, high=0.999999)
     patience: int = param(0, "epochs without a better MCC that end the run; 0: never", low=0, high=100_000)
     # evaluation
     tta: str = param("none", "views a tile is predicted in", choices=("none", "flips", "dihedral"))
-    tta_scales: str = param("1", "comma-separated sizes of each view, 0.25 to 4")
-    ensemble: str = param("", "runs or checkpoints to average with, comma-separated; empty: none")
+    tta_scales: str = param("1", "comma-separated sizes of each view, 0.25 to 4", holds="numbers")
+    ensemble: str = param(
+        "", "runs or checkpoints to average with, comma-separated; empty: none", holds="names"
+    )
 
     def __post_init__(self):
-        for f in fields(self):
-            object.__setattr__(self, f.name, coerce(f, getattr(self, f.name)))
+        object.__setattr__(self, "ids", _ids_text(self.ids))
+        vars(self).update(_with_defaults(self.coerced(vars(self))))
         _check_combinations(self)
         self.loss_weights()
+        if self.trial:
+            vars(self).update(_shrunk(self))
+
+# %% ../../nbs/config/01_training.ipynb #42265e13
+@patch(cls_method=True)
+def coerced(
+    cls: TrainConfig,
+    parameters: Mapping,  # name -> value
+) -> dict:  # the same names, values in the parameters' types
+    "Each value as its parameter reads it; raises ConfigError for unknown names and values not allowed."
+    cls.check_names(parameters)
+    return {name: coerce(cls.__dataclass_fields__[name], value) for name, value in parameters.items()}
+
+
+def _with_defaults(
+    values: dict,  # all parameters
+) -> dict:  # the same, no number missing
+    "Fill in the defaults that depend on other parameters."
+    warmup, lr_min = 1.0 if values["epochs"] > 1 else 0.25, min(1e-6, values["lr"])
+    own = {"warmup_epochs": warmup, "lr_min": lr_min}
+    return values | {name: value for name, value in own.items() if values[name] is None}
+
+# %% ../../nbs/config/01_training.ipynb #5b163194
+def _shrunk(
+    cfg: TrainConfig,  # its values are allowed
+) -> dict:  # the parameters of its trial that may differ
+    "A config cut down to a trial; the same again when it is one."
+    accumulate = min(cfg.accumulate, 2)
+    batch = accumulate * min(cfg.batch_size // cfg.accumulate, 16)
+    return {
+        "crop_size": min(cfg.crop_size or 64, 64),
+        "samples_per_epoch": min(cfg.samples_per_epoch or 2 * batch, 2 * batch),
+        "epochs": min(cfg.epochs, 2),
+        "batch_size": batch,
+        "accumulate": accumulate,
+        "warmup_epochs": min(cfg.warmup_epochs, min(cfg.epochs, 2) / 2),
+        "restart_epochs": max(cfg.restart_epochs, 0.5),
+        "compile": False,
+    }
 
 # %% ../../nbs/config/01_training.ipynb #7686a47c
 @patch(cls_method=True)
@@ -365,7 +445,8 @@ def steps_per_epoch(
 # %% ../../nbs/config/01_training.ipynb #c0f1a002
 def _changed(cfg: TrainConfig) -> dict[str, object]:
     "The values that differ from the defaults."
-    return {f.name: getattr(cfg, f.name) for f in fields(cfg) if getattr(cfg, f.name) != f.default}
+    defaults = vars(type(cfg)())
+    return {name: value for name, value in vars(cfg).items() if value != defaults[name]}
 
 
 @patch
@@ -376,7 +457,8 @@ def __repr__(self: TrainConfig) -> str:
 
 def _table(cfg: TrainConfig, names: Iterable[str]) -> str:
     "These parameters as an HTML table: value, default, meaning."
-    rows = {f.name: (getattr(cfg, f.name), f.default, f.metadata["meaning"]) for f in fields(cfg)}
+    defaults = vars(type(cfg)())
+    rows = {f.name: (getattr(cfg, f.name), defaults[f.name], f.metadata["meaning"]) for f in fields(cfg)}
     cells = [(name, *map(repr, rows[name][:2]), rows[name][2]) for name in names]
     lines = [("th", ("parameter", "value", "default", "meaning")), *(("td", row) for row in cells)]
     style = "style='text-align:left'"
@@ -400,7 +482,8 @@ def known(
     parameters: Mapping,  # of a run, perhaps of another version
 ) -> dict:  # every parameter of this version
     "The parameters of a run that this version knows, with defaults for those that are missing."
-    return vars(cls()) | {k: v for k, v in parameters.items() if k in cls.__dataclass_fields__}
+    default = {f.name: f.default for f in fields(cls)}
+    return _with_defaults(default | {k: v for k, v in parameters.items() if k in default})
 
 # %% ../../nbs/config/01_training.ipynb #ef502fb5
 @patch(cls_method=True)
@@ -409,24 +492,57 @@ def check_names(
     names: Iterable[str],  # parameter names to check
 ):
     "Raise ConfigError for the first name that is no parameter; the message suggests the nearest one."
-    check_known(names, (f.name for f in fields(cls)))
+    check_known(names, {f.name: f.metadata["meaning"] for f in fields(cls)})
+
+# %% ../../nbs/config/01_training.ipynb #b54d6e12
+def _injected(
+    cells: Iterable[str],  # the text of the cells that were run, Jupyter's `In`
+) -> set[str]:  # empty without papermill
+    "The names of the parameters in papermill's cell."
+    own = [cell for cell in cells if cell.lstrip().startswith("# Parameters\n")][-1:]
+    nodes = [node for cell in own for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    return {target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)}
+
+
+@patch(cls_method=True)
+def resumed(
+    cls: TrainConfig,
+    given: Mapping,  # parameters with `run`
+):
+    "A run to resume: what is not given is read from its config.json; raises ConfigError where both differ."
+    folder = project_root() / "outputs" / str(given["run"])
+    if not (folder / "config.json").is_file():
+        return cls(**given)
+    try:
+        saved = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except ValueError as e:
+        raise ConfigError(f"{folder / 'config.json'} cannot be read ({e}): start the run again") from e
+    cfg = cls(**cls.known(saved) | dict(given))
+    if changed := cfg.differences({name: saved[name] for name in given if name in saved}, missing=False):
+        raise ConfigError(
+            f"{folder} was started with other parameters: {changed}. Leave them out to continue the run, or "
+            "choose another `run` name"
+        )
+    return cfg
 
 
 @patch(cls_method=True)
 def from_namespace(
     cls: TrainConfig,
     namespace: Mapping,  # `globals()` of the notebook, right after its parameters cell
+    own_defaults: bool = False,  # the notebook's parameters cell has other defaults than the class
 ):
-    "The config from the notebook's plain values; raises ConfigError for an unknown name."
-    plain = {
-        k: v
-        for k, v in namespace.items()
-        if not k.startswith("_")
-        and (v is None or isinstance(v, bool | int | float | str | list | tuple | dict))
-    }
-    values = {k: v for k, v in plain.items() if k not in ("In", "Out")}
+    "The config of a notebook; raises ConfigError for a name or a value that is not allowed."
+    values = notebook_values(namespace)
     cls.check_names(values)
-    return cls(**values)
+    for f in fields(cls):
+        if f.type in (str, str | None) and f.metadata["holds"] != "numbers" and f.name in values:
+            check_text(f.name, values[f.name])
+    cfg, given = cls(**values), _injected(namespace.get("In", ()))
+    if not cfg.resume:
+        return cfg
+    changed = set() if given and own_defaults else set(_changed(cfg))
+    return cls.resumed({name: value for name, value in values.items() if name in given | changed | {"run"}})
 
 # %% ../../nbs/config/01_training.ipynb #63169986
 @patch
@@ -438,15 +554,39 @@ def save(
     return write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
 # %% ../../nbs/config/01_training.ipynb #43bf937a
+def _compared(name: str, value: object) -> object:
+    "What of a value matters: a path without its spelling, numbers and names in a text without theirs."
+    holds = (
+        TrainConfig.__dataclass_fields__[name].metadata["holds"] if isinstance(value, str) and value else ""
+    )
+    if holds == "numbers":
+        return parse_numbers(value, name)
+    if holds == "names":
+        return tuple(os.path.normpath(part.strip()) for part in value.split(","))
+    known = value in ("imagenet", "imagenet-if-found")
+    return (project_root() / Path(value).expanduser()).resolve() if holds == "path" and not known else value
+
+
+def _equal(name: str, value: object, other: object) -> bool:
+    "Do two values of a parameter mean the same?"
+    try:
+        other = TrainConfig.coerced({name: other})[name]
+        return value == other or _compared(name, value) == _compared(name, other)
+    except ConfigError:  # of another version
+        return False
+
+
 @patch
 def differences(
     self: TrainConfig,  # the config asked for
     found: Mapping,  # parameters in the files of a run
+    missing: bool = True,  # a parameter that is not found counts as its default
 ) -> str:  # names with both values; empty when nothing differs
     "The parameters in which a run differs from this config."
-    own, known = vars(self), {f.name: f.default for f in fields(self)}
-    found = known | dict(found)
-    names = [k for k in found if k not in self.EXECUTION and (k not in own or own[k] != found[k])]
+    own = vars(self)
+    found = (self.known(found) if missing else {}) | dict(found)
+    names = [k for k in found if k not in self.EXECUTION]
+    names = [k for k in names if k not in own or (own[k] != found[k] and not _equal(k, own[k], found[k]))]
     return ", ".join(f"{name} (saved {found[name]!r}, requested {own.get(name)!r})" for name in names)
 
 # %% ../../nbs/config/01_training.ipynb #de5fa552

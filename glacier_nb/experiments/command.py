@@ -15,32 +15,19 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-# %% ../../nbs/experiments/07_command.ipynb #6d469d60
-def _value(text: str) -> bool | int | float | str | None:
-    "A value from the command line, read as papermill reads it."
-    words = {"True": True, "False": False, "None": None}
-    if text in words:
-        return words[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
 # %% ../../nbs/experiments/07_command.ipynb #f6ebf318
 def _parameters(parser: argparse.ArgumentParser, what: str) -> None:
-    "Add the option -p."
+    "Add the option -p, and papermill's names for it."
     pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE"), "dest": "parameters"}
-    parser.add_argument("-p", "--parameter", help=what, **pair)
+    names = ("--parameter", "--parameters", "-r", "--parameters_raw")
+    parser.add_argument("-p", *names, help=what, **pair)
 
 
 def _config(options: argparse.Namespace):  # TrainConfig
     "The config of a file with the parameters given beside it."
-    from glacier_nb.config.files import check_parameters, read_config
+    from glacier_nb.config.files import read_config
 
-    given = {name: _value(value) for name, value in options.parameters}
-    return read_config(options.config, given) if options.config else check_parameters(given, "-p")
+    return read_config(options.config, dict(options.parameters), resume=getattr(options, "resume", False))
 
 
 def _fail(message: object) -> int:
@@ -160,7 +147,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from glacier_nb.experiments.sweep import sweep
 
     names = ("files", "n_jobs", "prefix", "suffix", "threads")
-    overrides = {name: _value(value) for name, value in options.parameters}
+    overrides = dict(options.parameters)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
             signal.signal(getattr(signal, name), _interrupted)

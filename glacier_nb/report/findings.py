@@ -32,6 +32,7 @@ CAUSES = {
     "label-codes": "label values that are not class codes",
     "label-binary": "binary labels read as four classes",
     "label-clamped": "label codes clipped to 0-3 instead of mapped to classes",
+    "label-exchanged": "the codes of two classes are exchanged",
     "not-finite": "NaN or infinite values in the inputs",
     "nodata-as-data": "nodata pixels used as measurements",
     "band-order": "the bands are in the wrong order",
@@ -39,14 +40,19 @@ CAUSES = {
     "band-duplicate": "a band is a copy of another band",
     "band-constant": "a band is constant",
     "band-saturated": "a band is saturated",
+    "band-elsewhere": "a band shows other ground than the rest of its tile",
     "label-elsewhere": "labels belong to other tiles",
     "label-turned": "labels are flipped or rotated against the image",
     "label-shifted": "labels are shifted against the image",
+    "label-coarse": "labels are coarser than the bands",
     "label-on-nodata": "labels cover nodata pixels",
     # split
     "split-impossible": "the tiles cannot be split into training and validation",
+    "split-footprint": "tiles with different pixels lie at one place",
+    "split-names": "the places of tiles come from their names",
     "split-shared": "training and validation share data",
     "split-touching": "training and validation tiles are too close",
+    "labels-lost": "the buffer leaves few training labels",
     "class-missing": "missing classes",
     "class-shares": "class fractions differ between training and validation",
     # pipeline
@@ -63,6 +69,8 @@ CAUSES = {
     "norm-small": "batches are too small for batch norm",
     "lr-high": "the learning rate is too high",
     "lr-low": "the learning rate is too low",
+    "decay-high": "weight decay shrinks the weights faster than training builds them up",
+    "gradient-small": "gradients are too small to move the weights",
     # loss
     "loss-sign": "the loss is lower for worse maps",
     "loss-flat": "the loss does not recognise a perfect map",
@@ -80,11 +88,19 @@ CAUSES = {
     # symptoms
     "cannot-overfit": "the network cannot learn a single crop",
     "collapsed": "the predictions collapsed to one class",
+    "class-unmapped": "the maps do not show every class",
     "below-baseline": "the network scores below a baseline on single pixels",
     "noise": "differences are no larger than chance",
     "ablation": "effect of one change",
 }  # id -> title, in the order of fixing
-_SYMPTOMS = ("cannot-overfit", "collapsed", "below-baseline", "noise", "ablation")  # have another cause
+_SYMPTOMS = (
+    "cannot-overfit",
+    "collapsed",
+    "class-unmapped",
+    "below-baseline",
+    "noise",
+    "ablation",
+)  # have another cause
 
 # %% ../../nbs/report/00_findings.ipynb #66871a33
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,9 +162,14 @@ def __lt__(self: Finding, other: Finding) -> bool:
 
 # %% ../../nbs/report/00_findings.ipynb #64707a41
 _SPLIT_FIXES = {
-    "split-impossible": "Fix the cause that the message names, or use other tiles.",
+    **dict.fromkeys(("split-impossible", "split-footprint", "split-names"), "Fix the cause that is named."),
     "split-shared": "Split the tiles with glacier_nb.tiles.splits.split.",
-}
+}  # where the error names no fix itself
+
+
+def _sentence(text: str) -> str:
+    "A phrase as a sentence."
+    return f"{text[0].upper()}{text[1:].removesuffix('.')}."
 
 
 @patch(cls_method=True)
@@ -159,7 +180,9 @@ def of_error(
     "An error as a finding: with the cause that it names, else `unreadable`."
     reason, change = getattr(error, "cause", None), {}
     if reason in _SPLIT_FIXES:
-        return cls(reason, "fatal", str(error), _SPLIT_FIXES[reason])
+        fix = getattr(error, "fix", "")
+        evidence = _sentence(error.found) if fix else str(error)
+        return cls(reason, "fatal", evidence, _sentence(fix) if fix else _SPLIT_FIXES[reason])
     cause = str(TileCause.LABEL_BINARY if reason is TileCause.LABEL_MIXED else reason)
     cause = cause if cause in CAUSES else "unreadable"
     if reason is TileCause.LABEL_BINARY:

@@ -46,6 +46,7 @@ def count(
 
 # %% ../../nbs/tiles/01_labels.ipynb #73a477fc
 _INDEX_CODES = tuple(range(len(CLASSES)))  # class indices on disk
+_MANY_CODES = 8  # unknown values; another coding has fewer, interpolation gives more
 
 
 @patch(as_prop=True)
@@ -86,6 +87,8 @@ def _known_codes(
     found = f"unknown label codes {listing((f'{c:g} ({n} pixels)' for c, n in values.items()), 8)}"
     known = f"{LABEL_CODES}, {BINARY_CODES}, {_INDEX_CODES}"
     fix = "recode these values, or declare one of them as the file's nodata to have it ignored"
+    if len(values) > _MANY_CODES:
+        fix = "resample the labels from their source with nearest neighbour (gdalwarp -r near), do not round"
     expected = f"codes {codes}, as in the other pixels; known are {known}"
     raise TileError(where, found, expected, fix, cause=TileCause.LABEL_CODES)
 

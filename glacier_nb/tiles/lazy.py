@@ -22,6 +22,7 @@ from ..files.errors import TileCause, TileError
 from ..files.paths import cache_folder, cached_json, digest
 from .index import TileFiles
 from .labels import LabelCodes, LabelScheme
+from .overlaps import Marks
 from .read import AnyTile, Box, Tile, folder_scheme, read_raster
 
 # %% ../../nbs/tiles/03_lazy.ipynb #cfe7ce8b
@@ -75,6 +76,10 @@ class LazyTile(AnyTile):
         return digest(self.stamp, [list(box) for box in self.boxes])
 
     @property
+    def marks(self) -> Marks:
+        return Marks.of_text(_facts(self.files, self.scheme, self.stamp)["marks"])
+
+    @property
     def bands(self) -> np.ndarray:
         return _read(self).bands
 
@@ -110,18 +115,23 @@ def read(self: LazyTile) -> Tile:  # its arrays are read-only
     return _read(self)
 
 # %% ../../nbs/tiles/03_lazy.ipynb #c7a22863
-def _facts(files, scheme):
-    "The cached facts of a tile, as JSON can hold them."
-    tile = files.read(scheme)
-    return {
-        "shape": tile.shape,
-        "crs": tile.crs and tile.crs.to_wkt(),
-        "transform": tile.transform[:6],
-        "counts": tile.class_counts().tolist(),
-        "fractions": tile.class_fractions,
-        "valid_fraction": tile.valid_fraction,
-        "bands_digest": tile.bands_digest,
-    }
+def _facts(files, scheme, stamp):
+    "The facts of a tile, from the cache where possible."
+
+    def compute():
+        tile = files.read(scheme)
+        return {
+            "shape": tile.shape,
+            "crs": tile.crs and tile.crs.to_wkt(),
+            "transform": tile.transform[:6],
+            "counts": tile.class_counts().tolist(),
+            "fractions": tile.class_fractions,
+            "valid_fraction": tile.valid_fraction,
+            "bands_digest": tile.bands_digest,
+            "marks": tile.marks.to_text(),
+        }
+
+    return cached_json(cache_folder() / "tiles" / f"{files.id}-{stamp}.json", compute)
 
 
 @lru_cache(maxsize=64)
@@ -137,9 +147,9 @@ def _open_tile(
 ) -> LazyTile:
     "Open one tile; its files are read only if its facts are not in the cache."
     stamp = _file_stamp(files, scheme)
-    path = cache_folder() / "tiles" / f"{files.id}-{stamp}.json"
-    facts = cached_json(path, lambda: _facts(files, scheme))
+    facts = _facts(files, scheme, stamp)
     facts |= {name: tuple(facts[name]) for name in ("shape", "counts", "fractions")}
+    del facts["marks"]  # read again when they are used
     facts |= {"crs": _crs(facts["crs"]), "transform": Affine(*facts["transform"])}
     return LazyTile(files, scheme, codes, stamp, **facts)
 

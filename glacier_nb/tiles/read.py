@@ -32,6 +32,7 @@ from ..files.paths import digest
 from ..landsat import BANDS, IGNORE, bands_named
 from .index import TileFiles
 from .labels import LabelCodes, LabelScheme
+from .overlaps import Marks
 
 # %% ../../nbs/tiles/02_read.ipynb #20c3ca25
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,11 @@ def read_raster(
 ) -> _Raster:
     "Read one GeoTIFF. Raises `TileError` when it is truncated or in another format."
     with _opened(path) as f:
-        return _Raster(Path(path), f.read(), f.read_masks() > 0, f.descriptions, f.crs, f.transform)
+        data, valid = f.read(), f.read_masks() > 0
+        for plane, seen, nodata in zip(data, valid, f.nodatavals, strict=True):
+            if nodata is not None:  # a mask in the file, such as one that is valid everywhere, would hide it
+                seen &= plane != nodata
+        return _Raster(Path(path), data, valid, f.descriptions, f.crs, f.transform)
 
 
 @patch(as_prop=True)
@@ -176,7 +181,7 @@ def _clean(plane, valid, name):
     with np.errstate(over="ignore"):
         dn = np.where(valid, plane, 0).astype("float32")
     if bad := int((~np.isfinite(dn)).sum()):
-        fix = "fill these pixels, or declare NaN as the file's nodata value (rio edit-info --nodata nan)"
+        fix = "write 0 there and declare it as nodata (rio warp --src-nodata nan --dst-nodata 0 FILE NEW)"
         found, expected = f"{bad} pixels with NaN or infinity", "numbers, or declared nodata"
         raise TileError(name, found, expected, fix, cause=TileCause.NOT_FINITE)
     return dn
@@ -187,7 +192,14 @@ def _check_zeros(files, bands, valid):
     zeros = (valid & (bands == 0).all(0)).mean()
     if zeros:
         found = f"0 in all bands on {zeros:.1%} of the pixels, which no band declares as nodata"
+        with _opened(files.bands[0]) as f:
+            declared = f.nodata
         fix = "declare it in each band file (rio edit-info --nodata 0 FILE)"
+        if declared is not None:
+            fix = (
+                f"write {declared:g}, which the file declares as nodata, in its place in each band file "
+                f"(rio warp --src-nodata 0 --dst-nodata {declared:g} FILE NEW)"
+            )
         expected = "declared nodata where there are no data"
         raise TileError(files.bands[0], found, expected, fix, cause=TileCause.NODATA)
 
@@ -253,6 +265,7 @@ class AnyTile(Protocol):
     valid_fraction: float  # of all pixels
     class_fractions: tuple[float, ...]  # (n_classes,) of all pixels, valid or not, without ignored ones
     bands_digest: str  # equal for two tiles only if their bands are equal
+    marks: Marks  # by which the same pixels are found in other tiles
     key: str  # changes with the bands, the label and the boxes
 
     def class_counts(self) -> np.ndarray:  # (n_classes,) pixels
@@ -306,6 +319,10 @@ class Tile(AnyTile):
     def bands_digest(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self.bands)).hexdigest()
 
+    @cached_property
+    def marks(self) -> Marks:
+        return Marks.of(self.bands, self.valid)
+
     @property
     def key(self) -> str:
         return digest(self.bands, self.valid, *([] if self.label is None else [self.label]))
@@ -332,7 +349,10 @@ def ignore_boxes(
     label = self.label.copy()
     for top, bottom, left, right in boxes:
         label[top:bottom, left:right] = IGNORE
-    return replace(self, label=label)
+    known = {name: vars(self)[name] for name in ("bands_digest", "marks") if name in vars(self)}
+    cut = replace(self, label=label)
+    vars(cut).update(known)  # of the bands, which are the same
+    return cut
 
 
 @patch

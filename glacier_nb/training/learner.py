@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.training import TrainConfig
 from ..data.tileset import TileSet
-from ..metrics.scores import mcc, tile_confusion
+from ..metrics.scores import block_confusions, mcc
 from ..models.build import predict_logits
 from ..parallel.batchnorm import synchronise_norms
 from ..parallel.device import pick_device
@@ -85,20 +85,21 @@ def _validate_tiles(
     loss: nn.Module,  # a `CombinedLoss`
     device: torch.device,  # where `predict` expects its batch
     ranks: Ranks = Ranks(),  # processes that divide the tiles; all hold the same network
-) -> tuple[dict[str, float], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    "val_loss, mcc and mcc_valid; and for each tile id its confusion matrix of all and of valid pixels."
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    "val_loss, mcc and mcc_valid; and for each tile id the confusion matrices of its blocks (n, 2, C, C)."
     mine = {}
     for i in range(ranks.rank, len(tiles), ranks.size):
         batch = _tile_batch(tiles, i, device)
         logits = predict(batch)
         value = float(loss(logits, batch["label"], batch["valid"], batch.get("distance"))[0])
         pred = logits[0].argmax(0).cpu().numpy()
-        mine[tiles.ids[i]] = value, tile_confusion(pred, tiles.labels[i], tiles.valids[i], len(tiles.classes))
+        truth = tiles.labels[i], tiles.valids[i]
+        mine[tiles.ids[i]] = value, block_confusions(pred, *truth, len(tiles.classes))
     found = {tile: pair for part in ranks.gather_objects(mine) for tile, pair in part.items()}
-    matrices = {tile: found[tile][1] for tile in tiles.ids}
-    pooled, pooled_valid = (sum(pair[k] for pair in matrices.values()) for k in (0, 1))
+    blocks = {tile: found[tile][1] for tile in tiles.ids}
+    pooled, pooled_valid = sum(counts.sum(0) for counts in blocks.values())
     losses = float(np.mean([found[tile][0] for tile in tiles.ids]))
-    return {"val_loss": losses, "mcc": mcc(pooled), "mcc_valid": mcc(pooled_valid)}, matrices
+    return {"val_loss": losses, "mcc": mcc(pooled), "mcc_valid": mcc(pooled_valid)}, blocks
 
 # %% ../../nbs/training/05_learner.ipynb #75b5b8d5
 def _broadcast_buffers(
@@ -392,10 +393,11 @@ def predict(
 
 @patch
 def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid
-    "Loss and pooled MCC on the validation tiles; their confusion matrices are stored in `matrices`."
+    "Loss and pooled MCC on the validation tiles; stores their `matrices`, and those of their `blocks`."
     if not self.cfg.sync_batchnorm:  # the statistics of rank 0 for all
         _broadcast_buffers(self.eval_model, self.ranks)
-    scores, self.matrices = _validate_tiles(self.data.val, self.predict, self.loss, self.device, self.ranks)
+    scores, self.blocks = _validate_tiles(self.data.val, self.predict, self.loss, self.device, self.ranks)
+    self.matrices = {tile: tuple(counts.sum(0)) for tile, counts in self.blocks.items()}
     return scores
 
 # %% ../../nbs/training/05_learner.ipynb #7a1a0002
