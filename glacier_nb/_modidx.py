@@ -629,6 +629,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'glacier_nb/data/stats.py'),
                                        'glacier_nb.data.stats.DataError': ('data/stats.html#dataerror', 'glacier_nb/data/stats.py'),
                                        'glacier_nb.data.stats._channels': ('data/stats.html#_channels', 'glacier_nb/data/stats.py'),
+                                       'glacier_nb.data.stats._check_defined': ( 'data/stats.html#_check_defined',
+                                                                                 'glacier_nb/data/stats.py'),
                                        'glacier_nb.data.stats._check_scale': ('data/stats.html#_check_scale', 'glacier_nb/data/stats.py'),
                                        'glacier_nb.data.stats._mean_std': ('data/stats.html#_mean_std', 'glacier_nb/data/stats.py'),
                                        'glacier_nb.data.stats._median_iqr': ('data/stats.html#_median_iqr', 'glacier_nb/data/stats.py'),

@@ -30,14 +30,16 @@ GLCM_FEATURES = (
 
 # %% ../../nbs/config/01_training.ipynb #8320688e
 def _ids_text(
-    ids,  # the parameter `ids`: a list, or text with commas; anything else is returned as it is
+    ids: str | Iterable[str],  # the parameter `ids`: a list, or text with commas
 ) -> str:  # sorted, each id once
-    "Tile ids as one text, so that two configs with the same tiles are equal."
-    if isinstance(ids, str):
-        ids = ids.split(",")
-    if not isinstance(ids, list | tuple | set):
-        return ids
-    return ",".join(sorted({str(i).strip() for i in ids} - {""}))
+    "Tile ids as one text, so that configs with the same tiles are equal. Raises ConfigError for numbers."
+    parts = ids.split(",") if isinstance(ids, str) else ids
+    if not isinstance(parts, list | tuple | set) or not all(isinstance(i, str) for i in parts):
+        raise ConfigError(
+            f"ids = {ids!r} is not allowed: expected tile ids as text. A single id such as 02_07 is read as a "
+            "number: put it in quotes in a parameter file, and write -r ids 02_07 in a command of papermill"
+        )
+    return ",".join(sorted({i.strip() for i in parts} - {""}))
 
 # %% ../../nbs/config/01_training.ipynb #4b98d829
 @dataclass(frozen=True, repr=False)

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import rasterio
+import yaml
 
 from glacier_nb.checks.diagnosis import _CHECKS, _run_check, _Subject
 from glacier_nb.config.fields import ConfigError
@@ -109,5 +110,8 @@ def test_ids_of_a_config(folder):
     assert "ids" in cfg.differences(asdict(config(folder)))
     with pytest.raises(TileError, match=r"no tile 2_3\. Expected .* such as 02_03"):
         run_tiles(replace(cfg, ids="01_01,2_3"))
-    with pytest.raises(ConfigError, match="ids = 207 is not allowed: expected text"):
-        config(folder, ids=207)
+    for number in (207, [135], {"02_07": 1}):
+        with pytest.raises(ConfigError, match="expected tile ids as text.* in quotes.* -r ids 02_07"):
+            config(folder, ids=number)
+    assert config(folder, ids=yaml.safe_load("ids: '02_07'")["ids"]).ids == "02_07"
+    assert config(folder, ids=yaml.safe_load("ids: ['02_07', 01_01x]")["ids"]).ids == "01_01x,02_07"
