@@ -36,8 +36,8 @@ def _ids_text(
     parts = ids.split(",") if isinstance(ids, str) else ids
     if not isinstance(parts, list | tuple | set) or not all(isinstance(i, str) for i in parts):
         raise ConfigError(
-            f"ids = {ids!r} is not allowed: expected tile ids as text. A single id such as 02_07 is read as a "
-            "number: put it in quotes in a parameter file, and write -r ids 02_07 in a command of papermill"
+            f"ids = {ids!r} is not allowed: expected tile ids as text. A single id such as 02_07 is read as "
+            "a number: put it in quotes in a parameter file, and write -r ids 02_07 in a command of papermill"
         )
     return ",".join(sorted({i.strip() for i in parts} - {""}))
 
