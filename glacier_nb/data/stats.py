@@ -97,7 +97,7 @@ def _check_defined(names: tuple[str, ...], center: np.ndarray, glcm: GlcmConfig 
         )
     if lacking:
         raise DataError(
-            f"texture channel {', '.join(lacking)} is defined at no valid pixel of the training tiles, though "
+            f"texture channel {', '.join(lacking)} is defined at no valid pixel of the training tiles, but "
             f"the bands are: no window of {glcm.window} pixels has a quarter of its pairs valid, as between "
             "stripes of nodata. To fix: set include_glcm=False"
         )

@@ -190,10 +190,10 @@ def _bands_in(
     return bands_named(part[1], path.stem) if part else set()
 
 
-def _tell_bands(
+def _are_tagged(
     columns: list[list[Path]],  # the files of each band folder
 ) -> bool:
-    "Whether parts of the file names tell the band of their folder, and thus are no part of the id."
+    "Whether the file names contain the band of their folder, which then is no part of the id."
     parts = [_band_part(path.stem) for paths in columns for path in paths]
     if parts and all(part and re.match("s[rt]", part[1].lower()) for part in parts):
         return True
@@ -208,11 +208,11 @@ def _tell_bands(
 def _check_name(
     path: Path,  # a file in a band folder
     band: str,  # the band of this folder
-    told: bool,  # whether the names tell the bands
+    tagged: bool,  # whether the names contain the bands
 ) -> None:
     "Raise `TileError` when a file's name contains another band than that of its folder."
     start = re.match(r"(?:S[RT]_)?(B\d+)_", path.name, re.IGNORECASE)
-    named = bands_named(start[1]) if start else _bands_in(path) if told else set()
+    named = bands_named(start[1]) if start else _bands_in(path) if tagged else set()
     if named - {band}:
         found = f"{', '.join(sorted(named - {band}))} in the name"
         expected = f"{band}, which is what {path.parent.name}/ holds"
@@ -233,11 +233,11 @@ def _band_files(
         )
     if len(columns) == 1:
         return [[(_stem(path), path) for path in columns[0]]]
-    told = _tell_bands(columns)
+    tagged = _are_tagged(columns)
     for band, paths in zip(BANDS, columns, strict=True):
         for path in paths:
-            _check_name(path, band, told)
-    return [[(_without_band(_stem(p)) if told else _stem(p), p) for p in paths] for paths in columns]
+            _check_name(path, band, tagged)
+    return [[(_without_band(_stem(p)) if tagged else _stem(p), p) for p in paths] for paths in columns]
 
 # %% ../../nbs/tiles/00_index.ipynb #dfd32bf4
 _LABEL = re.compile(r"^(?:labels?|masks?|gt)[._ -]|[._ -](?:labels?|masks?|gt)$", re.IGNORECASE)
