@@ -361,7 +361,7 @@ def _select(
     "The selected part of `found`, sorted by id."
     if isinstance(ids, str):
         ids = [part.strip() for part in ids.split(",") if part.strip()] or None
-    ids = sorted(set(found) if ids is None else {unicodedata.normalize("NFC", i) for i in ids})
+    ids = sorted(set(found) if ids is None else {unicodedata.normalize("NFC", str(i)) for i in ids})
     unknown = [i for i in ids if i not in found]
     if unknown or not ids:
         near = get_close_matches(str(unknown[0]), found, 3, 0) if unknown else list(found)

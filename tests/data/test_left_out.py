@@ -111,7 +111,7 @@ def test_ids_of_a_config(folder):
     with pytest.raises(TileError, match=r"no tile 2_3\. Expected .* such as 02_03"):
         run_tiles(replace(cfg, ids="01_01,2_3"))
     for number in (207, [135], {"02_07": 1}):
-        with pytest.raises(ConfigError, match="expected tile ids as text.* in quotes.* -r ids 02_07"):
+        with pytest.raises(ConfigError, match=r"expected tile ids as text.* in quotes.* -r ids 02_07"):
             config(folder, ids=number)
     assert config(folder, ids=yaml.safe_load("ids: '02_07'")["ids"]).ids == "02_07"
     assert config(folder, ids=yaml.safe_load("ids: ['02_07', 01_01x]")["ids"]).ids == "01_01x,02_07"

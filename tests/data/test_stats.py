@@ -85,5 +85,5 @@ def test_texture_between_stripes(tile, method):
 
 @pytest.mark.parametrize("method", ["standard", "robust"])
 def test_no_valid_pixel_at_all(tile, method):
-    with pytest.raises(DataError, match="^no valid pixel in the training tiles"):
+    with pytest.raises(DataError, match=r"^no valid pixel in the training tiles"):
         fit_stats([replace(tile, valid=~tile.valid)], method)
