@@ -353,10 +353,12 @@ def read(self: Tile) -> Tile:
 # %% ../../nbs/tiles/02_read.ipynb #980b5854
 @patch(as_prop=True)
 def lacks(self: AnyTile) -> TileCause | None:  # None: it can be used
-    "Why a run cannot use a tile: it has no label, or no valid pixel."
+    "Why a run cannot use a tile: it has no label, no valid pixel, or none with both."
     if not self.labelled:
         return TileCause.UNLABELLED
-    return None if self.valid_fraction else TileCause.EMPTY
+    if not self.valid_fraction:
+        return TileCause.EMPTY
+    return None if self.class_counts().any() else TileCause.IGNORED
 
 # %% ../../nbs/tiles/02_read.ipynb #a11717e4
 @patch

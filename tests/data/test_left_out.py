@@ -78,6 +78,16 @@ def test_the_folds_need_tiles(folder):
     assert prepare_data(replace(cfg, n_folds=6), run_tiles(replace(cfg, n_folds=6))).train.ids
 
 
+def test_a_label_without_a_labelled_pixel(folder):
+    """255 declared as nodata and nothing else: the split dropped it from training without a word."""
+    path = next(folder.glob("label/*_02_02.tif"))
+    with rasterio.open(path) as f:
+        profile = f.profile | {"nodata": 255}
+    with rasterio.open(path, "w", **profile) as f:
+        f.write(np.full((1, 64, 64), 255, "float32"))
+    assert run_tiles(config(folder)).left_out == CAUSES | {"02_02": TileCause.IGNORED}
+
+
 def test_a_damaged_file_is_an_error(folder):
     next(folder.glob("Band4/*_02_02.tif")).write_bytes(b"")
     with pytest.raises(TileError, match="0 bytes that GDAL cannot read"):
