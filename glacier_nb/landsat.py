@@ -42,7 +42,7 @@ _SENSORS = (  # name, how it is recognised, its numbers -> those of Landsat 8 at
     ),
     (
         "Sentinel-2",
-        r"s2[abc]|msil[12][ac]|sentinel ?2[abc]?|t\d\d[a-z]{3}",
+        r"s2[abc]|msil[12][ac]|sentinel ?2[abc]?|s30",
         {"1": 1, "2": 2, "3": 3, "4": 4, "8": 5, "8a": 5, "11": 6, "12": 7},
     ),
 )

@@ -87,6 +87,22 @@ def _pixels(tiles: Iterable[Tile], glcm: GlcmConfig | None) -> Iterable[list[np.
         yield [x[tile.valid & np.isfinite(x)].astype(np.float64) for x in _channels(tile, glcm)]
 
 
+def _check_defined(names: tuple[str, ...], center: np.ndarray, glcm: GlcmConfig | None) -> None:
+    "Raise `DataError` for channels that are defined nowhere."
+    lacking = [name for name, value in zip(names, center, strict=True) if np.isnan(value)]
+    if set(lacking) & set(BANDS):
+        raise DataError(
+            "no valid pixel in the training tiles: check the nodata value of the band files, and fold and "
+            "n_folds"
+        )
+    if lacking:
+        raise DataError(
+            f"texture channel {', '.join(lacking)} is defined at no valid pixel of the training tiles, but "
+            f"the bands are: no window of {glcm.window} pixels has a quarter of its pairs valid, as between "
+            "stripes of nodata. To fix: set include_glcm=False"
+        )
+
+
 def _check_scale(name: str, center: float, scale: float, method: str) -> None:
     "Raise `DataError` for a channel that is constant."
     if scale > 1e-9 * abs(center):
@@ -112,11 +128,7 @@ def fit_stats(
         share = min(1, _SAMPLE / max(sum(math.prod(t.shape) for t in tiles), 1))
         center, scale = _median_iqr(_pixels(tiles, glcm), share)
     names = BANDS if glcm is None else (*BANDS, *glcm.names)
-    if len(center) != len(names) or np.isnan(center).any():
-        raise DataError(
-            f"no valid pixel in the training tiles for the channels {', '.join(names)}: check the nodata "
-            "value of the band files, and fold and n_folds"
-        )
+    _check_defined(names, center if len(center) == len(names) else np.full(len(names), np.nan), glcm)
     for channel in zip(names, center, scale, strict=True):
         _check_scale(*channel, method)
     return BandStats(names, tuple(map(float, center)), tuple(map(float, scale)), method, glcm)

@@ -17,6 +17,7 @@ class TileCause(StrEnum):
     LINK = "link"  # whose target is missing, as of git-annex and DVC
     UNLABELLED = "no label"  # tiles without a label, beside others that have one
     EMPTY = "no valid pixel"  # tiles without a valid pixel
+    IGNORED = "no labelled pixel"  # tiles whose label is nodata wherever their bands are valid
     UNREADABLE = "unreadable"  # damaged, or not a GeoTIFF of the expected bands
     GRID = "grid"  # files of one tile on different grids
     NOT_FINITE = "not-finite"  # NaN or infinity that is not declared as nodata

@@ -158,31 +158,48 @@ def _band_folders(
     )
 
 
-_END = re.compile(
+_BAND = re.compile(
     r"[._ -]((?:(?:sr|st|bt|toa)[._ -]?)?(?:b|band[._ -]?)\d{1,2}a?|blue|green|red|nir|swir[._ -]?\d?|"
-    r"lwir\d*|thermal|tirs?\d?)(?:[._ -]\d+m)?$",
+    r"lwir\d*|thermal|tirs?\d?)(?:[._ -]\d+m)?(?=[._ -]|$)",
     re.IGNORECASE,
 )
 
 
-def _end_bands(
+def _band_part(
+    name: str,  # of a file, without extension
+) -> re.Match | None:
+    "The part of a name, after its beginning, that looks like a band: SR_B2, else the last B2 or blue."
+    found = list(_BAND.finditer(name))
+    sure = [match for match in found if re.match("s[rt]", match[1].lower())]
+    return (sure or found or [None])[-1]
+
+
+def _without_band(
+    name: str,  # of a file, without extension
+) -> str:
+    "The name without the part that looks like a band."
+    part = _band_part(name)
+    return (name[: part.start()] + name[part.end() :] if part else name) or name
+
+
+def _bands_in(
     path: Path,  # a file in a band folder
-) -> set[str]:  # empty: it does not end in a band
-    "The band at the end of a file's name."
-    end = _END.search(path.stem)
-    return bands_named(end[1], path.stem) if end else set()
+) -> set[str]:  # empty: no part looks like a band
+    "The band in a file's name."
+    part = _band_part(path.stem)
+    return bands_named(part[1], path.stem) if part else set()
 
 
-def _ends_in_band(
+def _are_tagged(
     columns: list[list[Path]],  # the files of each band folder
 ) -> bool:
-    "Whether the file names end in the band of their folder, which is then no part of the id."
-    files = [path for paths in columns for path in paths]
-    if files and all(re.search(r"(?i)[._ -]s[rt][._ -]?b\d+$", path.stem) for path in files):
+    "Whether the file names contain the band of their folder, which then is no part of the id."
+    parts = [_band_part(path.stem) for paths in columns for path in paths]
+    if parts and all(part and re.match("s[rt]", part[1].lower()) for part in parts):
         return True
     common = []
     for paths in filter(None, columns):
-        named = Counter(band for path in paths for band in _end_bands(path))
+        named = Counter(band for path in paths for band in _bands_in(path))
         band, n = max(named.items(), key=lambda item: item[1], default=("", 0))
         common += [band if 2 * n > len(paths) else ""]
     return "" not in common and len(common) == len(set(common)) > 1
@@ -191,11 +208,11 @@ def _ends_in_band(
 def _check_name(
     path: Path,  # a file in a band folder
     band: str,  # the band of this folder
-    ends: bool,  # whether the names end in a band
+    tagged: bool,  # whether the names contain the bands
 ) -> None:
     "Raise `TileError` when a file's name contains another band than that of its folder."
     start = re.match(r"(?:S[RT]_)?(B\d+)_", path.name, re.IGNORECASE)
-    named = bands_named(start[1], path.stem) if start else _end_bands(path) if ends else set()
+    named = bands_named(start[1]) if start else _bands_in(path) if tagged else set()
     if named - {band}:
         found = f"{', '.join(sorted(named - {band}))} in the name"
         expected = f"{band}, which is what {path.parent.name}/ holds"
@@ -216,14 +233,17 @@ def _band_files(
         )
     if len(columns) == 1:
         return [[(_stem(path), path) for path in columns[0]]]
-    ends = _ends_in_band(columns)
+    tagged = _are_tagged(columns)
     for band, paths in zip(BANDS, columns, strict=True):
         for path in paths:
-            _check_name(path, band, ends)
-    return [[(_END.sub("", _stem(p)) if ends else _stem(p), p) for p in paths] for paths in columns]
+            _check_name(path, band, tagged)
+    return [[(_without_band(_stem(p)) if tagged else _stem(p), p) for p in paths] for paths in columns]
 
 # %% ../../nbs/tiles/00_index.ipynb #dfd32bf4
 _LABEL = re.compile(r"^(?:labels?|masks?|gt)[._ -]|[._ -](?:labels?|masks?|gt)$", re.IGNORECASE)
+_IMAGE = re.compile(
+    r"^(?:images?|img|sat)[._ -](?!\d+$)|[._ -](?:images?|img|sat|sr|toa|rgb|ms)$", re.IGNORECASE
+)
 
 
 def _label_files(
@@ -265,12 +285,13 @@ def _label_names(
     labels: list[Path],  # label files
     bands: list[list[tuple[str, Path]]],  # from `_band_files`
 ) -> list[tuple[str, Path]]:
-    "The name and path of each label file, with or without `_label`, whichever finds more tiles."
-    known = {_short(name).casefold() for column in bands for name, _path in column}
+    "The name and path of each label file; without `_label`, and beside `_image`, if more tiles are found so."
+    names = {_short(name).casefold(): name for column in bands for name, _path in column}
+    images = {_short(_IMAGE.sub("", name)).casefold(): name for name in names.values()}
     plain = [(_stem(path), path) for path in labels]
     bare = [(_LABEL.sub("", name) or name, path) for name, path in plain]
-    hits = [sum(_short(name).casefold() in known for name, _path in names) for names in (plain, bare)]
-    return bare if hits[1] > hits[0] else plain
+    pairs = [(images.get(_short(name).casefold(), name), path) for name, path in bare]
+    return max(plain, bare, pairs, key=lambda found: sum(_short(i).casefold() in names for i, _ in found))
 
 # %% ../../nbs/tiles/00_index.ipynb #b123d930
 def _or_choose(
@@ -340,7 +361,7 @@ def _select(
     "The selected part of `found`, sorted by id."
     if isinstance(ids, str):
         ids = [part.strip() for part in ids.split(",") if part.strip()] or None
-    ids = sorted(set(found) if ids is None else {unicodedata.normalize("NFC", i) for i in ids})
+    ids = sorted(set(found) if ids is None else {unicodedata.normalize("NFC", str(i)) for i in ids})
     unknown = [i for i in ids if i not in found]
     if unknown or not ids:
         near = get_close_matches(str(unknown[0]), found, 3, 0) if unknown else list(found)

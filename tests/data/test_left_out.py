@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import rasterio
+import yaml
 
 from glacier_nb.checks.diagnosis import _CHECKS, _run_check, _Subject
 from glacier_nb.config.fields import ConfigError
@@ -77,6 +78,16 @@ def test_the_folds_need_tiles(folder):
     assert prepare_data(replace(cfg, n_folds=6), run_tiles(replace(cfg, n_folds=6))).train.ids
 
 
+def test_a_label_without_a_labelled_pixel(folder):
+    """255 declared as nodata and nothing else: the split dropped it from training without a word."""
+    path = next(folder.glob("label/*_02_02.tif"))
+    with rasterio.open(path) as f:
+        profile = f.profile | {"nodata": 255}
+    with rasterio.open(path, "w", **profile) as f:
+        f.write(np.full((1, 64, 64), 255, "float32"))
+    assert run_tiles(config(folder)).left_out == CAUSES | {"02_02": TileCause.IGNORED}
+
+
 def test_a_damaged_file_is_an_error(folder):
     next(folder.glob("Band4/*_02_02.tif")).write_bytes(b"")
     with pytest.raises(TileError, match="0 bytes that GDAL cannot read"):
@@ -109,5 +120,8 @@ def test_ids_of_a_config(folder):
     assert "ids" in cfg.differences(asdict(config(folder)))
     with pytest.raises(TileError, match=r"no tile 2_3\. Expected .* such as 02_03"):
         run_tiles(replace(cfg, ids="01_01,2_3"))
-    with pytest.raises(ConfigError, match="ids = 207 is not allowed: expected text"):
-        config(folder, ids=207)
+    for number in (207, [135], {"02_07": 1}):
+        with pytest.raises(ConfigError, match=r"expected tile ids as text.* in quotes.* -r ids 02_07"):
+            config(folder, ids=number)
+    assert config(folder, ids=yaml.safe_load("ids: '02_07'")["ids"]).ids == "02_07"
+    assert config(folder, ids=yaml.safe_load("ids: ['02_07', 01_01x]")["ids"]).ids == "01_01x,02_07"

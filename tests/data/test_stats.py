@@ -1,9 +1,16 @@
-"""Quartiles from a sample of the pixels against NumPy."""
+"""Quartiles from a sample of the pixels against NumPy; channels that are defined nowhere."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from affine import Affine
 
-from glacier_nb.data.stats import _median_iqr
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.data.stats import DataError, _median_iqr, fit_stats
+from glacier_nb.landsat import BANDS
+from glacier_nb.texture.channels import GlcmConfig
+from glacier_nb.tiles.read import Tile
 
 
 def numbers(kind, n, seed):
@@ -49,3 +56,34 @@ def test_a_sample_is_close_and_always_the_same(kind):
     np.testing.assert_allclose(found[:, 0], exact, rtol=0, atol=0.02 * exact[1])
     assert (found[:, 0] != exact).any()
     np.testing.assert_array_equal(_median_iqr(iter(parts), share=0.1), found)
+
+
+@pytest.fixture
+def tile():
+    """Random bands, valid everywhere."""
+    bands = np.random.default_rng(0).normal(30000, 3000, (5, 48, 48)).astype("float32")
+    return Tile("a", bands, np.ones((48, 48), bool), None, None, Affine.identity(), ())
+
+
+@pytest.mark.parametrize("method", ["standard", "robust"])
+def test_texture_between_stripes(tile, method):
+    """The channels without a value are named, and the way out works; where some are defined all is well."""
+    rows = np.arange(48)[:, None]
+    for valid_rows, defined in ((1, False), (2, False), (3, True)):
+        striped = [replace(tile, valid=tile.valid & (rows % 6 < valid_rows))]
+        glcm = GlcmConfig.fit(striped, TrainConfig())
+        if defined:
+            assert fit_stats(striped, method, glcm).names == (*BANDS, "B6_contrast", "B6_energy")
+            continue
+        with pytest.raises(DataError, match=r"texture channel B6_contrast, B6_energy .*include_glcm=False"):
+            fit_stats(striped, method, glcm)
+        assert (
+            fit_stats(striped, method, GlcmConfig.fit(striped, TrainConfig(include_glcm=False))).names
+            == BANDS
+        )
+
+
+@pytest.mark.parametrize("method", ["standard", "robust"])
+def test_no_valid_pixel_at_all(tile, method):
+    with pytest.raises(DataError, match=r"^no valid pixel in the training tiles"):
+        fit_stats([replace(tile, valid=~tile.valid)], method)

@@ -57,6 +57,10 @@ COLOURS = dict(zip(BANDS, ("blue", "green", "red", "swir1", "thermal"), strict=T
         (["hunza{}_{{}}.tif"], ["hunza{}_mask.tif"], str, ["hunza{}"]),
         (["hunza{}_{{}}.tif"], ["mask_hunza{}.tif"], COLOURS.get, ["hunza{}"]),
         (["{{}}_hunza{}.tif"], ["Y_hunza{}.tif"], usgs, ["hunza{}"]),
+        (["hunza{}_{{}}_crop.tif"], ["hunza{}_crop.tif"], usgs, ["hunza{}_crop"]),
+        (["T43SFT_{{}}_{}.tif"], ["T43SFT_{}.tif"], str, ["T43SFT_{}"]),
+        (["hunza{}_sat.tif"], ["hunza{}_mask.tif"], str, ["hunza{}_sat"]),
+        (["hunza{}.SR.tif"], ["hunza{}.tif"], str, ["hunza{}.SR"]),
         (["hunza{}_B2.tif"], ["hunza{}_B2.tif"], str, ["hunza{}_B2"]),  # B2 of a grid A1 ... C9
         (["{}_mask.tif"], ["{}_mask.tif"], str, ["{}_mask"]),
         (["lake_blue_{}.tif"], ["lake_blue_{}.tif"], str, ["lake_blue_{}"]),
@@ -69,6 +73,15 @@ def test_ends_of_names(names, bands, labels, spell, expected):
     folder = names(three(bands), three(labels), spell)
     assert ids(folder) == three(expected)
     assert all(tile.label for tile in TileFiles.find(folder))
+
+
+def test_swapped_folders_of_the_usgs(names):
+    folder = names(["LC08_{}_00_01.TIF", "LC08_{}_00_02.TIF"], (), usgs)
+    (folder / "Band1").rename(folder / "x")
+    (folder / "Band2").rename(folder / "Band1")
+    (folder / "x").rename(folder / "Band2")
+    with pytest.raises(TileError, match="found B3 in the name"):
+        ids(folder)
 
 
 def test_a_misplaced_band_of_the_usgs(names):

@@ -164,6 +164,15 @@ def test_classes_counted_from_one_beside_a_declared_zero(folder, original_tiles)
     assert read_tiles(folder)[0].classes == CLASSES
 
 
+def test_grey_levels_without_background(folder, original_tiles):
+    """85 land, 170 ice, 255 debris; after the fix of the message it is read."""
+    set_labels(folder, recode(85, 170, 255, 255), nodata=None, dtype="uint8")
+    refusal("label codes 85, 170, 255, and no 0", "recode 85, 170, 255 to 0, 85, 170", folder=folder)
+    set_labels(folder, lambda a: a - 85)
+    for before, after in zip(original_tiles, read_tiles(folder), strict=True):
+        np.testing.assert_array_equal(after.label, np.minimum(before.label, 2))
+
+
 def test_one_tile_without_background_is_no_other_coding(folder):
     set_labels(folder, recode(0, 1, 2, 3), nodata=None, dtype="uint8")
     rewrite(label_file(folder), lambda a: np.maximum(a, 1))

@@ -203,6 +203,7 @@ def test_ids_and_label_dir(folder):
     refusal("label4", "no label for tile 02_07, 02_08", "ids='03_07'", folder=folder, label_dir="label4")
     refusal("no such folder", "label5", folder=folder, label_dir="label5")
     refusal("no tile 3_7", "such as 03_07", folder=folder, ids=["3_7", "02_07"])
+    refusal("no tile 207", folder=folder, ids=[207])
     refusal("empty list of ids", folder=folder, ids=[])
 
 
