@@ -92,6 +92,47 @@ def _train(project: Path, arguments: tuple[str, ...], log: Path, before, after) 
     sys.exit(status)
 
 
+HELD = """
+import os
+import sys
+import time
+
+from glacier_nb.training.learner import Learner
+
+STEPS = {steps}  # of this process, after which it waits for a signal
+step = Learner.train_step
+
+
+def held(learner, group):
+    "A step; it waits before the one after STEPS until a signal asks the run to stop."
+    learner.taken = getattr(learner, "taken", 0) + 1
+    while learner.taken > STEPS and not learner.request:
+        time.sleep(0.005)
+    return step(learner, group)
+
+
+Learner.train_step = held
+if __name__ == "__main__":
+    from glacier_nb.experiments.command import main
+
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)  # torchrun lets a forked worker wait until its return value was read
+"""
+
+
+def held_command(project: Path, steps: int) -> str:
+    "A script that is the command, but waits for a signal after so many steps, however fast the machine is."
+    path = project / f"held{steps}.py"
+    path.write_text(HELD.replace("{steps}", str(steps)))
+    return str(path)
+
+
+def hold_steps(project: Path, steps: int) -> None:
+    "The same for a process that is forked, and for those that it forks."
+    exec(compile(Path(held_command(project, steps)).read_text(), "held", "exec"), {"__name__": "held"})
+
+
 class Started:
     "A command in a project, in a new interpreter; otherwise like `Process`."
 
@@ -139,6 +180,15 @@ def wait_for_saves(process: Process | Started, folder: Path, saves: int, seconds
         with contextlib.suppress(FileNotFoundError):
             seen |= {path.stat().st_mtime_ns} - {begun}
         time.sleep(0.001)
+
+
+def wait_for_step(process: Process | Started, folder: Path, step: int, seconds: float = 300) -> None:
+    "Wait until the last checkpoint is that of this step."
+    end = time.monotonic() + seconds
+    while last_step(folder) < step:
+        assert process.is_alive(), f"it ended early: {process.said}"
+        assert time.monotonic() < end, f"no checkpoint of step {step}: {process.said}"
+        time.sleep(0.1)
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:

@@ -3,14 +3,17 @@
 from itertools import islice
 
 import torch
+from tiny_network import tiny_network
 
 from glacier_nb.data.storage import run_tiles
+from glacier_nb.training import callbacks
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.recipe import prepare_data
 
 
 def losses(cfg, folder, steps: int) -> list[dict]:
-    "The first optimizer steps of a run, in float64."
+    "The first optimizer steps of a run with a tiny network, in float64."
+    callbacks.run_network = tiny_network  # in this process alone
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
     learner.model.double()
     augment = learner.augment

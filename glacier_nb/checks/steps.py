@@ -39,7 +39,7 @@ def budget(
     train: TileSet,  # training tiles
     crops: int | None = None,  # crops per epoch of your own sampler; None: from the config
     rate: Callable[[int], float] | None = None,  # step -> learning rate; None: from the config
-) -> pd.Series:  # steps per epoch, steps, images, passes, lr peak, lr sum, weights kept, restarts
+) -> pd.Series:  # steps per epoch, steps, images, passes, lr peak, lr sum, weights left, restarts
     "Steps, crops and learning rates of a run. Raises the errors of `run_schedule`."
     crops = crops or cfg.samples_per_epoch or len(train)
     per_epoch = math.ceil(crops / cfg.batch_size)
@@ -50,7 +50,7 @@ def budget(
     facts = {"steps an epoch": per_epoch, "steps": steps, "images": images, "passes": images * crop / area}
     facts |= {"lr peak": rates.max(), "lr sum": rates.mean() * steps}
     shrinking = np.log1p(-np.minimum(rates * cfg.weight_decay, 1 - 1e-12))  # logarithm of a step's factor
-    facts["weights kept"] = math.exp(shrinking.mean() * steps)
+    facts["weights left"] = math.exp(shrinking.mean() * steps)
     return pd.Series(facts | {"restarts": len(getattr(rate, "restart_steps", ()))}, dtype=object)
 
 # %% ../../nbs/checks/06_steps.ipynb #p009
@@ -153,18 +153,18 @@ def check_budget(
     return found + undone + _check_restarts(cfg, facts, rate)
 
 # %% ../../nbs/checks/06_steps.ipynb #a88824eb
-_HIGH_DECAY, _KEPT = 0.5, 0.5  # usual are 1e-4 to 0.3, also in long runs; a run keeps more than half
+_HIGH_DECAY, _LEFT = 0.5, 0.5  # usual are 1e-4 to 0.3, also in long runs; a run keeps more than half
 _ADAM_EPS = 1e-8  # added to the size of the gradient
 
 
 def _high_decay(cfg: TrainConfig, facts: Mapping) -> list[Finding]:
     "The finding about a weight decay that shrinks the weights to little, if any."
-    kept, factor = facts["weights kept"], 1 - facts["lr peak"] * cfg.weight_decay
-    if cfg.weight_decay <= _HIGH_DECAY or kept >= _KEPT:
+    left, factor = facts["weights left"], 1 - facts["lr peak"] * cfg.weight_decay
+    if cfg.weight_decay <= _HIGH_DECAY or left >= _LEFT:
         return []
     evidence = (
         f"In each step AdamW multiplies the weights by 1 - lr · weight_decay, {max(factor, 0):.3g} at the "
-        f"peak: over the {facts['steps']} steps of the run that leaves {kept:.2g} of their initial size, and "
+        f"peak: over the {facts['steps']} steps of the run that leaves {left:.2g} of their initial size, and "
         f"its own steps cannot hold a weight above 1 / weight_decay = {1 / cfg.weight_decay:.2g}. The "
         "defaults leave 0.999."
     )

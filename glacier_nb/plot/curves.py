@@ -186,7 +186,7 @@ def _tiles_and_groups(found: Comparison) -> str:
     tiles = "1 held-out tile is" if found.tiles == 1 else f"{found.tiles} held-out tiles are"
     if not found.enough_tiles:
         return f"{tiles} too few to compare {len(found.scores)} runs"
-    bars = "bars join runs that cannot be told apart" if found.groups else "every pair of runs differs"
+    bars = "bars join runs that cannot be distinguished" if found.groups else "every pair of runs differs"
     blocks = f" in {found.units} blocks" if found.units > found.tiles else ""
     return f"{found.tiles} held-out tiles{blocks}: {bars}"
 

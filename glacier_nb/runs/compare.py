@@ -125,7 +125,7 @@ class Comparison:
     intervals: pd.DataFrame  # low and high end of each run's own 95 % interval
     differences: pd.DataFrame  # MCC of the row's run minus that of the column's
     pairs: pd.DataFrame  # better, worse, difference, low, high, p, p_holm, outcome: of the better one
-    groups: list[tuple[str, ...]]  # two or more neighbours in `scores` that cannot be told apart
+    groups: list[tuple[str, ...]]  # two or more neighbours in `scores` that cannot be distinguished
     tiles: int  # number of held-out tiles
     enough_tiles: bool  # False: with so few tiles and blocks no difference can be significant
     units: int  # parts that the test swaps: the tiles, or the blocks of them that have pixels
@@ -186,8 +186,8 @@ def compare_runs(
     units = {name: units[name] for name in scores.index}
     intervals = {name: bootstrap_ci(list(m.values()), n, seed=seed) for name, m in cms.items()}
     table = _pairs(cms, units, n, seed, level)
-    told = table["outcome"] == Outcome.BETTER
-    different = {frozenset(pair) for pair in table.loc[told, ["better", "worse"]].values}
+    sure = table["outcome"] == Outcome.BETTER
+    different = {frozenset(pair) for pair in table.loc[sure, ["better", "worse"]].values}
     return Comparison(
         scores,
         pd.DataFrame(intervals, index=["low", "high"]).T,
@@ -217,8 +217,8 @@ def _pairs(
         row["p"] = paired_permutation_p(units[b], units[a], n, seed) if blocks else by_tile
         rows.append(row | {"agree": not blocks or by_tile <= smallest_p(len(cms[a]), n)})
     table = pd.DataFrame(rows).assign(p_holm=lambda found: holm(found["p"]))
-    told = table.pop("agree") & (table["p_holm"] < level)
-    return table.assign(outcome=[Outcome.BETTER if yes else Outcome.CANNOT_TELL for yes in told])
+    sure = table.pop("agree") & (table["p_holm"] < level)
+    return table.assign(outcome=[Outcome.BETTER if yes else Outcome.CANNOT_TELL for yes in sure])
 
 
 def _groups(names: Sequence[str], different: set[frozenset]) -> list[tuple[str, ...]]:

@@ -127,7 +127,7 @@ def test_parameters_that_undo_the_steps(data, changes, expected):
     assert check_budget(fixed, data.train) == []
 
 
-def test_weights_kept_are_those_of_the_optimizer(data):
+def test_weights_left_are_those_of_the_optimizer(data):
     cfg = TrainConfig(weight_decay=10.0)
     weight = nn.Parameter(torch.ones(2, 2))
     optimizer, rate = run_optimizer(cfg, nn.ParameterList([weight])), run_schedule(cfg, 16)
@@ -135,7 +135,7 @@ def test_weights_kept_are_those_of_the_optimizer(data):
         optimizer.param_groups[0]["lr"] = rate(step)
         weight.grad = torch.zeros_like(weight)
         optimizer.step()
-    assert weight[0, 0].item() == pytest.approx(budget(cfg, data.train)["weights kept"], rel=1e-4)
+    assert weight[0, 0].item() == pytest.approx(budget(cfg, data.train)["weights left"], rel=1e-4)
     assert weight[0, 0].item() < 0.3
 
 

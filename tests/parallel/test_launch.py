@@ -17,10 +17,11 @@ import rank_workers
 from cut_runs import (
     ROOT,
     Process,
+    held_command,
     history,
     last_step,
     make_project,
-    wait_for_saves,
+    wait_for_step,
     write_config,
 )
 from torch.distributed.run import main
@@ -77,6 +78,27 @@ def test_when_a_rank_dies_all_end_and_it_is_named(forked_ranks, worker, parts):
     assert not ranks_left()
 
 
+def launch_in_background(folder: Path) -> None:
+    "A launching process as a shell script starts it with `&`: SIGINT is ignored."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    launch(rank_workers.wait_for_a_signal, TWO, on_message=lambda pid: (folder / str(pid)).touch())
+
+
+def test_new_interpreters_end_with_the_process_that_launched_them(tmp_path):
+    parent = multiprocessing.get_context("forkserver").Process(target=launch_in_background, args=(tmp_path,))
+    parent.start()
+    end = time.monotonic() + 300
+    while len(pids := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        assert parent.is_alive()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    ranks = [psutil.Process(pid) for pid in pids]
+    assert all("spawn_main" in " ".join(rank.cmdline()) for rank in ranks)
+    parent.kill()
+    _, left = psutil.wait_procs(ranks, timeout=60)
+    assert not [rank.kill() for rank in left]
+
+
 def test_an_error_has_its_type_and_its_traceback(monkeypatch):
     "In new interpreters, as in a run."
     monkeypatch.setattr("glacier_nb.parallel.launch.start_processes", start_processes)
@@ -111,7 +133,7 @@ def test_a_process_alone_sends_nothing_and_is_not_under_torchrun(monkeypatch):
 # torchrun
 
 # one step an epoch, with shards of 3 and 2 crops
-STEPS = {"samples_per_epoch": 5, "batch_size": 5, "epochs": 20, "lr": 1e-5, "save_minutes": 0.0}
+STEPS = {"samples_per_epoch": 5, "batch_size": 5, "epochs": 8, "lr": 1e-5, "save_minutes": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -141,40 +163,43 @@ def torchrun(project: Path, arguments: list[str], log: Path) -> None:
     main(arguments)
 
 
-def agents(project: Path, config: str, *arguments: str) -> list[Agent]:
-    "torchrun as on two hosts."
+def agents(project: Path, config: str, *arguments: str, held: int = 0) -> list[Agent]:
+    "torchrun as on two hosts; with `held`, forked workers that wait for a signal after so many steps."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"]
     group += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    line = [*group, "-m", "glacier_nb", "train", "--config", config, *arguments]
+    program = ["-m", "glacier_nb"]
+    if held:
+        program = ["--run-path", "--start-method", "fork", held_command(project, held)]
+    line = [*group, *program, "train", "--config", config, *arguments]
     return [Agent(project, line) for _ in range(2)]
 
 
 @pytest.mark.slow
 def test_two_torchruns_are_one_run_and_resume_after_sigterm(project):
-    """The loss of 20 steps on two ranks with shards of different sizes is that of one process.
+    """The loss of 8 steps on two ranks with shards of different sizes is that of one process.
 
     The steps are small: Adam's first ones move each weight by the learning rate, however small its gradient,
     so that differences of rounding grow with it.
     """
     one = Process(project, "--config", write_config(project, "one.json", run="one", **STEPS))
     folder, config = project / "outputs/two", write_config(project, "two.json", run="two", **STEPS)
-    both = agents(project, config)
-    wait_for_saves(both[0], folder, 4, seconds=300)
+    both = agents(project, config, held=4)
+    wait_for_step(both[0], folder, 4)
     for agent in both:
         agent.send(signal.SIGTERM)
     for agent in both:
         agent.end(60)
     step = last_step(folder)
-    assert 0 < step < STEPS["epochs"], [agent.said for agent in both]
+    assert step == 5, [agent.said for agent in both]  # the step in progress was finished
     assert not [
-        agent.said for agent in both if "SIGKILL" in agent.said
+        agent.said for agent in both if "forcefully" in agent.said
     ]  # they ended in time, without being killed
     for agent in (both := agents(project, config, "--resume")):
         assert agent.end(300) == 0, agent.said
-    assert sum("epoch  20/20" in agent.said for agent in both) == 1  # only rank 0 shows progress
+    assert sum("epoch   8/8" in agent.said for agent in both) == 1  # only rank 0 shows progress
     assert one.end() == 0, one.said
     alone, together = history(project / "outputs/one"), history(folder)
     assert [r["epoch"] for r in together] == list(range(1, STEPS["epochs"] + 1))

@@ -34,7 +34,10 @@ def cfg(forked_ranks):
 
 @pytest.mark.slow
 def test_twenty_steps_are_those_of_one_process(cfg, tmp_path):
-    "Uneven shards, accumulation, geometry, all losses; in float64, where rounding does not hide a mistake."
+    """Uneven shards, accumulation, geometry, all losses; in float64, where rounding does not hide a mistake.
+
+    With a tiny network; a real one is compared in float32 in parallel/test_launch.
+    """
     cfg = replace(cfg, epochs=10, augment="strong", tversky_weight=0.1, lovasz_weight=0.1)
     with ThreadPoolExecutor(2) as pool:  # at the same time
         begun = [
