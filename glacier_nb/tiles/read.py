@@ -30,6 +30,7 @@ from rasterio.transform import Affine, array_bounds
 from ..files.errors import TileCause, TileError, listing
 from ..files.paths import digest
 from ..landsat import BANDS, BINARY_CLASSES, BINARY_CODES, CLASSES, IGNORE, LABEL_CODES
+from .georeference import Georeference
 from .index import TileFiles
 from .overlaps import Marks
 
@@ -66,7 +67,8 @@ def read_raster(
 ) -> _Raster:
     "Read one GeoTIFF. Raises `TileError` when it is truncated or in another format."
     with _opened(path) as f:
-        return _Raster(Path(path), f.read(), f.read_masks() > 0, f.descriptions, f.crs, f.transform)
+        place = Georeference.of(f)
+        return _Raster(Path(path), f.read(), f.read_masks() > 0, f.descriptions, place.crs, place.transform)
 
 
 @patch(as_prop=True)
@@ -87,10 +89,11 @@ def _check_grid(
     if shape != expected:
         size = f"{expected[0]} x {expected[1]} pixels as in {first.path.name}"
         raise TileError(raster.path, f"{shape[0]} x {shape[1]} pixels", size, fix, cause=TileCause.GRID)
-    if raster.crs != first.crs and not (lenient and raster.crs is None):
+    here, there = (Georeference(r.crs, r.transform) for r in (raster, first))
+    if not here.same_crs(there) and not (lenient and raster.crs is None):
         fix = "reproject the file, or, if only the recorded CRS is wrong, set it with rio edit-info --crs"
-        expected = f"CRS {first.crs} as in {first.path.name}"
-        raise TileError(raster.path, f"CRS {raster.crs}", expected, fix, cause=TileCause.GRID)
+        found, expected = here.describe(there), f"{there.describe(here)} as in {first.path.name}"
+        raise TileError(raster.path, found, expected, fix, cause=TileCause.GRID)
     if lenient and raster.transform == Affine.identity():
         return
     pixel = max(abs(first.transform.a), abs(first.transform.b))
