@@ -431,7 +431,7 @@ def test_grid_differs(folder, which, change, profile, words):
 
 def test_band_without_georeference_differs(folder):
     rewrite(band_file(folder, "B6"), crs=None, transform=rasterio.Affine.identity())
-    refusal("CRS None", "EPSG:32643", folder=folder)
+    refusal("found no CRS", "EPSG:32643", folder=folder)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

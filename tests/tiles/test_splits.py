@@ -372,3 +372,12 @@ def test_overlapping_chips_with_places_leave_few_labels():
     assert sides.left < 0.6
     assert len(sides.dropped) == 25 - len(sides.train) - len(sides.val) > 0
     assert split(list(cut(64, 64, named=False)), 0, 2, 16).left > 0.6
+
+
+def test_transforms_without_a_coordinate_system_beside_others_are_refused():
+    tiles = list(cut(32, 32, named=False))
+    some = [replace(t, crs=t.crs if k % 2 else None) for k, t in enumerate(tiles)]
+    error = refused(lambda: spatial_folds(some, 4), SplitCause.IMPOSSIBLE)
+    assert "no coordinate system (CRS): 00_00, 00_02" in str(error)
+    none = [replace(t, crs=None) for t in tiles]
+    assert spatial_folds([replace(t, crs=UTM) for t in some], 4) == spatial_folds(none, 4)
