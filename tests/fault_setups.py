@@ -301,7 +301,6 @@ FAULTS = (
         in_files(exchanged(85, 170, 2)),
         files=True,
     ),
-    Fault("glacier and background exchanged", "label-exchanged", in_files(exchanged(0, 85)), files=True),
     Fault(
         "binary labels inverted",
         "label-exchanged",

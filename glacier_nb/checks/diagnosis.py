@@ -24,7 +24,7 @@ from .inputs import check_inputs, check_sets
 from .labels import check_label_files, check_labels
 from .loss import check_loss
 from .network import check_network
-from .scores import check_baselines
+from .scores import check_baselines, check_classes
 from .split import check_sides
 from .steps import budget, check_budget, check_norm_batches
 from ..config.training import TrainConfig
@@ -126,7 +126,7 @@ _CHECKS = (
     _Check("loss", "learner", lambda s: _loss(s.learner)),
     _Check("one training step", "learner", lambda s: check_network(s.learner, trials=False), "quick"),
     _Check("overfitting a few crops", "learner", lambda s: check_network(s.learner), "full"),
-    _Check("history", "history", lambda s: check_history(s.history, s.cfg)),
+    _Check("history", "history", lambda s: check_history(s.history, s.cfg) + check_classes(s.metrics)),
     _Check("per-pixel baselines", "metrics", lambda s: _baselines(s), "full"),
 )
 
@@ -199,12 +199,25 @@ def _facts(
     return found | _score_facts(subject)
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #d0191808
+_MISPLACED = ("label-turned", "label-elsewhere")  # then classes lie on other ground
+
+
+def _without_consequences(
+    findings: list[Finding],  # of all checks
+) -> list[Finding]:
+    "Without exchanged codes where all labels are misplaced, or misplaced labels where codes are exchanged."
+    misplaced = any(f.cause in _MISPLACED and f.severity == "fatal" for f in findings)
+    exchanged = any(f.cause == "label-exchanged" for f in findings)
+    hidden = ("label-exchanged",) if misplaced else _MISPLACED if exchanged else ()
+    return [f for f in findings if f.cause not in hidden]
+
+
 def _distinct(
     findings: Iterable[Finding],  # of all checks
 ) -> list[Finding]:
     "One finding a cause, the most severe; equally severe ones are merged."
     found: dict[str, Finding] = {}
-    for finding in sorted(findings):
+    for finding in sorted(_without_consequences(list(findings))):
         other = found.setdefault(finding.cause, finding)
         if finding.severity == other.severity and finding.evidence not in other.evidence:
             both, change = f"{other.evidence} {finding.evidence}", {**finding.change, **other.change}
