@@ -59,6 +59,11 @@ def content(tiles: Iterable[Tile]) -> tuple:
     )
 
 
+def band_content(tiles: Iterable[Tile]) -> tuple:
+    "A key that differs when a tile's bands or id differ."
+    return tuple((t.id, zlib.crc32(t.bands.tobytes()), zlib.crc32(t.valid.tobytes())) for t in tiles)
+
+
 def loss_content(learner: Learner) -> tuple:
     "A key that differs when anything differs that the check of the loss uses."
     pixels = sum(tile.class_counts() for tile in learner.data.train_tiles)
@@ -67,7 +72,11 @@ def loss_content(learner: Learner) -> tuple:
 
 
 KEYS = {"tiles": lambda s: (s.cfg.data_dir, s.cfg.classes, content(s.tiles))}
-LOSS_KEY = {"loss": lambda s: loss_content(s.learner)}
+OWN_KEYS = {  # of checks that see less
+    "loss": lambda s: loss_content(s.learner),
+    "bands": lambda s: band_content(s.tiles),
+    "alignment of bands": lambda s: band_content(s.tiles),
+}
 
 
 def once(check: diagnosis._Check, key: Callable, found: dict) -> diagnosis._Check:
@@ -85,7 +94,7 @@ def once(check: diagnosis._Check, key: Callable, found: dict) -> diagnosis._Chec
 def shared_checks() -> tuple[diagnosis._Check, ...]:
     "All checks; those of the tiles and of the loss run once for equal input."
     found = {}
-    keys = [LOSS_KEY.get(check.name) or KEYS.get(check.needs) for check in diagnosis._CHECKS]
+    keys = [OWN_KEYS.get(check.name) or KEYS.get(check.needs) for check in diagnosis._CHECKS]
     return tuple(once(c, key, found) if key else c for c, key in zip(diagnosis._CHECKS, keys, strict=True))
 
 
@@ -301,7 +310,6 @@ FAULTS = (
         in_files(exchanged(85, 170, 2)),
         files=True,
     ),
-    Fault("glacier and background exchanged", "label-exchanged", in_files(exchanged(0, 85)), files=True),
     Fault(
         "binary labels inverted",
         "label-exchanged",

@@ -45,11 +45,27 @@ class _BandSample:
     tile: Tile | LazyTile  # the tile they are from
     pixels: np.ndarray  # (5, n) float64, finite
     non_finite: np.ndarray  # (5,) number of valid pixels of the whole tile that are NaN or infinite
+    repeated: float = 0.0  # fraction of its valid pixels whose five values two other pixels have as well
 
     @property
     def id(self) -> str:
         "Id of the tile."
         return self.tile.id
+
+
+_LEVELS = 257  # different values of B6; with fewer, as in 8 bit, pixels are equal by chance
+
+
+def _repeated_share(
+    bands: np.ndarray,  # (5, n) finite
+) -> float:  # 0-1; 0 where B6 has few different values
+    "Fraction of the pixels whose five values occur three times or more; the three most frequent are fill."
+    if len(np.unique(bands[3])) < _LEVELS:
+        return 0.0
+    mixed = np.sqrt([2.0, 3, 5, 7, 11]) @ bands.astype(np.float64)  # different for different pixels
+    _, which, counts = np.unique(mixed, return_inverse=True, return_counts=True)
+    counts[np.argsort(counts)[-3:]] = 0
+    return float((counts[which] > 2).mean())
 
 
 def _sample_bands(
@@ -62,7 +78,8 @@ def _sample_bands(
     finite = np.isfinite(bands)
     where = np.flatnonzero(finite.all(0))
     chosen = np.random.default_rng(seed).permutation(where)[:n]
-    return _BandSample(tile, bands[:, chosen].astype(np.float64), (~finite).sum(1))
+    repeated = _repeated_share(bands[:, where])
+    return _BandSample(tile, bands[:, chosen].astype(np.float64), (~finite).sum(1), repeated)
 
 # %% ../../nbs/checks/00_bands.ipynb #1b000005
 def _band_maps(
@@ -236,6 +253,35 @@ def _check_fill(
     severity = "fatal" if wider[k] > _STD_LIMIT else "warning"
     fix = _fill_fix(values, _declared(odd))
     return [Finding("nodata-as-data", severity, evidence, fix, numbers, {}, *picture)]
+
+# %% ../../nbs/checks/00_bands.ipynb #a3a693c0
+_REPEATED, _ENLARGED = 0.05, 0.9  # fraction of repeated pixels: gaps were filled; the tile was enlarged
+
+
+def _check_repeated(
+    samples: Sequence[_BandSample],  # of the checked tiles
+) -> list[Finding]:
+    "Finding `pixels-repeated`: gaps filled from other pixels, or enlarged tiles."
+    odd = [s for s in samples if s.repeated > _REPEATED]
+    if not odd:
+        return []
+    share = float(np.median([s.repeated for s in odd]))
+    how, fix = (
+        "gaps were filled with other pixels",
+        "Leave gaps empty: write 0 there and declare it as nodata.",
+    )
+    if share > _ENLARGED:
+        how = "the tiles were enlarged with nearest neighbour"
+        fix = (
+            "Use the bands at the resolution of their source (gdalwarp -tr), and the labels on the same grid."
+        )
+    evidence = (
+        f"In {len(odd)} of {len(samples)} tiles ({listing((s.id for s in odd), 5)}) {share:.1%} of the valid "
+        f"pixels have the same five values as two others or more (usual: none): {how}."
+    )
+    picture = _band_maps(odd[0].tile, f"Bands of {odd[0].id}.")
+    numbers = {"share": share, "tiles": [s.id for s in odd]}
+    return [Finding("pixels-repeated", "warning", evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/00_bands.ipynb #1c00000d
 _COPY_LIMIT = 0.003  # residual of a straight line between two bands / spread; healthy: above 0.01
@@ -487,7 +533,7 @@ def check_bands(
 ) -> list[Finding]:
     "Check the bands of at most 24 tiles."
     samples = [_sample_bands(tiles[k]) for k in spaced(len(tiles))]
-    found = _check_finite(samples) + _check_fill(samples)
+    found = _check_finite(samples) + (_check_repeated(samples) or _check_fill(samples))
     samples = [s for s in map(_without_fill, samples) if s.pixels.shape[1] >= _MIN_PIXELS]
     found += _check_flaws(samples)
     flaws = {s.id: _constant_and_copied(s) for s in samples}

@@ -168,7 +168,10 @@ def _no_problem(report: Report) -> str:
     if not done:
         return "This run is not verified: no check was done."
     begin = "The run is usable" if report.trained else "You can train"
-    found = "found no error and no warning" if report.findings else "found nothing"
+    found = "found nothing"
+    if n := len(report.findings):
+        notes = "1 note" if n == 1 else f"{n} notes, the first"
+        found = f"found no error and no warning, but {notes}: {CAUSES[report.findings[0].cause]}"
     missing = f" {_checks_summary(report)}." if done < len(report.checks) else ""
     return f"{begin}. {_count(done, 'check', 'checks')} {found}.{missing}"
 

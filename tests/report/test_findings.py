@@ -88,7 +88,16 @@ VERDICTS = [
     ((), [], "no check was done"),
     ((), [NOT_DONE], "no check was done"),
     ((), [DONE, NOT_DONE], "1 check was done, 1 not: b (no label)."),
-    ([finding(severity="note")], [DONE], "You can train. 1 check found no error and no warning."),
+    (
+        [finding(severity="note")],
+        [DONE],
+        "You can train. 1 check found no error and no warning, but 1 note: too few optimizer steps.",
+    ),
+    (
+        [finding("class-unmapped", "note"), finding("noise", "note")],
+        [DONE],
+        "no error and no warning, but 2 notes, the first: the maps do not show every class.",
+    ),
     ([finding()], [DONE], "You can train. 1 warning: too few optimizer steps."),
     (
         [finding("label-turned", "fatal")],
