@@ -248,14 +248,16 @@ def _shrunk(
     "A config cut down to a trial; the same again when it is one."
     accumulate = min(cfg.accumulate, 2)
     batch = accumulate * min(cfg.batch_size // cfg.accumulate, 16)
+    named = f"{cfg.run}-trial" if cfg.run and not cfg.run.endswith("-trial") else cfg.run
     return {
+        "run": named,
         "crop_size": min(cfg.crop_size or 64, 64),
-        "samples_per_epoch": min(cfg.samples_per_epoch or 2 * batch, 2 * batch),
+        "samples_per_epoch": 2 * batch,
         "epochs": min(cfg.epochs, 2),
         "batch_size": batch,
         "accumulate": accumulate,
         "warmup_epochs": min(cfg.warmup_epochs, min(cfg.epochs, 2) / 2),
-        "restart_epochs": max(cfg.restart_epochs, 0.5),
+        "restart_epochs": 0.5 if "restarts" in cfg.schedule else cfg.restart_epochs,
         "compile": False,
     }
 
@@ -481,7 +483,7 @@ def resumed(
     given: Mapping,  # parameters with `run`
 ):
     "A run to resume: what is not given is read from its config.json; raises ConfigError where both differ."
-    folder = project_root() / "outputs" / str(given["run"])
+    folder = project_root() / "outputs" / cls(**given).run
     if not (folder / "config.json").is_file():
         return cls(**given)
     try:

@@ -168,6 +168,8 @@ def next_run(
     "The first untried option of the first rule; raises RunError for runs with different held-out tiles."
     runs = [runs] if isinstance(runs, str | os.PathLike) else runs
     records = [r if isinstance(r, RunRecord) else read_record(r) for r in runs]
+    if trials := [record.name for record in records if record.cfg.trial]:
+        raise RunError(f"{', '.join(trials)} is a trial, whose scores say nothing: expected whole runs")
     if not records:
         raise RunError("found no run, expected at least one: a run folder or a config as a RunRecord")
     scored = [record for record in records if record.metrics]

@@ -51,14 +51,22 @@ def read_metrics(
     return read_json(path)
 
 # %% ../../nbs/runs/00_folder.ipynb #1fca3bba
+def _is_trial(folder: Path) -> bool:
+    "Is a run a trial, whose scores say nothing? False where its config cannot be read."
+    try:
+        return bool(read_json(folder / "config.json").get("trial"))
+    except RunError:
+        return False
+
+
 def run_state(
     folder: str | os.PathLike,  # relative to the project root
-) -> str | None:  # finished, running, failed or unfinished; None: not a run folder
+) -> str | None:  # finished, trial (finished), running, failed or unfinished; None: not a run folder
     "The state of a run, from the files in its folder."
     folder = project_root() / folder
     files = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if "metrics.json" in files:
-        return "finished"
+        return "trial" if _is_trial(folder) else "finished"
     if Lock.is_held(folder):
         return "running"
     if "failed.json" in files:
@@ -82,6 +90,8 @@ def verdict(
     metrics: dict,  # from `read_metrics`
 ) -> str:  # one sentence
     "Whether the network beats its per-pixel baseline, in one sentence."
+    if metrics.get("trial"):
+        return "This is a trial: a few steps on small crops, to see that all works. Its scores say nothing."
     low, high = metrics["ci95"]
     interval = "" if low is None else f" (95 % interval over tiles: {low:.3f} to {high:.3f})"
     found = f"The network's MCC of {metrics['mcc']:.3f}{interval}"
@@ -190,7 +200,7 @@ def _run_row(folder: Path) -> dict:
     if state == "failed":
         error = str(read_json(folder / "failed.json").get("error", "")).strip()
         row["error"] = error.splitlines()[-1] if error else "?"
-    if state == "finished":
+    if state in ("finished", "trial"):
         metrics = read_metrics(folder)
         keys = ("mcc", "mcc_valid", "best_epoch", "ci95")
         if missing := [key for key in keys if key not in metrics]:
@@ -203,7 +213,7 @@ def _run_row(folder: Path) -> dict:
 
 
 _SCORES = ("mcc", "low", "high", "mcc_valid", "baseline_mcc")
-_ORDER = ("finished", "running", "unfinished", "failed")
+_ORDER = ("finished", "trial", "running", "unfinished", "failed")
 
 
 def runs_table(

@@ -238,6 +238,7 @@ def test_other_words_find_a_parameter_by_its_name_or_meaning(name, nearest):
 def started(tmp_path, monkeypatch):
     "The config of a run that was started with three parameters; the working directory is its project."
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/mine").mkdir(parents=True)
     cfg = TrainConfig(run="mine", data_dir="data/real", tta_scales="0.75,1", lr=1e-4)
     cfg.save(tmp_path / "outputs/mine/config.json")
     return cfg
