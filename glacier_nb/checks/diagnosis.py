@@ -273,10 +273,11 @@ def diagnose(
         cfg, run = run_config(run_folder(cfg)), cfg
     folder = None if run is None else run_folder(run)
     subject = _Subject.of(cfg, folder, learner)
-    findings, done = _examine(subject, live, progress)
+    findings, done = _examine(subject, live and not cfg.trial, progress)
     if subject.error is not None and not any(f.severity == "fatal" for f in findings):
         raise subject.error
     name = folder.name if folder else cfg.run or cfg.data_path.name
+    name += ", a trial" if cfg.trial else ""
     over = bool(subject.metrics) or len(subject.history) >= cfg.epochs
     return Report(f"Diagnosis of {name}", asdict(cfg), findings, done, _facts(subject), over)
 

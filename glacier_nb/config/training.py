@@ -247,7 +247,7 @@ def _shrunk(
 ) -> dict:  # the parameters of its trial that may differ
     "A config cut down to a trial; the same again when it is one."
     accumulate = min(cfg.accumulate, 2)
-    batch = accumulate * min(cfg.batch_size // cfg.accumulate, 16)
+    batch = accumulate * min(cfg.batch_size // cfg.accumulate, 8)
     named = f"{cfg.run}-trial" if cfg.run and not cfg.run.endswith("-trial") else cfg.run
     return {
         "run": named,

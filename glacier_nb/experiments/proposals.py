@@ -168,10 +168,11 @@ def next_run(
     "The first untried option of the first rule; raises RunError for runs with different held-out tiles."
     runs = [runs] if isinstance(runs, str | os.PathLike) else runs
     records = [r if isinstance(r, RunRecord) else read_record(r) for r in runs]
-    if trials := [record.name for record in records if record.cfg.trial]:
-        raise RunError(f"{', '.join(trials)} is a trial, whose scores say nothing: expected whole runs")
     if not records:
         raise RunError("found no run, expected at least one: a run folder or a config as a RunRecord")
+    trials, records = ([r for r in records if r.cfg.trial is k] for k in (True, False))
+    if not records:
+        return NoProposal(f"{trials[-1].name} is a trial: its scores say nothing.", ("Train without trial.",))
     scored = [record for record in records if record.metrics]
     for record in scored[1:]:
         for k in _SAME_TILES:
