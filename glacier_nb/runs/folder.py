@@ -10,7 +10,6 @@ __all__ = ['RunError', 'read_json', 'read_metrics', 'run_state', 'class_scores',
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
@@ -139,7 +138,7 @@ def run_parameters(
     if not config.is_file() and not failed.is_file() and run_state(folder) == "running":
         return {}  # its first seconds
     found = read_json(config) if config.is_file() or not failed.is_file() else read_json(failed)["parameters"]
-    return asdict(TrainConfig()) | found
+    return TrainConfig.known(found) | found
 
 
 def run_config(
