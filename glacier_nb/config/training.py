@@ -222,6 +222,15 @@ class TrainConfig:
         if self.trial:
             vars(self).update(_shrunk(self))
 
+# %% ../../nbs/config/01_training.ipynb #ef502fb5
+@patch(cls_method=True)
+def check_names(
+    cls: TrainConfig,
+    names: Iterable[str],  # parameter names to check
+):
+    "Raise ConfigError for the first name that is no parameter; the message suggests the nearest one."
+    check_known(names, {f.name: f.metadata["meaning"] for f in fields(cls)})
+
 # %% ../../nbs/config/01_training.ipynb #42265e13
 @patch(cls_method=True)
 def coerced(
@@ -240,26 +249,6 @@ def _with_defaults(
     warmup, lr_min = 1.0 if values["epochs"] > 1 else 0.25, min(1e-6, values["lr"])
     own = {"warmup_epochs": warmup, "lr_min": lr_min}
     return values | {name: value for name, value in own.items() if values[name] is None}
-
-# %% ../../nbs/config/01_training.ipynb #5b163194
-def _shrunk(
-    cfg: TrainConfig,  # its values are allowed
-) -> dict:  # the parameters of its trial that may differ
-    "A config cut down to a trial; the same again when it is one."
-    accumulate = min(cfg.accumulate, 2)
-    batch = accumulate * min(cfg.batch_size // cfg.accumulate, 8)
-    named = f"{cfg.run}-trial" if cfg.run and not cfg.run.endswith("-trial") else cfg.run
-    return {
-        "run": named,
-        "crop_size": min(cfg.crop_size or 64, 64),
-        "samples_per_epoch": 2 * batch,
-        "epochs": min(cfg.epochs, 2),
-        "batch_size": batch,
-        "accumulate": accumulate,
-        "warmup_epochs": min(cfg.warmup_epochs, min(cfg.epochs, 2) / 2),
-        "restart_epochs": 0.5 if "restarts" in cfg.schedule else cfg.restart_epochs,
-        "compile": False,
-    }
 
 # %% ../../nbs/config/01_training.ipynb #7686a47c
 @patch(cls_method=True)
@@ -415,6 +404,26 @@ def steps_per_epoch(
     "Optimizer steps in an epoch; the last may see fewer crops."
     return math.ceil((self.samples_per_epoch or tiles) / self.batch_size)
 
+# %% ../../nbs/config/01_training.ipynb #5b163194
+def _shrunk(
+    cfg: TrainConfig,  # its values are allowed
+) -> dict:  # the parameters of its trial that may differ
+    "A config cut down to a trial; the same again when it is one."
+    accumulate = min(cfg.accumulate, 2)
+    batch = accumulate * min(cfg.batch_size // cfg.accumulate, 8)
+    named = f"{cfg.run}-trial" if cfg.run and not cfg.run.endswith("-trial") else cfg.run
+    return {
+        "run": named,
+        "crop_size": min(cfg.crop_size or 64, 64),
+        "samples_per_epoch": 2 * batch,
+        "epochs": min(cfg.epochs, 2),
+        "batch_size": batch,
+        "accumulate": accumulate,
+        "warmup_epochs": min(cfg.warmup_epochs, min(cfg.epochs, 2) / 2),
+        "restart_epochs": 0.5 if "restarts" in cfg.schedule else cfg.restart_epochs,
+        "compile": False,
+    }
+
 # %% ../../nbs/config/01_training.ipynb #c0f1a002
 def _changed(cfg: TrainConfig) -> dict[str, object]:
     "The values that differ from the defaults."
@@ -457,15 +466,6 @@ def known(
     "The parameters of a run that this version knows, with defaults for those that are missing."
     default = {f.name: f.default for f in fields(cls)}
     return _with_defaults(default | {k: v for k, v in parameters.items() if k in default})
-
-# %% ../../nbs/config/01_training.ipynb #ef502fb5
-@patch(cls_method=True)
-def check_names(
-    cls: TrainConfig,
-    names: Iterable[str],  # parameter names to check
-):
-    "Raise ConfigError for the first name that is no parameter; the message suggests the nearest one."
-    check_known(names, {f.name: f.metadata["meaning"] for f in fields(cls)})
 
 # %% ../../nbs/config/01_training.ipynb #b54d6e12
 def _injected(
