@@ -641,6 +641,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'glacier_nb/config/training.py'),
                                             'glacier_nb.config.training._raise_if': ( 'config/training.html#_raise_if',
                                                                                       'glacier_nb/config/training.py'),
+                                            'glacier_nb.config.training._read': ( 'config/training.html#_read',
+                                                                                  'glacier_nb/config/training.py'),
                                             'glacier_nb.config.training._shrunk': ( 'config/training.html#_shrunk',
                                                                                     'glacier_nb/config/training.py'),
                                             'glacier_nb.config.training._table': ( 'config/training.html#_table',

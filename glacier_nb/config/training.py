@@ -246,8 +246,9 @@ def _with_defaults(
     values: dict,  # all parameters
 ) -> dict:  # the same, no number missing
     "Fill in the defaults that depend on other parameters."
-    warmup, lr_min = 1.0 if values["epochs"] > 1 else 0.25, min(1e-6, values["lr"])
-    own = {"warmup_epochs": warmup, "lr_min": lr_min}
+    own = {"warmup_epochs": 0.25 if values["epochs"] == 1 else 1.0, "lr_min": 1e-6}
+    if isinstance(values["lr"], float):
+        own["lr_min"] = min(1e-6, values["lr"])
     return values | {name: value for name, value in own.items() if values[name] is None}
 
 # %% ../../nbs/config/01_training.ipynb #7686a47c
@@ -465,7 +466,15 @@ def known(
 ) -> dict:  # every parameter of this version
     "The parameters of a run that this version knows, with defaults for those that are missing."
     default = {f.name: f.default for f in fields(cls)}
-    return _with_defaults(default | {k: v for k, v in parameters.items() if k in default})
+    return _with_defaults(default | {k: _read(k, v) for k, v in parameters.items() if k in default})
+
+
+def _read(name: str, value: object) -> object:
+    "A value as its parameter reads it; itself where another version allowed it."
+    try:
+        return TrainConfig.coerced({name: value})[name]
+    except ConfigError:
+        return value
 
 # %% ../../nbs/config/01_training.ipynb #b54d6e12
 def _injected(
@@ -542,8 +551,8 @@ def _compared(name: str, value: object) -> object:
 
 def _equal(name: str, value: object, other: object) -> bool:
     "Do two values of a parameter mean the same?"
+    other = _read(name, other)
     try:
-        other = TrainConfig.coerced({name: other})[name]
         return value == other or _compared(name, value) == _compared(name, other)
     except ConfigError:  # of another version
         return False
