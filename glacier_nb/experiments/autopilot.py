@@ -122,10 +122,12 @@ def _read_start(start: str | os.PathLike, root: Path) -> tuple[str, dict, Path |
         raise ConfigError(f"start = {str(start)!r} does not exist: expected a parameter file or a run folder")
     if path.is_dir():
         if (state := run_state(path.resolve())) != "finished":
-            found = f"a run that is {state}" if state else "no run"
+            found = f"a {state} run" if state else "no run"
             raise ConfigError(f"start = {str(start)!r} holds {found}: expected the folder of a finished run")
         return path.name, dict(read_record(path.resolve()).parameters), path.resolve()
     parameters = read_parameters(path)
+    if parameters.get("trial"):
+        raise ConfigError(f"{path}: trial = True is not allowed: the scores of a trial say nothing")
     name = parameters.pop("run", "") or path.stem
     parameters.pop("resume", None)
     folder = root / "outputs" / name

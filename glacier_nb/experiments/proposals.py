@@ -170,6 +170,9 @@ def next_run(
     records = [r if isinstance(r, RunRecord) else read_record(r) for r in runs]
     if not records:
         raise RunError("found no run, expected at least one: a run folder or a config as a RunRecord")
+    trials, records = ([r for r in records if r.cfg.trial is k] for k in (True, False))
+    if not records:
+        return NoProposal(f"{trials[-1].name} is a trial: its scores say nothing.", ("Train without trial.",))
     scored = [record for record in records if record.metrics]
     for record in scored[1:]:
         for k in _SAME_TILES:

@@ -92,7 +92,9 @@ def _plan(
                 f"run {run!r} is named in {sources[run]} and in {source}: expected each run once"
             )
         sources[run] = source
+    trials = [run for _, run, parameters in entries if (parameters | extra).get("trial")]
     names = {run: f"{prefix}{run}{suffix}" for run in sources}
+    names |= {run: f"{names[run].removesuffix('-trial')}-trial" for run in trials}
     for source, run, parameters in entries:
         values, needs = parameters | extra, []
         for key in set(_REFERENCE_FOLDERS) & set(values):

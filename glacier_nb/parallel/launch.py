@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -259,6 +259,7 @@ class StopRequest:
         verbose: bool = True,  # print a line when the signal arrives
     ):
         self.verbose, self.number, self._since, self._before = verbose, 0, 0.0, {}
+        self._watch = ExitStack()
 
     def __bool__(self) -> bool:
         return self.number > 0
@@ -275,11 +276,13 @@ def __enter__(self: StopRequest) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._record)
+    self._watch.enter_context(_watch_parent(lambda: self._record(signal.SIGTERM, None)))
     return self
 
 
 @patch
 def __exit__(self: StopRequest, *error) -> None:
+    self._watch.close()
     while self._before:
         signal.signal(*self._before.popitem())
 
@@ -294,3 +297,34 @@ def _record(self: StopRequest, number: int, frame) -> None:
     self.number, self._since = number, time.monotonic()
     if self.verbose:
         print(f"\n{self.name}: stopping after this step; Ctrl-C again stops at once", flush=True)
+
+# %% ../../nbs/parallel/02_launch.ipynb #570993f7
+class _AnyProcess(int):
+    "The number of a process that equals every other one."
+
+    def __ne__(self, other) -> bool:
+        return False
+
+
+@contextmanager
+def _watch_parent(stop: Callable[[], None]) -> Iterator[None]:
+    "Call `stop` when the process that started this Jupyter kernel ends; ipykernel's own watch waits."
+    app = getattr(sys.modules.get("ipykernel.kernelapp"), "IPKernelApp", None)
+    poller = getattr(getattr(app, "_instance", None), "poller", None)
+    parent, over = getattr(poller, "parent_pid", 0), threading.Event()
+    if not parent or os.getppid() != parent:
+        yield
+        return
+
+    def watch():
+        while not over.wait(0.1):
+            if os.getppid() != parent:
+                return stop()
+
+    poller.parent_pid = _AnyProcess(parent)  # it ends the kernel when this is not the parent's number
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        poller.parent_pid = parent

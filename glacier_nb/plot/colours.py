@@ -68,7 +68,11 @@ def save_figure(
     folder: Path,  # created if missing
     figure: "Figure",
     name: str,  # of the file, without .png
+    mark: str = "",  # written over the figure, such as "trial"; empty: nothing
 ) -> None:
     "Save a figure as PNG; `partial(save_figure, folder)` saves all figures of a run in one place."
     folder.mkdir(parents=True, exist_ok=True)
+    if mark:
+        style = {"fontsize": 40, "color": "0.5", "alpha": 0.4, "rotation": 20}
+        figure.text(0.5, 0.5, mark, ha="center", va="center", **style)
     figure.savefig(folder / f"{name}.png", dpi=120)

@@ -10,7 +10,6 @@ __all__ = ['RunError', 'read_json', 'read_metrics', 'run_state', 'class_scores',
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
@@ -51,14 +50,22 @@ def read_metrics(
     return read_json(path)
 
 # %% ../../nbs/runs/00_folder.ipynb #1fca3bba
+def _is_trial(folder: Path) -> bool:
+    "Is a run a trial, whose scores say nothing? False where its config cannot be read."
+    try:
+        return bool(read_json(folder / "config.json").get("trial"))
+    except RunError:
+        return False
+
+
 def run_state(
     folder: str | os.PathLike,  # relative to the project root
-) -> str | None:  # finished, running, failed or unfinished; None: not a run folder
+) -> str | None:  # finished, trial (finished), running, failed or unfinished; None: not a run folder
     "The state of a run, from the files in its folder."
     folder = project_root() / folder
     files = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if "metrics.json" in files:
-        return "finished"
+        return "trial" if _is_trial(folder) else "finished"
     if Lock.is_held(folder):
         return "running"
     if "failed.json" in files:
@@ -82,6 +89,8 @@ def verdict(
     metrics: dict,  # from `read_metrics`
 ) -> str:  # one sentence
     "Whether the network beats its per-pixel baseline, in one sentence."
+    if metrics.get("trial"):
+        return "This is a trial: a few steps on small crops, to see that all works. Its scores say nothing."
     low, high = metrics["ci95"]
     interval = "" if low is None else f" (95 % interval over tiles: {low:.3f} to {high:.3f})"
     found = f"The network's MCC of {metrics['mcc']:.3f}{interval}"
@@ -129,7 +138,7 @@ def run_parameters(
     if not config.is_file() and not failed.is_file() and run_state(folder) == "running":
         return {}  # its first seconds
     found = read_json(config) if config.is_file() or not failed.is_file() else read_json(failed)["parameters"]
-    return asdict(TrainConfig()) | found
+    return TrainConfig.known(found) | found
 
 
 def run_config(
@@ -190,7 +199,7 @@ def _run_row(folder: Path) -> dict:
     if state == "failed":
         error = str(read_json(folder / "failed.json").get("error", "")).strip()
         row["error"] = error.splitlines()[-1] if error else "?"
-    if state == "finished":
+    if state in ("finished", "trial"):
         metrics = read_metrics(folder)
         keys = ("mcc", "mcc_valid", "best_epoch", "ci95")
         if missing := [key for key in keys if key not in metrics]:
@@ -203,7 +212,7 @@ def _run_row(folder: Path) -> dict:
 
 
 _SCORES = ("mcc", "low", "high", "mcc_valid", "baseline_mcc")
-_ORDER = ("finished", "running", "unfinished", "failed")
+_ORDER = ("finished", "trial", "running", "unfinished", "failed")
 
 
 def runs_table(

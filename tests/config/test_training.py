@@ -1,7 +1,7 @@
 """TrainConfig: every wrong value is refused by name, every allowed one survives JSON."""
 
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -238,6 +238,7 @@ def test_other_words_find_a_parameter_by_its_name_or_meaning(name, nearest):
 def started(tmp_path, monkeypatch):
     "The config of a run that was started with three parameters; the working directory is its project."
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/mine").mkdir(parents=True)
     cfg = TrainConfig(run="mine", data_dir="data/real", tta_scales="0.75,1", lr=1e-4)
     cfg.save(tmp_path / "outputs/mine/config.json")
     return cfg
@@ -270,7 +271,7 @@ def test_a_run_resumes_with_what_it_was_started_with(started, given):
     assert read_config(None, {"run": "mine"} | given, resume=True).differences(asdict(started)) == ""
 
 
-@pytest.mark.parametrize("given", [{"lr": 1e-3}, {"data_dir": "data/demo"}, {"trial": True}], ids=str)
+@pytest.mark.parametrize("given", [{"lr": 1e-3}, {"data_dir": "data/demo"}], ids=str)
 def test_what_is_given_to_a_resumed_run_and_differs_is_named_with_both_values(started, given):
     "Also where the value is the default, which only papermill's cell tells from a value that was not given."
     ((name, value),) = given.items()
@@ -280,6 +281,15 @@ def test_what_is_given_to_a_resumed_run_and_differs_is_named_with_both_values(st
     with pytest.raises(ConfigError, match=both):
         read_config(None, {"run": "mine", **given}, resume=True)
     assert TrainConfig.from_namespace(notebook(run="mine", resume=True)).differences(asdict(started)) == ""
+
+
+def test_a_trial_and_a_run_do_not_continue_each_other(started):
+    "They have folders of their own; in one folder they are different runs."
+    cfg = read_config(None, {"run": "mine", "trial": True}, resume=True)
+    assert (cfg.run, cfg.data_dir) == ("mine-trial", "data/demo")
+    with pytest.raises(ConfigError, match=r"mine-trial has no last\.pt"):
+        run_path(replace(cfg, resume=True))
+    assert "trial" in started.differences(asdict(replace(started, trial=True)))
 
 
 def test_the_config_file_of_a_run_is_read_by_papermill_too(started):

@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.parallel.launch import RankDied, launch, send_message, under_torchrun
+from glacier_nb.parallel.launch import RankDied, StopRequest, launch, send_message, under_torchrun
 
 TWO = TrainConfig(devices=2)
 
@@ -206,3 +206,20 @@ def test_two_torchruns_are_one_run_and_resume_after_sigterm(project):
     for name in ("train_loss", "loss_dice", "loss_mcc", "loss_focal", "val_loss", "lr"):
         curves = [[r[name] for r in records] for records in (alone, together)]
         np.testing.assert_allclose(*curves, atol=1e-4, rtol=0, err_msg=name)
+
+
+def test_a_kernel_whose_papermill_has_ended_is_stopped_after_its_step(monkeypatch):
+    "ipykernel compares the numbers once a second and ends the kernel when they differ: not in the meantime."
+    poller = types.SimpleNamespace(parent_pid=os.getppid())
+    app = types.SimpleNamespace(_instance=types.SimpleNamespace(poller=poller))
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", types.SimpleNamespace(IPKernelApp=app))
+    with StopRequest(verbose=False) as request:
+        assert not request
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert not poller.parent_pid != 1  # noqa: SIM202 - as ipykernel compares
+        for _ in range(100):
+            if request:
+                break
+            time.sleep(0.02)
+        assert request.name == "SIGTERM"
+    assert poller.parent_pid != 1, "now ipykernel ends the kernel"

@@ -1,0 +1,166 @@
+"""The commands of README.md as they stand there, in a folder with tiny tiles at the paths that it names.
+
+Only `-p trial True` is added to what trains or diagnoses, as a reader may: without it the runs would take
+hours. papermill's own command line parses each command and injects its cell; the cells then run in this
+process instead of a kernel, which takes seconds to start. What runs for minutes even so (`make demo`,
+`make iterations`, `make autopilot`, the five runs of a sweep, two hosts of torchrun) is checked as far as its
+arguments, and a run that another command makes as well as far as its config."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import papermill.cli
+import pytest
+from click.testing import CliRunner
+from matplotlib import pyplot as plt
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from glacier_nb.config.fields import ConfigError
+from glacier_nb.demo.tiles import make_demo
+from glacier_nb.experiments.command import _config, _parser, main
+from glacier_nb.experiments.sweep import _plan
+from glacier_nb.runs.folder import read_metrics, run_state
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+COMMANDS = [line for kind, text in BLOCKS if kind != "python" for line in text.splitlines()]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A copy of what the commands need, with tiny tiles; the working directory."
+    root = tmp_path_factory.mktemp("readme")
+    (root / "nbs").mkdir()
+    files = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt", "Makefile", "configs")
+    for path in [*(ROOT / name for name in files), *(ROOT / "nbs").glob("*.ipynb")]:
+        target = root / path.relative_to(ROOT)
+        shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
+    make_demo(root / "data/demo", 9, 64)
+    shutil.copytree(root / "data/demo", root / "data/competition")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(papermill.cli, "execute_notebook", _execute)
+        yield root
+
+
+def _execute(input_path: str, output_path: str, parameters: dict, **options) -> None:
+    "papermill's function, but for the kernel: the cells run here, with Jupyter's history of them."
+    notebook = parameterize_notebook(load_notebook_node(input_path), parameters)
+    names = {"__name__": "notebook", "display": lambda *values: None, "In": []}
+    try:
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                names["In"].append(cell.source)
+                exec(compile(cell.source, f"{input_path}, cell {cell.id}", "exec"), names)
+    finally:
+        plt.close("all")
+
+
+def run(command: str) -> None:
+    "Run a command of papermill or of ours; raises its error."
+    program, *arguments = shlex.split(command)
+    if program == "papermill":
+        found = CliRunner().invoke(papermill.cli.papermill, [*arguments, "--no-progress-bar"])
+        if found.exception:
+            raise found.exception
+    else:
+        assert program == "glacier-nb"
+        assert main(arguments) in (0, 1), command  # 1: a diagnosis has an error
+
+
+def test_every_command_is_tested_here():
+    "A new command in README.md needs a test."
+    tested = (
+        r"make (demo|compare)",
+        r"papermill nbs/train\.ipynb outputs/mine\.ipynb -p",
+        r"papermill nbs/train\.ipynb out\.ipynb -(p mcc_wieght|f)",
+        r"papermill nbs/diagnose_run\.ipynb",
+        r"glacier-nb (train|diagnose|sweep|--help)",
+        r"torchrun .* -m glacier_nb train",
+        r"ConfigError: ",
+    )
+    assert [line for line in COMMANDS if not any(re.match(pattern, line) for pattern in tested)] == []
+    assert len(PYTHON) == 2
+
+
+def lines(beginning: str) -> list[str]:
+    "The commands that begin so; at least one."
+    found = [line for line in COMMANDS if line.startswith(beginning)]
+    assert found, beginning
+    return found
+
+
+def test_a_run_its_resumption_and_its_diagnosis(project):
+    start, resume = lines("papermill nbs/train.ipynb outputs/mine.ipynb")
+    run(f"{start} -p trial True")
+    folder = project / "outputs/mine-trial"
+    assert run_state(folder) == "trial"
+    first = read_metrics(folder)
+    assert first["trial"]
+    assert first["parameters"]["data_dir"] == "data/competition"
+    (folder / "metrics.json").unlink()  # as when it was cut off
+    run(f"{resume} -p trial True")
+    assert read_metrics(folder)["mcc"] == first["mcc"]
+    shutil.copytree(folder, project / "outputs/demo")
+    for command in lines("papermill nbs/diagnose_run.ipynb") + lines("glacier-nb diagnose --config"):
+        run(command if "-p run" in command else f"{command} -p trial True")
+    assert (project / "outputs/demo/diagnosis.md").is_file()
+    (torchrun,) = lines("torchrun")
+    shutil.copy(folder / "config.json", project / "run.json")
+    assert main(shlex.split(torchrun.partition("-m glacier_nb ")[2])) == 0
+
+
+def test_python_and_the_command(project):
+    code, texture = PYTHON
+    names = {"band": np.full((32, 32), 9000.0), "valid": np.ones((32, 32), bool)}
+    exec(code.replace("TrainConfig(", "TrainConfig(trial=True, "), names)
+    assert names["pred"].shape == (64, 64)
+    exec(texture, names)
+    assert names["contrast"].shape == (32, 32)
+    shutil.move(project / "outputs/pure-mcc-trial", project / "outputs/pure-mcc")
+    run(*lines("glacier-nb diagnose pure-mcc"))
+    (train,) = lines("glacier-nb train")
+    assert _config(_parser().parse_args(shlex.split(train)[1:])) == eval(
+        re.search(r"TrainConfig\(.*?\)", code)[0], names
+    ), "the same run as that of the Python code"
+
+
+def test_an_unknown_parameter_gets_the_message_that_is_shown(project):
+    (command,) = lines("papermill nbs/train.ipynb out.ipynb -p mcc_wieght")
+    (shown,) = lines("ConfigError: ")
+    with pytest.raises(ConfigError) as error:
+        run(command)
+    assert f"ConfigError: {error.value}" == shown
+
+
+def test_parameter_files_and_sweeps_are_read(project):
+    "Their runs take minutes each: their arguments are read, and the runs are planned."
+    (command,) = lines("papermill nbs/train.ipynb out.ipynb -f")
+    with pytest.raises(
+        ConfigError, match=r"epochs = 0 is not allowed"
+    ):  # the last parameter, all others are right
+        run(f"{command} -p epochs 0")
+    (sweep,) = lines("glacier-nb sweep")
+    words = [sorted(map(str, Path().glob(w))) if "*" in w else [w] for w in shlex.split(sweep)[1:]]
+    options = _parser().parse_args([*chain.from_iterable(words)])
+    jobs = _plan(options.files, dict(options.parameters), options.prefix, options.suffix, project)
+    assert [job.run for job in jobs] == [f"real-{Path(file).stem}" for file in options.files]
+    assert len(jobs) == 5
+
+
+@pytest.mark.parametrize("target", ["demo", "compare", "iterations", "autopilot", "test", "lab"])
+def test_make_knows_its_targets(project, target):
+    text = (ROOT / "README.md").read_text()
+    assert f"make {target}" in text
+    found = subprocess.run(["make", "-n", target], cwd=project, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    for notebook in re.findall(r"papermill .*?(nbs/\w+\.ipynb)", found.stdout):
+        assert (project / notebook).is_file()
