@@ -328,10 +328,10 @@ def _check_exchanged(
     return [Finding("label-exchanged", severity, evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/01_labels.ipynb #23a97319
-_EDGE_LINES = 12  # distances between rows or columns with an edge; tiles with fewer are not judged
+_EDGE_LINES = 12  # distances between rows or columns with an edge; tiles with fewer are left out
 _SINGLE = 0.05  # fraction of these distances that are one pixel: below, the label is coarse
 _COARSE, _REDRAWN = 4, 0.17  # pixels of a square; pixels that change for each pixel of edge: smooth below
-_EDGE_PIXELS = 500  # of all checked tiles; with fewer their smoothness is not judged
+_EDGE_PIXELS = 500  # of all checked tiles; with fewer their smoothness is not tested
 
 
 def _edge_gaps(

@@ -40,14 +40,16 @@ GLCM_FEATURES = (
 
 # %% ../../nbs/config/01_training.ipynb #8320688e
 def _ids_text(
-    ids,  # the parameter `ids`: a list, or text with commas; anything else is returned as it is
+    ids: str | Iterable[str],  # the parameter `ids`: a list, or text with commas
 ) -> str:  # sorted, each id once
-    "Tile ids as one text, so that two configs with the same tiles are equal."
-    if isinstance(ids, str):
-        ids = ids.split(",")
-    if not isinstance(ids, list | tuple | set):
-        return ids
-    return ",".join(sorted({str(i).strip() for i in ids} - {""}))
+    "Tile ids as one text, so that configs with the same tiles are equal. Raises ConfigError for numbers."
+    parts = ids.split(",") if isinstance(ids, str) else ids
+    if not isinstance(parts, list | tuple | set) or not all(isinstance(i, str) for i in parts):
+        raise ConfigError(
+            f"ids = {ids!r} is not allowed: expected tile ids as text. A single id such as 02_07 is read as "
+            "a number: put it in quotes in a parameter file, and write -r ids 02_07 in a command of papermill"
+        )
+    return ",".join(sorted({i.strip() for i in parts} - {""}))
 
 # %% ../../nbs/config/01_training.ipynb #4b98d829
 @dataclass(frozen=True, repr=False)
@@ -247,6 +249,15 @@ class TrainConfig:
         if self.trial:
             vars(self).update(_shrunk(self))
 
+# %% ../../nbs/config/01_training.ipynb #ef502fb5
+@patch(cls_method=True)
+def check_names(
+    cls: TrainConfig,
+    names: Iterable[str],  # parameter names to check
+):
+    "Raise ConfigError for the first name that is no parameter; the message suggests the nearest one."
+    check_known(names, {f.name: f.metadata["meaning"] for f in fields(cls)})
+
 # %% ../../nbs/config/01_training.ipynb #42265e13
 @patch(cls_method=True)
 def coerced(
@@ -262,27 +273,10 @@ def _with_defaults(
     values: dict,  # all parameters
 ) -> dict:  # the same, no number missing
     "Fill in the defaults that depend on other parameters."
-    warmup, lr_min = 1.0 if values["epochs"] > 1 else 0.25, min(1e-6, values["lr"])
-    own = {"warmup_epochs": warmup, "lr_min": lr_min}
+    own = {"warmup_epochs": 0.25 if values["epochs"] == 1 else 1.0, "lr_min": 1e-6}
+    if isinstance(values["lr"], float):
+        own["lr_min"] = min(1e-6, values["lr"])
     return values | {name: value for name, value in own.items() if values[name] is None}
-
-# %% ../../nbs/config/01_training.ipynb #5b163194
-def _shrunk(
-    cfg: TrainConfig,  # its values are allowed
-) -> dict:  # the parameters of its trial that may differ
-    "A config cut down to a trial; the same again when it is one."
-    accumulate = min(cfg.accumulate, 2)
-    batch = accumulate * min(cfg.batch_size // cfg.accumulate, 16)
-    return {
-        "crop_size": min(cfg.crop_size or 64, 64),
-        "samples_per_epoch": min(cfg.samples_per_epoch or 2 * batch, 2 * batch),
-        "epochs": min(cfg.epochs, 2),
-        "batch_size": batch,
-        "accumulate": accumulate,
-        "warmup_epochs": min(cfg.warmup_epochs, min(cfg.epochs, 2) / 2),
-        "restart_epochs": max(cfg.restart_epochs, 0.5),
-        "compile": False,
-    }
 
 # %% ../../nbs/config/01_training.ipynb #7686a47c
 @patch(cls_method=True)
@@ -442,6 +436,26 @@ def steps_per_epoch(
     "Optimizer steps in an epoch; the last may see fewer crops."
     return math.ceil((self.samples_per_epoch or tiles) / self.batch_size)
 
+# %% ../../nbs/config/01_training.ipynb #5b163194
+def _shrunk(
+    cfg: TrainConfig,  # its values are allowed
+) -> dict:  # the parameters of its trial that may differ
+    "A config cut down to a trial; the same again when it is one."
+    accumulate = min(cfg.accumulate, 2)
+    batch = accumulate * min(cfg.batch_size // cfg.accumulate, 8)
+    named = f"{cfg.run}-trial" if cfg.run and not cfg.run.endswith("-trial") else cfg.run
+    return {
+        "run": named,
+        "crop_size": min(cfg.crop_size or 64, 64),
+        "samples_per_epoch": 2 * batch,
+        "epochs": min(cfg.epochs, 2),
+        "batch_size": batch,
+        "accumulate": accumulate,
+        "warmup_epochs": min(cfg.warmup_epochs, min(cfg.epochs, 2) / 2),
+        "restart_epochs": 0.5 if "restarts" in cfg.schedule else cfg.restart_epochs,
+        "compile": False,
+    }
+
 # %% ../../nbs/config/01_training.ipynb #c0f1a002
 def _changed(cfg: TrainConfig) -> dict[str, object]:
     "The values that differ from the defaults."
@@ -483,16 +497,15 @@ def known(
 ) -> dict:  # every parameter of this version
     "The parameters of a run that this version knows, with defaults for those that are missing."
     default = {f.name: f.default for f in fields(cls)}
-    return _with_defaults(default | {k: v for k, v in parameters.items() if k in default})
+    return _with_defaults(default | {k: _read(k, v) for k, v in parameters.items() if k in default})
 
-# %% ../../nbs/config/01_training.ipynb #ef502fb5
-@patch(cls_method=True)
-def check_names(
-    cls: TrainConfig,
-    names: Iterable[str],  # parameter names to check
-):
-    "Raise ConfigError for the first name that is no parameter; the message suggests the nearest one."
-    check_known(names, {f.name: f.metadata["meaning"] for f in fields(cls)})
+
+def _read(name: str, value: object) -> object:
+    "A value as its parameter reads it; itself where another version allowed it."
+    try:
+        return TrainConfig.coerced({name: value})[name]
+    except ConfigError:
+        return value
 
 # %% ../../nbs/config/01_training.ipynb #b54d6e12
 def _injected(
@@ -510,7 +523,7 @@ def resumed(
     given: Mapping,  # parameters with `run`
 ):
     "A run to resume: what is not given is read from its config.json; raises ConfigError where both differ."
-    folder = project_root() / "outputs" / str(given["run"])
+    folder = project_root() / "outputs" / cls(**given).run
     if not (folder / "config.json").is_file():
         return cls(**given)
     try:
@@ -569,8 +582,8 @@ def _compared(name: str, value: object) -> object:
 
 def _equal(name: str, value: object, other: object) -> bool:
     "Do two values of a parameter mean the same?"
+    other = _read(name, other)
     try:
-        other = TrainConfig.coerced({name: other})[name]
         return value == other or _compared(name, value) == _compared(name, other)
     except ConfigError:  # of another version
         return False

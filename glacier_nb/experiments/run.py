@@ -48,7 +48,7 @@ class Run:
 
     @property
     def state(self) -> str | None:
-        "finished, running, failed or unfinished; None: no run is there."
+        "finished, trial (finished), running, failed or unfinished; None: no run is there."
         return run_state(self.folder)
 
     @property
@@ -114,7 +114,7 @@ def predict(
 @patch
 def __repr__(self: Run) -> str:
     "One line."
-    score = f", MCC {self.metrics['mcc']:.3f}" if self.state == "finished" else ""
+    score = f", MCC {self.metrics['mcc']:.3f}" if self.state in ("finished", "trial") else ""
     return f"Run({short_path(self.folder).as_posix()!r}, {self.state or 'no run is there'}{score})"
 
 
@@ -127,7 +127,7 @@ def __str__(self: Run) -> str:
 
 def _score_lines(run: Run) -> list[str]:
     "The scores of a run, or how far it has come."
-    if run.state == "finished":
+    if run.state in ("finished", "trial"):
         metrics = run.metrics
         table = class_scores(metrics).to_string(float_format="{:.3f}".format, na_rep="-")
         return ["", table, "", f"{verdict(metrics)} The run took {metrics['seconds'] / 60:.1f} minutes.", ""]
@@ -161,7 +161,7 @@ def _repr_pretty_(self: Run, p, cycle: bool) -> None:
 def _repr_html_(self: Run) -> str:
     "Scores, training curves and parameters of a run."
     parts = [f"<b>{escape(self.name)}</b>: {self.state or 'no run is there'}"]
-    if self.state == "finished":
+    if self.state in ("finished", "trial"):
         table = class_scores(self.metrics).to_html(float_format="{:.3f}".format, na_rep="–", border=0)
         parts += [table, f"<p>{escape(verdict(self.metrics))}</p>"]
     else:

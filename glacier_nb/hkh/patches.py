@@ -313,7 +313,9 @@ def hkh_run_data(
 ) -> RunData:  # as from `glacier_nb.training.recipe.prepare_data`
     "The data of a run on HKH: split by scene, statistics of the training part, arrays in the cache folder."
     patches = hkh_patches(cfg.data_path, reading.min_glacier)
-    parts = (_PatchTiles(p, reading) for p in hkh_split(patches, cfg.fold, cfg.n_folds))
+    most = (8, 2) if cfg.trial else (None, None)  # training and validation patches
+    found = zip(hkh_split(patches, cfg.fold, cfg.n_folds), most, strict=True)
+    parts = (_PatchTiles(p[:n], reading) for p, n in found)
     sides = _SceneSplit(*parts, folds=_path_folds(patches, cfg.n_folds))
     stats = fit_stats(sides.train, cfg.normalisation, glcm=GlcmConfig.fit(sides.train, cfg))
     boundary = cfg.loss_weights()["boundary"] > 0

@@ -406,9 +406,12 @@ def init_from(
     model: nn.Module,  # receives the weights; its `started_from` is set
     path: str | os.PathLike,  # a checkpoint of this project, or a state_dict
     first_conv: str = "bands",  # how kernels for three channels are adapted to more: bands, cycle or mean
+    trial: bool = False,  # the run is a trial and may start from another one
 ) -> pd.DataFrame:  # one row a tensor: result (loaded, adapted, unchanged, unused) and why
     "Start from the weights of another run; raises WeightsError when no kernel fits."
     content = _read(path)
+    if not trial and isinstance(content.get("config"), dict) and content["config"].get("trial"):
+        raise WeightsError(f"{path} is from a trial, a run of four steps: choose init_from of a whole run")
     state = _tensors(content, path)
     own = model.state_dict()
     report = load_matching(model, state, first_conv)

@@ -35,6 +35,7 @@ CAUSES = {
     "label-exchanged": "the codes of two classes are exchanged",
     "not-finite": "NaN or infinite values in the inputs",
     "nodata-as-data": "nodata pixels used as measurements",
+    "pixels-repeated": "pixels are copies of other pixels",
     "band-order": "the bands are in the wrong order",
     "dn-scale": "band values are not Landsat digital numbers (DN)",
     "band-duplicate": "a band is a copy of another band",

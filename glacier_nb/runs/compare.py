@@ -172,6 +172,8 @@ def compare_runs(
     "Pairwise differences of runs on the same tiles; raises RunError and ComparisonError."
     if not isinstance(runs, Mapping):
         runs = {folder.name: read_metrics(folder) for folder in map(run_folder, runs)}
+    if trials := [name for name, metrics in runs.items() if metrics.get("trial")]:
+        raise RunError(f"{', '.join(trials)} is a trial, whose scores say nothing: expected whole runs")
     if len(runs) < 2:
         raise RunError(f"found {len(runs)} finished runs, expected at least two to compare")
     cms = {name: _tile_confusions(metrics, name, pixels) for name, metrics in runs.items()}

@@ -18,7 +18,7 @@ from ..files.paths import cache_folder, cached_json, digest, write_text
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import summary
 from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
-from ..prediction.members import Member, load_ensemble, load_member
+from ..prediction.members import Member, PredictError, load_ensemble, load_member
 from ..prediction.views import PLAIN, View, make_views
 from ..training.callbacks import drop_optimizer
 from ..training.checkpoints import read_checkpoint, saving
@@ -32,6 +32,9 @@ def evaluation_members(
 ) -> tuple[Sequence[View], list[Member]]:  # views of each tile, networks beside the run's own
     "What is evaluated beside one plain pass; raises PredictError and LeakageError where that is impossible."
     views, others = make_views(cfg.tta, cfg.tta_scales), load_ensemble(cfg.ensemble, cfg.devices)
+    trials = [str(m.path.parent.name) for m in others if m.cfg.trial and not cfg.trial]
+    if trials:
+        raise PredictError(f"ensemble: {', '.join(trials)} is a trial, of four steps: choose whole runs")
     if others:
         check_evaluation(others, data.val_tiles, cfg.data_path)
     return views, others
@@ -112,6 +115,7 @@ def save_metrics(
 ) -> None:
     "Write metrics.json and drop the optimizer: the run is finished. Raises SaveError when the disk is full."
     path = Path(folder) / "metrics.json"
+    metrics = metrics | ({"trial": True} if metrics.get("parameters", {}).get("trial") else {})
     text = json.dumps(metrics | {"seconds": round(seconds, 1)}, indent=1) + "\n"
     with saving(path, len(text)):
         write_text(path, text)

@@ -166,6 +166,18 @@ def _check_first_code(
     raise TileError(valid.path.iloc[0].parent, seen, expected, fix, cause=TileCause.LABEL_CODES)
 
 
+def _check_background(
+    found: LabelCodes,  # of a folder
+) -> None:
+    "Raise `TileError` when every class but background occurs, and background nowhere."
+    if set(found.used.code) != set(LABEL_CODES[1:]):
+        return
+    values = listing(LABEL_CODES[1:])
+    seen, expected = f"label codes {values}, and no 0", "0 for background in some file"
+    fix = f"recode {values} to {listing(LABEL_CODES[:-1])}, if the first of them is land"
+    raise TileError(found.table.path.iloc[0].parent, seen, expected, fix, cause=TileCause.LABEL_CODES)
+
+
 def _check_nodata_codes(
     found: LabelCodes,  # of a folder
 ) -> None:
@@ -190,6 +202,7 @@ def scheme(
 ) -> LabelScheme:
     "The scheme of a label folder. Raises `TileError` when its codes contradict `classes`."
     _check_first_code(self)
+    _check_background(self)
     codes = _known_codes(self)
     _check_nodata_codes(self)
     if self.is_binary(classes):

@@ -30,6 +30,7 @@ from rasterio.transform import Affine, array_bounds
 from ..files.errors import TileCause, TileError, listing
 from ..files.paths import digest
 from ..landsat import BANDS, IGNORE, bands_named
+from .georeference import Georeference
 from .index import TileFiles
 from .labels import LabelCodes, LabelScheme
 from .overlaps import Marks
@@ -80,11 +81,11 @@ def read_raster(
 ) -> _Raster:
     "Read one GeoTIFF. Raises `TileError` when it is truncated or in another format."
     with _opened(path) as f:
-        data, valid = f.read(), f.read_masks() > 0
+        data, valid, place = f.read(), f.read_masks() > 0, Georeference.of(f)
         for plane, seen, nodata in zip(data, valid, f.nodatavals, strict=True):
             if nodata is not None:  # a mask in the file, such as one that is valid everywhere, would hide it
                 seen &= plane != nodata
-        return _Raster(Path(path), data, valid, f.descriptions, f.crs, f.transform)
+        return _Raster(Path(path), data, valid, f.descriptions, place.crs, place.transform)
 
 
 @patch(as_prop=True)
@@ -105,10 +106,11 @@ def _check_grid(
     if shape != expected:
         size = f"{expected[0]} x {expected[1]} pixels as in {first.path.name}"
         raise TileError(raster.path, f"{shape[0]} x {shape[1]} pixels", size, fix, cause=TileCause.GRID)
-    if raster.crs != first.crs and not (lenient and raster.crs is None):
+    here, there = (Georeference(r.crs, r.transform) for r in (raster, first))
+    if not here.same_crs(there) and not (lenient and raster.crs is None):
         fix = "reproject the file, or, if only the recorded CRS is wrong, set it with rio edit-info --crs"
-        expected = f"CRS {first.crs} as in {first.path.name}"
-        raise TileError(raster.path, f"CRS {raster.crs}", expected, fix, cause=TileCause.GRID)
+        found, expected = here.describe(there), f"{there.describe(here)} as in {first.path.name}"
+        raise TileError(raster.path, found, expected, fix, cause=TileCause.GRID)
     if lenient and raster.transform == Affine.identity():
         return
     pixel = max(abs(first.transform.a), abs(first.transform.b))
@@ -373,10 +375,12 @@ def read(self: Tile) -> Tile:
 # %% ../../nbs/tiles/02_read.ipynb #980b5854
 @patch(as_prop=True)
 def lacks(self: AnyTile) -> TileCause | None:  # None: it can be used
-    "Why a run cannot use a tile: it has no label, or no valid pixel."
+    "Why a run cannot use a tile: it has no label, no valid pixel, or none with both."
     if not self.labelled:
         return TileCause.UNLABELLED
-    return None if self.valid_fraction else TileCause.EMPTY
+    if not self.valid_fraction:
+        return TileCause.EMPTY
+    return None if self.class_counts().any() else TileCause.IGNORED
 
 # %% ../../nbs/tiles/02_read.ipynb #a11717e4
 @patch

@@ -73,6 +73,13 @@ def _with_transforms(
     "Tiles with their own transforms or, if some have none, those that their `RR_CC` ids imply."
     missing = [t.id for t in tiles if t.transform.is_identity]
     if not missing:
+        nowhere = [t.id for t in tiles if t.crs is None]
+        if 0 < len(nowhere) < len(tiles):
+            crs = next(t.crs for t in tiles if t.crs)
+            what = (
+                f"a transform but no coordinate system (CRS): {listing(nowhere)}, beside {crs} in the others"
+            )
+            raise SplitError(what, "set it in their files (rio edit-info --crs)")
         return list(tiles)
     mixed = len(missing) < len(tiles) or len({t.shape for t in tiles}) > 1
     grid = None if mixed else _grid(tiles)

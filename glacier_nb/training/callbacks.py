@@ -67,6 +67,7 @@ def run_path(
             raise ConfigError(f"{folder} has no last.pt to resume from: start it with resume=False")
         return folder
     name, number = Path(cfg.data_dir).name or cfg.data_path.name, 1  # a link has a name of its own
+    name += "-trial" if cfg.trial else ""
     while (outputs / (name if number == 1 else f"{name}-{number}") / "config.json").exists():
         number += 1
     return outputs / (name if number == 1 else f"{name}-{number}")

@@ -9,7 +9,7 @@ __all__ = ['RunData', 'prepare_data', 'empty_network', 'run_network', 'run_loss'
 # %% ../../nbs/training/03_recipe.ipynb #6003fed1
 import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -60,6 +60,19 @@ class RunData:
         return self.split.val
 
 
+def _few_tiles(
+    sides: Split,  # of a run
+    n: tuple[int, int] = (8, 2),  # training and validation tiles
+) -> Split:  # at most so many tiles; each class that the tiles have, as far as that is possible
+    "The tiles of a trial: of each class the one with most of its pixels, then the first ones."
+    chosen = []
+    for tiles, most in zip(sides, n, strict=True):
+        counts = np.array([tile.class_counts() for tile in tiles])
+        richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1]]
+        chosen.append([tiles[k] for k in sorted(list(dict.fromkeys([*richest, *range(len(tiles))]))[:most])])
+    return replace(sides, train=chosen[0], val=chosen[1])
+
+
 def prepare_data(
     cfg: TrainConfig,  # fold, n_folds, normalisation, glcm_*, loss weights and tile_store are read
     tiles: list[AnyTile],  # labelled tiles, see `glacier_nb.data.storage.run_tiles`
@@ -67,6 +80,7 @@ def prepare_data(
     "Split tiles spatially, fit the statistics on the training part, normalise both."
     sides = split(tiles, cfg.fold, cfg.n_folds)
     sides.check()
+    sides = _few_tiles(sides) if cfg.trial else sides
     stats, folder = run_stats(cfg, sides.train), store_folder(cfg, tiles)
     classes = sides.train[0].classes
     boundary = cfg.loss_weights()["boundary"] > 0
@@ -147,7 +161,7 @@ def run_network(
         leave_out(model, data.left_out, data.classes)
     if cfg.resume or not cfg.init_from:
         return model, None
-    return model, init_from(model, project_root() / cfg.init_from, cfg.first_conv)
+    return model, init_from(model, project_root() / cfg.init_from, cfg.first_conv, cfg.trial)
 
 # %% ../../nbs/training/03_recipe.ipynb #4d4a8a3e
 def run_loss(
