@@ -25,7 +25,7 @@ def param(
     choices: tuple | None = None,  # the only values allowed; None: any
     low: float | None = None,  # smallest number allowed
     high: float | None = None,  # largest number allowed
-    holds: str = "",  # what text is: a path; names or numbers, comma-separated
+    holds: str = "",  # what text is: a path; names, numbers or tile ids, comma-separated
 ) -> Field:
     "A dataclass field with a meaning and allowed values."
     about = {"meaning": meaning, "choices": choices, "low": low, "high": high, "holds": holds}
@@ -105,12 +105,28 @@ def _to_text(f: Field, value: object) -> object:
         return repr(value).removesuffix(".0")
     return value
 
+# %% ../../nbs/config/00_fields.ipynb #d6dfff9b
+def _ids_text(
+    name: str,  # of a parameter that holds tile ids
+    ids: str | Iterable[str],  # a list, or text with commas
+) -> str:  # sorted, each id once
+    "Tile ids as one text, so that configs with the same tiles are equal. Raises ConfigError for numbers."
+    parts = ids.split(",") if isinstance(ids, str) else ids
+    if not isinstance(parts, list | tuple | set) or not all(isinstance(i, str) for i in parts):
+        raise ConfigError(
+            f"{name} = {ids!r} is not allowed: expected tile ids as text. A single id such as 02_07 is read "
+            f"as a number: put it in quotes in a parameter file, and write -r {name} 02_07 in a command"
+        )
+    return ",".join(sorted({i.strip() for i in parts} - {""}))
+
 # %% ../../nbs/config/00_fields.ipynb #368f13b6
 def coerce(
     f: Field,  # made by `param`
     value,  # value to check
 ):  # the value in the field's type: a number for text that is one, a float for a whole number
     "Check a value against its field. Raises ConfigError when it is not allowed."
+    if f.metadata["holds"] == "ids":
+        value = _ids_text(f.name, value)
     kinds = {"int": int, "float": float, "bool": bool, "str": str, "None": type(None)}
     types = tuple(kinds[k] for k in _kind(f).split(" | "))
     if isinstance(value, str):

@@ -38,19 +38,6 @@ GLCM_FEATURES = (
     "contrast", "dissimilarity", "homogeneity", "ASM", "energy", "entropy", "correlation", "mean", "variance",
 )  # fmt: skip
 
-# %% ../../nbs/config/01_training.ipynb #8320688e
-def _ids_text(
-    ids: str | Iterable[str],  # the parameter `ids`: a list, or text with commas
-) -> str:  # sorted, each id once
-    "Tile ids as one text, so that configs with the same tiles are equal. Raises ConfigError for numbers."
-    parts = ids.split(",") if isinstance(ids, str) else ids
-    if not isinstance(parts, list | tuple | set) or not all(isinstance(i, str) for i in parts):
-        raise ConfigError(
-            f"ids = {ids!r} is not allowed: expected tile ids as text. A single id such as 02_07 is read as "
-            "a number: put it in quotes in a parameter file, and write -r ids 02_07 in a command of papermill"
-        )
-    return ",".join(sorted({i.strip() for i in parts} - {""}))
-
 # %% ../../nbs/config/01_training.ipynb #4b98d829
 @dataclass(frozen=True, repr=False)
 class TrainConfig:
@@ -112,7 +99,7 @@ class TrainConfig:
     )
     trial: bool = param(False, "any config in about a minute, to see that all works: few, small crops")
     # data
-    ids: str = param("", "tiles to use, comma-separated ids or a list; empty: all of the folder")
+    ids: str = param("", "tiles to use, comma-separated ids or a list; empty: all of the folder", holds="ids")
     classes: str = param("auto", "label scheme", choices=("auto", "four", "binary"))
     fold: int = param(0, "spatial fold held out for validation", low=0, high=99)
     n_folds: int = param(5, "number of spatial folds", low=2, high=100)
@@ -242,7 +229,6 @@ class TrainConfig:
     )
 
     def __post_init__(self):
-        object.__setattr__(self, "ids", _ids_text(self.ids))
         vars(self).update(_with_defaults(self.coerced(vars(self))))
         _check_combinations(self)
         self.loss_weights()

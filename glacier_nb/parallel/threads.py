@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d
 from ..config.fields import ConfigError
 
 # %% ../../nbs/parallel/04_threads.ipynb #d591d60a
-def _ladder(
+def _counts(
     most: int,  # threads that this process may use
 ) -> list[int]:  # ascending, the last one is `most`
     "The numbers of threads to choose from: 1, 2, 3, 4, 6, 8, 12, 16 and so on."
@@ -49,7 +49,7 @@ def _convolutions(
 # %% ../../nbs/parallel/04_threads.ipynb #0b620890
 def _faster(
     one: int,  # number of threads
-    other: int,  # number of threads that is kept unless the first is clearly better
+    other: int,  # number of threads, taken unless the first is clearly better
     seconds: Callable[[int], float],  # of a pass with a number of threads
     margin: float,  # share of the time by which the first must be faster
     rounds: int = 3,  # each times both
@@ -108,14 +108,14 @@ class _Threads:
 
     def _fastest(self) -> int:
         "The best number near the present one."
-        ladder, seconds = _ladder(self.most), self.measure(self.most)
-        here = begin = max(k for k, n in enumerate(ladder) if n <= self.now)
+        counts, seconds = _counts(self.most), self.measure(self.most)
+        here = begin = max(k for k, n in enumerate(counts) if n <= self.now)
         for step, margin in ((-1, 0.15), (1, 0.05)):
-            while 0 <= (k := here + step) < len(ladder) and _faster(ladder[k], ladder[here], seconds, margin):
+            while 0 <= (k := here + step) < len(counts) and _faster(counts[k], counts[here], seconds, margin):
                 here = k
             if here != begin:
                 break
-        return ladder[here]
+        return counts[here]
 
 # %% ../../nbs/parallel/04_threads.ipynb #ed90b8f2
 _process = _Threads()

@@ -9,7 +9,7 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.parallel import threads as module
-from glacier_nb.parallel.threads import _convolutions, _faster, _ladder, _Threads, fit_threads
+from glacier_nb.parallel.threads import _convolutions, _counts, _faster, _Threads, fit_threads
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.recipe import prepare_data
@@ -110,8 +110,8 @@ def test_other_values_are_errors(threads):
 
 
 def test_numbers_to_choose_from():
-    assert [_ladder(n) for n in (1, 2, 3, 5)] == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4, 5]]
-    assert _ladder(96)[-3:] == [48, 64, 96]
+    assert [_counts(n) for n in (1, 2, 3, 5)] == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4, 5]]
+    assert _counts(96)[-3:] == [48, 64, 96]
 
 
 def test_the_measurement_draws_no_random_number_and_leaves_no_gradient():
