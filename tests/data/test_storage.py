@@ -205,6 +205,7 @@ def test_folds_split_and_audit_are_those_of_memory(folder, buffer):
     lazy, held = open_tiles(folder), read_tiles(folder)
     folds = spatial_folds(held, 3)
     assert spatial_folds(lazy, 3) == folds
+    assert [t.marks.to_text() for t in lazy] == [t.marks.to_text() for t in held]
     for fold in range(3):
         parts = [split(tiles, fold, 3, buffer, folds) for tiles in (lazy, held)]
         for a, b in zip(*parts, strict=True):

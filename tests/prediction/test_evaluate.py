@@ -30,8 +30,8 @@ from glacier_nb.prediction.evaluate import (
 from glacier_nb.prediction.members import (
     CodingError,
     PredictError,
+    _check_coding,
     _checkpoint_path,
-    check_coding,
     check_leakage,
     load_ensemble,
     load_member,
@@ -468,7 +468,7 @@ def recode(tile, coding):
 def test_tiles_in_the_coding_of_the_training_are_accepted(method, tiles):
     stats = fit_stats(tiles[:4], method)
     for tile in tiles:
-        check_coding(stats, tile)
+        _check_coding(stats, tile)
     texture = tiles[0].bands % 500
     for reflectance, kelvin in (
         (0.9, 215),
@@ -477,8 +477,8 @@ def test_tiles_in_the_coding_of_the_training_are_accepted(method, tiles):
         (0.55, 325),
     ):  # cloud, shadow, lake, desert
         dn = [REFLECTANCE.dn(reflectance)] * 4 + [TEMPERATURE.dn(kelvin)]
-        check_coding(stats, replace(tiles[0], bands=texture + np.float32(dn)[:, None, None]))
-    check_coding(stats, replace(tiles[0], valid=np.zeros_like(tiles[0].valid)))  # nothing to compare
+        _check_coding(stats, replace(tiles[0], bands=texture + np.float32(dn)[:, None, None]))
+    _check_coding(stats, replace(tiles[0], valid=np.zeros_like(tiles[0].valid)))  # nothing to compare
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -505,9 +505,9 @@ def test_the_formulas_of_the_message_lead_back_to_dn(tiles, members):
 def test_a_network_trained_on_another_coding_refuses_dn(trained, tiles):
     stats = fit_stats([recode(t, trained) for t in tiles[:4]])
     for tile in tiles:
-        check_coding(stats, recode(tile, trained))
+        _check_coding(stats, recode(tile, trained))
         with pytest.raises(CodingError, match="give it tiles in the coding of its training tiles"):
-            check_coding(stats, tile)
+            _check_coding(stats, tile)
 
 
 def test_tiles_that_cannot_be_scored_are_an_error(members, held_out, demo):

@@ -11,6 +11,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from glacier_nb.landsat import CLASSES, IGNORE
+from glacier_nb.tiles.overlaps import find_overlaps
 from glacier_nb.tiles.read import Tile
 from glacier_nb.tiles.splits import (
     LeakageError,
@@ -381,3 +382,14 @@ def test_transforms_without_a_coordinate_system_beside_others_are_refused():
     assert "no coordinate system (CRS): 00_00, 00_02" in str(error)
     none = [replace(t, crs=None) for t in tiles]
     assert spatial_folds([replace(t, crs=UTM) for t in some], 4) == spatial_folds(none, 4)
+
+
+def test_recorded_marks_are_those_of_used_labels():
+    sides = split(list(cut(32, 16, named=False)), 0, 3, 4)  # chips that overlap with validation tiles
+    recorded = sides.training_marks()
+    assert recorded.keys() == sides.training_places().keys() == {t.id for t in sides.train}
+    assert max(len(m.hashes) for m in recorded.values()) == 256
+    assert find_overlaps([t.marks for t in sides.train], [t.marks for t in sides.val])
+    assert find_overlaps(list(recorded.values()), [t.marks for t in sides.val]) == []
+    seen = find_overlaps([t.marks for t in sides.train], list(recorded.values()))
+    assert {o.a for o in seen} == set(range(len(sides.train)))
