@@ -565,15 +565,22 @@ def _where_it_fits(seen, t, k):
     return best if best and fits[best] > _OTHER_GROUND else ""
 
 # %% ../../nbs/checks/02_alignment.ipynb #1f2e0057
+def _misfits(seen: Sequence[_FineTile]) -> dict[tuple[int, int], float]:
+    "Correlations by tile and band where they are low."
+    fits = {(t, k): _ground_match(v, v, k) for t, v in enumerate(seen) for k in range(len(BANDS))}
+    return {at: fit for at, fit in fits.items() if fit < _SAME_GROUND}
+
+
 def check_coregistration(
-    tiles: Sequence[Tile | LazyTile],  # any tiles; 24 of them are checked
+    tiles: Sequence[Tile | LazyTile],  # any tiles; 24 are checked, and all if a band does not fit
 ) -> list[Finding]:  # empty: all bands fit, or the tiles are too small
     "Check whether all bands of a tile show the same ground: finding `band-elsewhere`."
     seen = [_fine(tiles[i]) for i in spaced(len(tiles))]
-    fits = {(t, k): _ground_match(v, v, k) for t, v in enumerate(seen) for k in range(len(BANDS))}
-    bad = [at for at, fit in fits.items() if fit < _SAME_GROUND]
-    if not bad:
+    if _misfits(seen) and len(seen) < len(tiles):
+        seen = [_fine(tile) for tile in tiles]
+    if not (fits := _misfits(seen)):
         return []
+    bad = list(fits)
     rows = [{"tile": seen[t].id, "band": BANDS[k], "fits": _where_it_fits(seen, t, k)} for t, k in bad]
     named = [f"{r['band']} of {r['tile']}" + (f" (fits {r['fits']})" if r["fits"] else "") for r in rows]
     n, own = len({t for t, _ in bad}), float(np.mean([fits[at] for at in bad]))

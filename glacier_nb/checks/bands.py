@@ -534,6 +534,10 @@ def check_bands(
     "Check the bands of at most 24 tiles."
     samples = [_sample_bands(tiles[k]) for k in spaced(len(tiles))]
     found = _check_finite(samples) + (_check_repeated(samples) or _check_fill(samples))
+    if len(samples) < len(tiles) and any(
+        f.cause == "nodata-as-data" for f in found
+    ):  # the fix needs all values
+        found = _check_finite(samples) + _check_fill([_sample_bands(tile) for tile in tiles])
     samples = [s for s in map(_without_fill, samples) if s.pixels.shape[1] >= _MIN_PIXELS]
     found += _check_flaws(samples)
     flaws = {s.id: _constant_and_copied(s) for s in samples}

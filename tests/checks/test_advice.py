@@ -14,6 +14,7 @@ from fault_setups import band_of_next_tile, mean_filled, quarter, two_classes
 from rasterio.rio.main import main_group
 from scipy import ndimage
 
+from glacier_nb.checks import alignment, bands, labels
 from glacier_nb.checks.alignment import _SYMMETRIES, check_coregistration, check_registration
 from glacier_nb.checks.bands import check_bands
 from glacier_nb.checks.faults import (
@@ -395,3 +396,24 @@ def test_labels_of_other_tiles(tiles):
     assert len(found.numbers["labels"]) >= 7
     assert all(np.array_equal(labels[tile], own[image]) for tile, image in found.numbers["labels"].items())
     assert check_registration([replace(t, label=own[t.id]) for t in spoiled]) == []
+
+
+def test_all_tiles_are_named_not_only_those_of_the_first_look(tiles, monkeypatch):
+    "Some tiles are checked; where something is found, all are, because the fix has to reach them."
+    for module in (bands, labels, alignment):
+        monkeypatch.setattr(module, "spaced", lambda n: list(range(0, n, 2)))
+    ids = [t.id for t in tiles]
+    (fill,) = check_bands(
+        [replace(t, bands=np.where(t.valid, t.bands, -9999), valid=t.valid | True) for t in tiles]
+    )
+    assert list(fill.numbers["values"]) == ids
+    (codes,) = check_labels(exchange(tiles, ("glacier", "debris"), ids[::2]))
+    assert set(ids[::2]) <= {*codes.numbers["tiles"], *codes.numbers["not_clear"]}
+    (coarse,) = check_labels(relabelled(tiles, lambda t: quarter(t.label)))
+    assert coarse.numbers["tiles"] == ids
+    turned = [
+        replace(t, bands=np.stack([*t.bands[:4], t.bands[4, ::-1]]), valid=t.valid & t.valid[::-1])
+        for t in tiles
+    ]
+    (ground,) = check_coregistration(turned)
+    assert [r["tile"] for r in ground.numbers["bands"]] == ids
