@@ -399,6 +399,19 @@ def _check_coarse(
     return [Finding("label-coarse", "warning", evidence, fix, numbers)]
 
 # %% ../../nbs/checks/01_labels.ipynb #1a00001b
+def _check_classes(
+    tiles: Iterable[AnyTile],  # labelled; one after the other in memory
+    names: tuple[str, ...],  # their classes
+    codes: LabelCodes | None,  # of their files, if there are any
+) -> tuple[list[Finding], list[Finding]]:
+    "Findings `label-exchanged` and `label-coarse`."
+    contrasts, labels = {}, {}
+    for tile in (t.read() for t in tiles):
+        contrasts[tile.id] = _contrasts(tile)
+        labels[tile.id] = _label_step(tile.label), *_redrawn(tile.label)
+    return _check_exchanged(names, pd.DataFrame(contrasts).T, codes), _check_coarse(labels)
+
+
 def check_labels(
     tiles: Sequence[AnyTile],  # all tiles of a run
     source: str | Path | Sequence[AnyTile] | None = None,  # as in `check_label_files`; None: no label files
@@ -414,9 +427,7 @@ def check_labels(
     wrong = _check_values(names, counts) or _check_lake_share(names, counts, codes)
     if wrong:
         return wrong
-    contrasts, labels = {}, {}
-    for tile in (tiles[k].read() for k in some):
-        contrasts[tile.id] = _contrasts(tile)
-        labels[tile.id] = _label_step(tile.label), *_redrawn(tile.label)
-    exchanged = _check_exchanged(names, pd.DataFrame(contrasts).T, codes)
-    return (exchanged or _check_nodata(counts)) + _check_coarse(labels) + _check_empty(counts)
+    exchanged, coarse = _check_classes(map(tiles.__getitem__, some), names, codes)
+    if (exchanged or coarse) and len(some) < len(labelled):  # the fix needs the names of all
+        exchanged, coarse = _check_classes(map(tiles.__getitem__, labelled), names, codes)
+    return (exchanged or _check_nodata(counts)) + coarse + _check_empty(counts)
