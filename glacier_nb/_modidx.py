@@ -2497,6 +2497,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'glacier_nb/training/learner.py'),
                                              'glacier_nb.training.learner.Learner.fit': ( 'training/learner.html#learner.fit',
                                                                                           'glacier_nb/training/learner.py'),
+                                             'glacier_nb.training.learner.Learner.matrices': ( 'training/learner.html#learner.matrices',
+                                                                                               'glacier_nb/training/learner.py'),
                                              'glacier_nb.training.learner.Learner.notify': ( 'training/learner.html#learner.notify',
                                                                                              'glacier_nb/training/learner.py'),
                                              'glacier_nb.training.learner.Learner.predict': ( 'training/learner.html#learner.predict',

@@ -62,7 +62,7 @@ def score_run(
     folder = Path(folder)
     best = learner.ranks.broadcast(read_checkpoint(folder / "best.pt") if learner.ranks.rank == 0 else None)
     learner.eval_model.load_state_dict(best["weights"])
-    learner.validate()
+    learner.blocks = {tile: counts.numpy() for tile, counts in best["blocks"].items()}
     if learner.ranks.rank:
         return {}
     cms = [{i: pair[k] for i, pair in learner.matrices.items()} for k in (0, 1)]

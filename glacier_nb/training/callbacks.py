@@ -213,7 +213,8 @@ class RunFolder(Callback):
             with saving(self.folder / "history.jsonl", len(lines)):
                 write_text(self.folder / "history.jsonl", lines)
             if learner.best is learner.record:
-                save_checkpoint(_checkpoint(learner), self.folder / "best.pt")
+                counts = {tile: torch.from_numpy(counts) for tile, counts in learner.blocks.items()}
+                save_checkpoint(_checkpoint(learner) | {"blocks": counts}, self.folder / "best.pt")
         self.save(learner)
 
     def after_fit(self, learner):

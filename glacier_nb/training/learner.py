@@ -158,6 +158,11 @@ class Learner:
         return max(self.history, key=lambda r: r["mcc_valid"], default=None)
 
     @property
+    def matrices(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        "The confusion matrices of each validation tile, of all and of valid pixels, at the last validation."
+        return {tile: tuple(counts.sum(0)) for tile, counts in self.blocks.items()}
+
+    @property
     def batch_shape(self) -> tuple[int, int, int, int]:
         "B, C, h and w of one forward pass, all processes together."
         cfg, train = self.cfg, self.data.train
@@ -393,11 +398,10 @@ def predict(
 
 @patch
 def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid
-    "Loss and pooled MCC on the validation tiles; stores their `matrices`, and those of their `blocks`."
+    "Loss and pooled MCC on the validation tiles; stores the counts of their `blocks`."
     if not self.cfg.sync_batchnorm:  # the statistics of rank 0 for all
         _broadcast_buffers(self.eval_model, self.ranks)
     scores, self.blocks = _validate_tiles(self.data.val, self.predict, self.loss, self.device, self.ranks)
-    self.matrices = {tile: tuple(counts.sum(0)) for tile, counts in self.blocks.items()}
     return scores
 
 # %% ../../nbs/training/05_learner.ipynb #7a1a0002

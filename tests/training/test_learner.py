@@ -334,6 +334,9 @@ def test_averaged_weights_are_validated_and_saved(data, tmp_path):
     assert not torch.equal(averaged[name], raw[name])
     learner.eval_model.load_state_dict(best["weights"])
     assert learner.validate()["mcc_valid"] == best["metrics"]["mcc_valid"]
+    assert best["blocks"].keys() == learner.blocks.keys()
+    for tile, counts in learner.blocks.items():  # the scores are those of the best weights
+        np.testing.assert_array_equal(best["blocks"][tile].numpy(), counts)
 
 
 def test_the_average_follows_its_formula(data, tmp_path):
