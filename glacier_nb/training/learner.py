@@ -140,6 +140,7 @@ class Learner:
         self.records: list[dict] = []  # one a step of the epoch in progress
         self.epoch_seconds = 0.0  # of the epoch in progress, also before the run was resumed
         self.history: list[dict] = []  # one record an epoch
+        self.blocks: dict[str, np.ndarray] = {}  # tile id -> counts (n, 2, C, C) of the last validation
         self.stop = self.interrupted = self.save_requested = False
         self.request, self.stopped_by, self.init_report = StopRequest(), "", None
 
