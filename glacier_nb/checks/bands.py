@@ -65,7 +65,9 @@ def _repeated_share(
     mixed = np.sqrt([2.0, 3, 5, 7, 11]) @ bands.astype(np.float64)  # different for different pixels
     _, which, counts = np.unique(mixed, return_inverse=True, return_counts=True)
     counts[np.argsort(counts)[-3:]] = 0
-    return float((counts[which] > 2).mean())
+    ends = bands == bands.min(1, keepdims=True), bands == bands.max(1, keepdims=True)
+    inside = np.any(ends, 0).sum(0) < 2  # clipped shadow and saturated snow repeat
+    return float(((counts[which] > 2) & inside).mean())
 
 
 def _sample_bands(
