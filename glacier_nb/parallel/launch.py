@@ -269,35 +269,6 @@ class StopRequest:
         "The signal that arrived."
         return signal.Signals(self.number).name if self.number else ""
 
-# %% ../../nbs/parallel/02_launch.ipynb #8ec8dcf8
-@patch
-def __enter__(self: StopRequest) -> StopRequest:
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._before[number] = signal.signal(number, self._record)
-    self._watch.enter_context(_watch_parent(lambda: self._record(signal.SIGTERM, None)))
-    return self
-
-
-@patch
-def __exit__(self: StopRequest, *error) -> None:
-    self._watch.close()
-    while self._before:
-        signal.signal(*self._before.popitem())
-
-
-@patch
-def _record(self: StopRequest, number: int, frame) -> None:
-    "The handler of both signals."
-    if self.number:
-        if number == signal.SIGINT and time.monotonic() - self._since > 1:
-            raise KeyboardInterrupt
-        return
-    self.number, self._since = number, time.monotonic()
-    if self.verbose:
-        print(f"\n{self.name}: stopping after this step; Ctrl-C again stops at once", flush=True)
-
 # %% ../../nbs/parallel/02_launch.ipynb #570993f7
 class _AnyProcess(int):
     "The number of a process that equals every other one."
@@ -328,3 +299,32 @@ def _watch_parent(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         over.set()
         poller.parent_pid = parent
+
+# %% ../../nbs/parallel/02_launch.ipynb #8ec8dcf8
+@patch
+def __enter__(self: StopRequest) -> StopRequest:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._before[number] = signal.signal(number, self._record)
+    self._watch.enter_context(_watch_parent(lambda: self._record(signal.SIGTERM, None)))
+    return self
+
+
+@patch
+def __exit__(self: StopRequest, *error) -> None:
+    self._watch.close()
+    while self._before:
+        signal.signal(*self._before.popitem())
+
+
+@patch
+def _record(self: StopRequest, number: int, frame) -> None:
+    "The handler of both signals."
+    if self.number:
+        if number == signal.SIGINT and time.monotonic() - self._since > 1:
+            raise KeyboardInterrupt
+        return
+    self.number, self._since = number, time.monotonic()
+    if self.verbose:
+        print(f"\n{self.name}: stopping after this step; Ctrl-C again stops at once", flush=True)

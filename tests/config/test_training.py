@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from glacier_nb.augment.photometric import _POLICIES
-from glacier_nb.config.fields import ConfigError
+from glacier_nb.config.fields import ConfigError, check_notebook
 from glacier_nb.config.files import read_config
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.files.paths import atomic_write, project_root, write_text
@@ -307,3 +307,21 @@ def test_a_trial_of_any_config_is_small_and_itself_when_read_again(path):
     assert 0 < cfg.crop_size <= 64
     assert TrainConfig(**asdict(cfg)) == cfg
     assert "trial" in cfg.differences(asdict(read_config(path))), "it is no start of the real run"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"run": 7}, "run = 7 is not allowed.*`-r run TEXT`"),
+        ({"live": "false"}, "live = 'false' is not allowed: expected True or False"),
+        ({"rnu": "a"}, "unknown parameter 'rnu': did you mean 'run'"),
+        ({"minutes": "long"}, "minutes = 'long' is not allowed: expected a number"),
+    ],
+    ids=str,
+)
+def test_the_other_notebooks_check_names_and_types(values, words):
+    good = {"run": "a", "live": True, "minutes": 60, "PAPERMILL_INPUT_PATH": "a.ipynb"}
+    kinds = {"run": str, "live": bool, "minutes": float}
+    check_notebook(good, **kinds)
+    with pytest.raises(ConfigError, match=words):
+        check_notebook(good | values, **kinds)

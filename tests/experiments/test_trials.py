@@ -1,0 +1,55 @@
+"""A trial says nothing about scores: it is no start, no member, no evidence for a next run."""
+
+import pytest
+import torch
+
+from glacier_nb.config.fields import ConfigError
+from glacier_nb.config.training import TrainConfig
+from glacier_nb.experiments.autopilot import _read_start
+from glacier_nb.experiments.proposals import NoProposal, next_run
+from glacier_nb.experiments.rules import RunRecord
+from glacier_nb.experiments.sweep import _plan
+from glacier_nb.files.paths import write_text
+from glacier_nb.models.weights import WeightsError, init_from
+from glacier_nb.runs.compare import compare_runs
+from glacier_nb.runs.folder import RunError, run_state, verdict
+
+
+def test_the_state_and_the_verdict_of_a_run_name_it(tmp_path):
+    TrainConfig(trial=True).save(tmp_path / "config.json")
+    write_text(tmp_path / "metrics.json", "{}")
+    assert run_state(tmp_path) == "trial"
+    assert verdict({"trial": True}).startswith("This is a trial")
+
+
+def test_it_is_not_compared():
+    with pytest.raises(RunError, match="a is a trial"):
+        compare_runs({"a": {"trial": True}, "b": {}})
+
+
+def test_it_gives_no_proposal():
+    trial = RunRecord("a-trial", {"trial": True}, metrics={"mcc": 0.9})
+    found = next_run([trial])
+    assert isinstance(found, NoProposal)
+    assert "a-trial is a trial" in found.why
+    whole = RunRecord("whole", {}, metrics={"mcc": 0.1})
+    assert str(next_run([trial, whole])) == str(next_run([whole])), "the score of the trial does not count"
+
+
+def test_the_autopilot_does_not_start_from_one(tmp_path):
+    path = write_text(tmp_path / "start.yaml", "trial: True")
+    with pytest.raises(ConfigError, match="trial = True is not allowed"):
+        _read_start(path, tmp_path)
+
+
+def test_no_other_run_starts_from_its_weights(tmp_path):
+    model = torch.nn.Conv2d(3, 2, 3)
+    torch.save({"config": {"trial": True}, "weights": model.state_dict()}, tmp_path / "best.pt")
+    with pytest.raises(WeightsError, match="is from a trial"):
+        init_from(model, tmp_path / "best.pt")
+
+
+def test_a_sweep_of_trials_names_their_folders(tmp_path):
+    files = [{"run": "a"}, {"run": "b", "ensemble": "a"}]
+    jobs = _plan(files, {"trial": "True"}, "x-", root=tmp_path)
+    assert [(job.run, job.needs) for job in jobs] == [("x-a-trial", ()), ("x-b-trial", ("x-a-trial",))]
