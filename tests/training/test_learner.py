@@ -294,7 +294,7 @@ def test_a_run_that_ended_early_does_not_train_on_when_resumed(data, tmp_path):
 def test_resuming_does_not_load_initial_weights(data, tmp_path, monkeypatch):
     requested = []
 
-    def unreachable(encoder):
+    def unreachable(encoder, patient=True):
         requested.append(encoder)
         raise WeightsError("no connection")
 
