@@ -393,7 +393,7 @@ def test_last_pt_of_an_older_version_cannot_be_resumed(cut, monkeypatch, capsys)
 def test_the_checkpoint_of_another_config_is_reported_and_not_changed(cut, monkeypatch, capsys):
     before = (cut / "outputs/whole/last.pt").read_bytes()
     status = command(cut, monkeypatch, "--resume", run="whole", lr=0.5, save_minutes=3.0)
-    assert_one_line_error(capsys, status, "last.pt", "lr (saved 0.001, requested 0.5)")
+    assert_one_line_error(capsys, status, "outputs/whole", "lr (saved 0.001, requested 0.5)")
     assert (cut / "outputs/whole/last.pt").read_bytes() == before
 
 
