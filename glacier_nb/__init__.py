@@ -1,6 +1,12 @@
 """Map glaciers from a handful of labelled Landsat tiles; each name below is loaded when it is first used."""
 
+import os
+
 import lazy_loader
+
+# threads of PyTorch that wait leave their cores to others, see parallel/04_threads.ipynb
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 

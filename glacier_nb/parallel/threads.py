@@ -28,7 +28,7 @@ def _convolutions(
     most: int,  # threads that this process may use
 ) -> Callable[[int], float]:  # number of threads -> seconds of one forward and backward pass
     "A small network without random weights, to be timed with any number of threads."
-    images = torch.ones(2 * most, 64, 32, 32).to(memory_format=torch.channels_last)
+    images = torch.ones(6 * most, 64, 32, 32).to(memory_format=torch.channels_last)
     weights = [torch.full((64, 64, 3, 3), 1 / 576, requires_grad=True) for _ in range(4)]
 
     def run() -> None:
@@ -52,14 +52,15 @@ def _faster(
     other: int,  # number of threads, taken unless the first is clearly better
     seconds: Callable[[int], float],  # of a pass with a number of threads
     margin: float,  # share of the time by which the first must be faster
-    rounds: int = 3,  # each times both
+    rounds: int = 3,  # each times both; a single one where the first is clearly slower
     budget: float = 1.0,  # seconds after which no further round begins
 ) -> bool:
     "Is a pass with one number of threads faster than with the other by the margin, in the median?"
     times, start = [], time.perf_counter()
     for _ in range(rounds):
         times.append((seconds(one), seconds(other)))
-        if time.perf_counter() - start > budget:
+        clearly_slower = times[-1][0] > 1.25 * times[-1][1]
+        if clearly_slower or time.perf_counter() - start > budget:
             break
     first, second = (median(side) for side in zip(*times, strict=True))
     return first < (1 - margin) * second
@@ -110,7 +111,7 @@ class _Threads:
         "The best number near the present one."
         counts, seconds = _counts(self.most), self.measure(self.most)
         here = begin = max(k for k, n in enumerate(counts) if n <= self.now)
-        for step, margin in ((-1, 0.15), (1, 0.05)):
+        for step, margin in ((-1, 0.1), (1, 0.05)):
             while 0 <= (k := here + step) < len(counts) and _faster(counts[k], counts[here], seconds, margin):
                 here = k
             if here != begin:
