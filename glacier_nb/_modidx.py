@@ -2346,6 +2346,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'glacier_nb.tiles.splits._jumps': ('tiles/splits.html#_jumps', 'glacier_nb/tiles/splits.py'),
                                          'glacier_nb.tiles.splits._leakage_audit': ( 'tiles/splits.html#_leakage_audit',
                                                                                      'glacier_nb/tiles/splits.py'),
+                                         'glacier_nb.tiles.splits._names_fit': ( 'tiles/splits.html#_names_fit',
+                                                                                 'glacier_nb/tiles/splits.py'),
                                          'glacier_nb.tiles.splits._near_box': ('tiles/splits.html#_near_box', 'glacier_nb/tiles/splits.py'),
                                          'glacier_nb.tiles.splits._near_tiles': ( 'tiles/splits.html#_near_tiles',
                                                                                   'glacier_nb/tiles/splits.py'),

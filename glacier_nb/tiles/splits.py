@@ -240,6 +240,17 @@ def _check_count(n: int, n_folds: int) -> None:
         raise SplitError(what, f"set n_folds = {min(max(n_folds, 2), n)}, and fold to less than that")
 
 
+def _names_fit(
+    tiles: list[AnyTile],  # tiles without a georeference
+) -> bool:
+    "Whether names that stand for rows and columns agree with the pixels."
+    try:
+        _check_names(_with_transforms(tiles))
+    except SplitError:
+        return False
+    return True
+
+
 def _check_footprints(
     tiles: list[AnyTile],  # tiles with a transform
     boxes: np.ndarray,  # (n, 4) where each lies
@@ -260,14 +271,11 @@ def _check_footprints(
     fix = "write the transform of each tile into its files (rio edit-info --transform)"
     if differ == 1:
         fix = "keep one of the copies"
-    try:
-        _check_names(_with_transforms([replace(t, transform=Affine.identity()) for t in tiles]))
+    if _names_fit([replace(t, transform=Affine.identity()) for t in tiles]):
         fix = (
             "remove this transform, so that the names tell row and column: "
             'rio edit-info --transform "[1, 0, 0, 0, 1, 0]" FILE'
         )
-    except SplitError:
-        pass
     raise SplitError(what, fix, SplitCause.FOOTPRINT)
 
 # %% ../../nbs/tiles/06_splits.ipynb #71496979

@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -161,11 +161,11 @@ def restore(
 def drop_optimizer(
     folder: str | os.PathLike,  # of a finished run
 ) -> None:
-    "Remove from `last.pt` what only further training needs; a file that cannot be read or written stays."
+    "Remove from `last.pt` what only further training needs; says where that is impossible."
     path = Path(folder) / "last.pt"
     if not path.exists():
         return
-    with suppress(SaveError, WeightsError):
+    try:
         state = read_checkpoint(path)
         if "optimizer" not in state or state.get("finished"):
             return
@@ -173,6 +173,8 @@ def drop_optimizer(
         if state["average"]:
             state |= {"trained": None, "average": state["average"] | {"weights": state["weights"]}}
         save_checkpoint(state, path)
+    except (SaveError, WeightsError) as e:
+        print(f"the run is finished; its last.pt stays as it is: {e}", flush=True)
 
 # %% ../../nbs/training/06_callbacks.ipynb #0a389455
 class RunFolder(Callback):
