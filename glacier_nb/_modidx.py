@@ -2170,6 +2170,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'glacier_nb/tiles/labels.py'),
                                          'glacier_nb.tiles.labels.LabelCodes.count': ( 'tiles/labels.html#labelcodes.count',
                                                                                        'glacier_nb/tiles/labels.py'),
+                                         'glacier_nb.tiles.labels.LabelCodes.from_one': ( 'tiles/labels.html#labelcodes.from_one',
+                                                                                          'glacier_nb/tiles/labels.py'),
                                          'glacier_nb.tiles.labels.LabelCodes.is_binary': ( 'tiles/labels.html#labelcodes.is_binary',
                                                                                            'glacier_nb/tiles/labels.py'),
                                          'glacier_nb.tiles.labels.LabelCodes.lake_without_ice': ( 'tiles/labels.html#labelcodes.lake_without_ice',

@@ -233,7 +233,7 @@ def _bisect(index, sizes, centres, touch, pixels) -> list[np.ndarray]:
 def _check_count(n: int, n_folds: int) -> None:
     "Raise `SplitError` when so many tiles cannot make so many folds."
     if n < 2:
-        what = f"{n} tiles leave none for training when one is held out: expected at least 2"
+        what = f"{n} tile{'s' * (n != 1)}: expected at least 2, as one is held out"
         raise SplitError(what, "add tiles, or cut this one into several")
     if not 2 <= n_folds <= n:
         what = f"n_folds = {n_folds} is not possible with {n} tiles: expected {'' if n == 2 else '2 to '}{n}"
