@@ -217,13 +217,18 @@ def _facts(
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #d0191808
 _MISPLACED = ("label-turned", "label-elsewhere")  # then classes lie on other ground
+_NO_MEASUREMENTS = (
+    "nodata-as-data",
+    "band-order",
+    "band-elsewhere",
+)  # bands not as the ground
 
 
 def _without_consequences(
     findings: list[Finding],  # of all checks
 ) -> list[Finding]:
-    "Without exchanged codes where all labels are misplaced, or misplaced labels where codes are exchanged."
-    misplaced = any(f.cause in _MISPLACED and f.severity == "fatal" for f in findings)
+    "Without exchanged codes where labels or bands are wrong, or misplaced labels where codes are exchanged."
+    misplaced = any(f.cause in _MISPLACED + _NO_MEASUREMENTS and f.severity == "fatal" for f in findings)
     exchanged = any(f.cause == "label-exchanged" for f in findings)
     hidden = ("label-exchanged",) if misplaced else _MISPLACED if exchanged else ()
     return [f for f in findings if f.cause not in hidden]

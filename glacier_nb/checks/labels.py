@@ -53,9 +53,9 @@ _INTERPOLATED = 0.8  # fraction of odd values between their neighbours; interpol
 def _check_codes(
     found: LabelCodes,  # from `_label_codes`
 ) -> list[Finding]:
-    "Finding `label-codes`: values in the files that are not class codes."
+    "Finding `label-codes`: values that are not class codes and that the reader does not explain."
     (codes, odd), table = found.unknown, found.table
-    if odd.empty:
+    if odd.empty or found.from_one:
         return []
     worst = odd.groupby("path").pixels.sum().idxmax()
     label = read_raster(worst).data[0]

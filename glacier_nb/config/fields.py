@@ -88,6 +88,9 @@ def _from_text(f: Field, types: tuple[type, ...], text: str) -> object:
         return ""
     if bool in types:
         return _WORDS.get(text.strip().lower(), text)
+    if f.metadata["choices"] and text not in f.metadata["choices"]:
+        meant = _to_text(f, _WORDS.get(text.strip().lower(), text))  # no is off
+        return meant if isinstance(meant, str) else text
     return _number(text, types) if int in types or float in types else text
 
 

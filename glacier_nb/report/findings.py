@@ -169,8 +169,9 @@ _SPLIT_FIXES = {
 
 
 def _sentence(text: str) -> str:
-    "A phrase as a sentence."
-    return f"{text[0].upper()}{text[1:].removesuffix('.')}."
+    "A phrase as a sentence; a name such as n_folds at its beginning stays as it is."
+    first = text[0] if "_" in text.split()[0] else text[0].upper()
+    return f"{first}{text[1:].removesuffix('.')}."
 
 
 @patch(cls_method=True)
@@ -191,7 +192,7 @@ def of_error(
     if isinstance(error, TileError) and len(error.args) == 4:
         where, found, expected, fix = (str(a) for a in error.args)
         evidence = f"{Path(where).name} cannot be read: found {found}, expected {expected}."
-        return cls(cause, "fatal", evidence, f"{fix[0].upper()}{fix[1:]}.", {"where": where}, change)
+        return cls(cause, "fatal", evidence, _sentence(fix), {"where": where}, change)
     evidence = f"The tiles could not be read: {type(error).__name__}: {error}"
     return cls(cause, "fatal", evidence, "Fix the cause that the message names.", {}, change)
 

@@ -145,13 +145,21 @@ def _check_lakes(
     raise TileError(first.parent, found, expected, fix, cause=cause)
 
 # %% ../../nbs/tiles/01_labels.ipynb #4c00acad
+@patch(as_prop=True)
+def from_one(self: LabelCodes) -> list[int]:  # the codes; empty: the classes are counted from 0
+    "The codes of labels whose classes seem to be counted from 1."
+    valid = self.table.code[~self.table.nodata] if "nodata" in self.table else self.table.code
+    values = sorted({int(c) for c in valid if c in range(len(CLASSES) + 1)})
+    known = len(values) == valid.nunique(dropna=False)
+    return values if known and values and values[0] and values != [1] else []
+
+
 def _check_first_code(
     found: LabelCodes,  # of a folder
 ) -> None:
     "Raise `TileError` when the classes are counted from 1."
-    valid = found.table[~found.table.nodata]
-    values = sorted({int(c) for c in valid.code if c in range(len(CLASSES) + 1)})
-    if len(values) < valid.code.nunique(dropna=False) or not values or values[0] == 0 or values == [1]:
+    valid, values = found.table[~found.table.nodata], found.from_one
+    if not values:
         return
     zeros = not found.used[found.used.code == 0].empty
     unset = "rio edit-info --unset-nodata FILE"

@@ -63,6 +63,15 @@ FAULTS = {
 }
 
 
+def test_classes_counted_from_one_are_explained_by_the_reader(demo, tmp_path):
+    "Four codes 1 to 4 are no unknown value 4, to be declared as nodata."
+    folder = rewritten(demo, tmp_path / "tiles", lambda y: np.searchsorted(LABEL_CODES, y) + 1, "uint8")
+    assert check_label_files(folder) == []
+    with pytest.raises(TileError, match="counted from 0, in these files it seems from 1") as error:
+        read_tiles(folder)
+    assert Finding.of_error(error.value).fix.startswith("Subtract 1 from all labels")
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_on_disk(demo, tmp_path, name):
     change, dtype, classes, cause = FAULTS[name]

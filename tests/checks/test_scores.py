@@ -77,6 +77,9 @@ def test_consequences_of_misplaced_labels_and_of_exchanged_codes_are_left_out():
         ("label-turned", "warning"),
         ("label-coarse", "warning"),
     ]
+    for cause in ("nodata-as-data", "band-order", "band-elsewhere"):  # bands not as the ground
+        assert causes(finding("label-exchanged", "fatal"), finding(cause, "fatal")) == [(cause, "fatal")]
+        assert len(causes(finding("label-exchanged"), finding(cause))) == 2
 
 
 def test_the_fix_of_a_check_comes_before_that_of_the_error():

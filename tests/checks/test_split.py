@@ -87,6 +87,8 @@ def test_uneven_shares_are_more_than_chance(tiles):
 def test_errors_become_findings(tiles):
     assert Finding.of_error(SplitError("why")).cause == "split-impossible"
     assert Finding.of_error(LeakageError("why")).cause == "split-shared"
+    names = Finding.of_error(SplitError("n_folds = 9 is not possible", "set n_folds = 3"))
+    assert (names.evidence, names.fix) == ("n_folds = 9 is not possible.", "Set n_folds = 3.")
     assert check_sides(Split([], tiles))[0].cause == "split-impossible"
 
 

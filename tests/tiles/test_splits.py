@@ -360,7 +360,7 @@ def test_counts_of_tiles_and_folds():
         assert f"n_folds = {n_folds} is not possible with {n} tiles" in str(error)
         assert f"set n_folds = {fix}," in error.fix
         split(tiles[:n], 0, fix, 4)
-    assert "expected at least 2" in str(refused(lambda: split(tiles[:1], 0), SplitCause.IMPOSSIBLE))
+    assert "1 tile: expected at least 2" in str(refused(lambda: split(tiles[:1], 0), SplitCause.IMPOSSIBLE))
     assert refused(lambda: split(tiles, 5, 3), SplitCause.IMPOSSIBLE).fix == "set fold = 0"
     error = refused(lambda: split(tiles, 0, 2), SplitCause.IMPOSSIBLE)  # a buffer of 32 pixels
     assert "cut tiles of more than 64 rows and columns" in error.fix
