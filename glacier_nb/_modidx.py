@@ -1869,6 +1869,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'glacier_nb.report.report._count': ('report/report.html#_count', 'glacier_nb/report/report.py'),
                                           'glacier_nb.report.report._from_dict': ( 'report/report.html#_from_dict',
                                                                                    'glacier_nb/report/report.py'),
+                                          'glacier_nb.report.report._go_ahead': ( 'report/report.html#_go_ahead',
+                                                                                  'glacier_nb/report/report.py'),
                                           'glacier_nb.report.report._no_problem': ( 'report/report.html#_no_problem',
                                                                                     'glacier_nb/report/report.py'),
                                           'glacier_nb.report.report._not_done': ( 'report/report.html#_not_done',
