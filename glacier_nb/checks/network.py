@@ -93,7 +93,7 @@ def _check_norm_lag(
             "norm-lag",
             "fatal" if worst > _LEFT_FATAL else "warning",
             f"At the end of the run the running statistics of {(table['left'] > _LEFT_WARNING).sum()} of "
-            f"{len(table)} batch norms will still be up to {worst:.0%} their initial values: momentum "
+            f"{len(table)} batch norms will still hold up to {worst:.0%} of their initial values: momentum "
             f"{row['momentum']:g}, {row['steps']:.0f} steps. Usual is below 5 %." + measured,
             f"Set the momentum of the batch norms to at least {3 / row['steps']:.2g}, or train for "
             f"{math.ceil(3 / row['momentum']):,} steps at a momentum of {row['momentum']:g}."

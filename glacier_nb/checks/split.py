@@ -95,7 +95,7 @@ def _check_places(
     sides: Split,  # of a run
 ) -> list[Finding]:  # labels-lost, split-names
     "Check what the buffer costs, and say where the places come from."
-    found, n = [], len(sides.train) + len(sides.dropped)
+    found, n = [], len(sides.train) + len(sides.spare) + len(sides.dropped)
     if sides.left < _LEFT or len(sides.dropped) > _DROPPED * n:
         overlap, (h, w) = sides.overlap, sides.train[0].shape
         evidence = (

@@ -134,7 +134,10 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
     severity = "fatal" if total < _FATAL_SUM and not cfg.init_from else "warning"
     low = peak * _FEW_STEPS < _LOW_SUM or cfg.lr < RECIPE.lr / 3
     alone = low and facts["steps"] >= _FEW_STEPS  # a higher learning rate is enough
-    fix = f"Raise lr, for example to {RECIPE.lr:g}" + ("." if alone else ", and take more steps.")
+    raised = f"Raise lr, for example to {RECIPE.lr:g}" + ("." if alone else ", and take more steps.")
+    soon = f"Set schedule = {RECIPE.schedule!r}: this one lowers the learning rate too early."
+    usual = "Take more steps: the learning rate is usual." if facts["steps"] < _FEW_STEPS else soon
+    fix = usual if cfg.lr >= RECIPE.lr else raised
     return [Finding("lr-low", severity, evidence, fix, _numbers(facts), rate if alone else change)]
 
 

@@ -91,6 +91,8 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"\n{found.tiles} held-out tiles{parts}: difference in MCC, 95 % interval, p of the test,")
         print("p after Holm's correction, and what that says of the run with the higher MCC:")
         print(found.pairs.round(4).to_string(index=False))
+    if trials := list(table.index[table["state"] == "trial"]):
+        print(f"\nNot compared: {', '.join(trials)} (a trial's scores say nothing)")
     return 0
 
 

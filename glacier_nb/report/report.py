@@ -144,6 +144,13 @@ def _checks_summary(report: Report) -> str:
     return done + (f", {len(missing)} not: {names}" if missing else "")
 
 
+def _go_ahead(report: Report) -> str:
+    "What a run without errors is good for."
+    if report.trained and "trial" in report.facts:
+        return "The trial works"
+    return "The run is usable" if report.trained else "You can train"
+
+
 def _verdict(report: Report) -> str:
     "Whether to train, the first finding, and how many others there are."
     first, n = report.first, len(report.findings)
@@ -152,7 +159,7 @@ def _verdict(report: Report) -> str:
     warnings = sum(f.severity == "warning" for f in report.findings)
     name = CAUSES[first.cause]
     if first.severity == "warning":
-        begin = "The run is usable" if report.trained else "You can train"
+        begin = _go_ahead(report)
         if any(f.cause == "below-baseline" for f in report.findings):
             begin = "This run is not good enough to use"
         return f"{begin}. {'1 warning' if warnings == 1 else f'{warnings} warnings, the first'}: {name}."
@@ -167,7 +174,7 @@ def _no_problem(report: Report) -> str:
     done = len(report.checks) - len(_not_done(report))
     if not done:
         return "This run is not verified: no check was done."
-    begin = "The run is usable" if report.trained else "You can train"
+    begin = _go_ahead(report)
     found = "found nothing"
     if n := len(report.findings):
         notes = "1 note" if n == 1 else f"{n} notes, the first"

@@ -20,6 +20,7 @@ from ..metrics.scores import summary
 from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
 from ..prediction.members import Member, PredictError, load_ensemble, load_member
 from ..prediction.views import PLAIN, View, make_views
+from .folder import read_history, read_json
 from ..training.callbacks import drop_optimizer
 from ..training.checkpoints import read_checkpoint, saving
 from ..training.learner import Learner
@@ -111,10 +112,12 @@ def _evaluation(learner: Learner, folder: Path, progress: bool) -> dict | None:
 def save_metrics(
     folder: str | os.PathLike,  # run folder
     metrics: dict,  # from `score_run`
-    seconds: float,  # that the run took
+    seconds: float,  # that the run took since it began or was resumed
 ) -> None:
     "Write metrics.json and drop the optimizer: the run is finished. Raises SaveError when the disk is full."
     path = Path(folder) / "metrics.json"
+    before = read_json(path)["seconds"] if path.is_file() else 0.0  # a finished run, resumed, takes seconds
+    seconds = max(seconds, before, sum(epoch.get("seconds", 0.0) for epoch in read_history(path.parent)))
     metrics = metrics | ({"trial": True} if metrics.get("parameters", {}).get("trial") else {})
     text = json.dumps(metrics | {"seconds": round(seconds, 1)}, indent=1) + "\n"
     with saving(path, len(text)):

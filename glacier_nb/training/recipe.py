@@ -70,7 +70,9 @@ def _few_tiles(
         counts = np.array([tile.class_counts() for tile in tiles])
         richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1]]
         chosen.append([tiles[k] for k in sorted(list(dict.fromkeys([*richest, *range(len(tiles))]))[:most])])
-    return replace(sides, train=chosen[0], val=chosen[1])
+    labels = round(sum(int(tile.class_counts().sum()) for tile in chosen[0]) / sides.left)
+    spare = {tile.id for tile in sides.train} - {tile.id for tile in chosen[0]}
+    return replace(sides, train=chosen[0], val=chosen[1], labels=labels, spare=spare)
 
 
 def prepare_data(

@@ -291,3 +291,17 @@ def test_explained():
     groups = torch.tensor([[0, 0, 1, 1]])
     image = torch.tensor([[[1.0, 1.0, 2.0, 2.0]], [[1.0, 2.0, 1.0, 2.0]], [[1.0, 1.0, 1.0, 1.0]]])
     np.testing.assert_allclose(_explained_variance(image, groups), [1, 0, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"samples_per_epoch": 64, "epochs": 2}, "Take more steps: the learning rate is usual."),
+        ({"lr": 1e-4}, "Raise lr, for example to 0.001."),
+    ],
+)
+def test_the_advice_for_small_movements_names_what_is_unusual(data, changes, fix):
+    cfg = TrainConfig(**changes)
+    found = [f for f in check_budget(cfg, data.train) if f.cause == "lr-low"]
+    assert [f.fix.startswith(fix) for f in found] == [True]
+    assert check_budget(TrainConfig(**(asdict(cfg) | found[0].change)), data.train) == []

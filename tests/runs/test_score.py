@@ -1,5 +1,6 @@
 """Scoring a run: the per-pixel baselines are cached by tiles, split, labels and seed."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import pytest
 
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.files.paths import write_text
 from glacier_nb.runs import score
+from glacier_nb.runs.folder import read_json
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import split
 
@@ -37,3 +40,14 @@ def test_baselines_are_fitted_once_for_the_same_tiles_split_and_seed(fits):
     assert rules(without_debris) != first
     rules(tiles, seed=1)
     assert len(fits) == 4
+
+
+def test_a_resumed_run_reports_the_time_of_all_its_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "drop_optimizer", lambda folder: None)
+    epochs = [{"epoch": k, "step": k, "seconds": 20.0} for k in range(2)]
+    write_text(tmp_path / "history.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    score.save_metrics(tmp_path, {"mcc": 0.5}, 30.0)
+    assert read_json(tmp_path / "metrics.json")["seconds"] == 40
+    score.save_metrics(tmp_path, {"mcc": 0.5}, 55.0)
+    score.save_metrics(tmp_path, {"mcc": 0.5}, 2.0)
+    assert read_json(tmp_path / "metrics.json")["seconds"] == 55, "a finished run was resumed"
