@@ -24,6 +24,10 @@ def _run(path: Path, environment: dict[str, str], log: Path) -> None:
     os.environ |= environment
     from nbdev.test import test_nb
 
+    from glacier_nb.parallel import launch
+
+    start = launch.start_processes  # new interpreters, seconds each, start in tests/parallel/test_launch.py
+    launch.start_processes = lambda *args, **options: start(*args, **options | {"start_method": "fork"})
     passed, _seconds = test_nb(path, skip_flags=SKIPPED, basepath=ROOT)
     raise SystemExit(not passed)
 
