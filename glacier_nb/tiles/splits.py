@@ -8,7 +8,7 @@ __all__ = ['SplitCause', 'SplitError', 'spatial_folds', 'fold_table', 'Split', '
 # %% ../../nbs/tiles/06_splits.ipynb #a57b8dd1
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -233,7 +233,7 @@ def _bisect(index, sizes, centres, touch, pixels) -> list[np.ndarray]:
 def _check_count(n: int, n_folds: int) -> None:
     "Raise `SplitError` when so many tiles cannot make so many folds."
     if n < 2:
-        what = f"{n} tiles leave none for training when one is held out: expected at least 2"
+        what = f"{n} tile{'s' * (n != 1)}: expected at least 2, as one is held out"
         raise SplitError(what, "add tiles, or cut this one into several")
     if not 2 <= n_folds <= n:
         what = f"n_folds = {n_folds} is not possible with {n} tiles: expected {'' if n == 2 else '2 to '}{n}"
@@ -378,6 +378,7 @@ class Split:
     named: bool = False  # whether the places are those that the names of the tiles imply
     labels: int = 0  # labelled training pixels before the buffer; 0: not known
     overlap: float = 0.0  # of a tile, in the median, with the tile that covers most of it
+    spare: Collection[str] = ()  # ids of training tiles with labels that a trial does without
 
     def __iter__(self) -> Iterator[list[AnyTile]]:
         return iter((self.train, self.val))
@@ -447,7 +448,9 @@ def left(self: Split) -> float:  # fraction; 1: not known
 @patch(as_prop=True)
 def dropped(self: Split) -> list[str]:  # ids
     "The training tiles that the buffer leaves no label."
-    return sorted(self.folds.keys() - {t.id for side in self for t in side})
+    held = {self.folds.get(t.id) for t in self.val}
+    away = {i for i, fold in self.folds.items() if fold not in held}
+    return sorted(away.difference(self.spare, [t.id for t in self.train]))
 
 # %% ../../nbs/tiles/06_splits.ipynb #c4f42c0b
 _PARTS = ("shared pixels", "turned copy")  # kinds that are found by content alone
