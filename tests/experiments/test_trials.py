@@ -82,6 +82,9 @@ def test_the_verdict_of_its_diagnosis_does_not_call_it_usable():
 def test_the_command_says_that_it_compares_none(tmp_path, capsys):
     (tmp_path / "a-trial").mkdir()
     TrainConfig(trial=True).save(tmp_path / "a-trial" / "config.json")
-    write_text(tmp_path / "a-trial" / "metrics.json", '{"mcc": 0.5, "trial": true}')
+    write_text(
+        tmp_path / "a-trial" / "metrics.json",
+        '{"mcc": 0.5, "mcc_valid": 0.5, "best_epoch": 1, "ci95": [0.4, 0.6], "trial": true}',
+    )
     main(["compare", "--outputs", str(tmp_path)])
     assert "Not compared: a-trial" in capsys.readouterr().out
