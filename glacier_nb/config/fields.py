@@ -111,16 +111,16 @@ def _to_text(f: Field, value: object) -> object:
 # %% ../../nbs/config/00_fields.ipynb #d6dfff9b
 def _ids_text(
     name: str,  # of a parameter that holds tile ids
-    ids: str | Iterable[str],  # a list, or text with commas
+    ids: str | Iterable[str],  # a list, or text with commas, perhaps written as a list
 ) -> str:  # sorted, each id once
     "Tile ids as one text, so that configs with the same tiles are equal. Raises ConfigError for numbers."
-    parts = ids.split(",") if isinstance(ids, str) else ids
+    parts = ids.strip("[] ").split(",") if isinstance(ids, str) else ids
     if not isinstance(parts, list | tuple | set) or not all(isinstance(i, str) for i in parts):
         raise ConfigError(
             f"{name} = {ids!r} is not allowed: expected tile ids as text. A single id such as 02_07 is read "
             f"as a number: put it in quotes in a parameter file, and write -r {name} 02_07 in a command"
         )
-    return ",".join(sorted({i.strip() for i in parts} - {""}))
+    return ",".join(sorted({i.strip(" '\"") for i in parts} - {""}))
 
 # %% ../../nbs/config/00_fields.ipynb #368f13b6
 def coerce(

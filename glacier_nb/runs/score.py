@@ -78,6 +78,7 @@ def score_run(
         "started_from": str(learner.model.started_from),
         "initial_weights": learner.model.started_from.to_dict(),
         "parameters": asdict(learner.cfg),
+        **({"trial": True} if learner.cfg.trial else {}),
     }
 
 
@@ -118,7 +119,6 @@ def save_metrics(
     path = Path(folder) / "metrics.json"
     before = read_json(path)["seconds"] if path.is_file() else 0.0  # a finished run, resumed, takes seconds
     seconds = max(seconds, before, sum(epoch.get("seconds", 0.0) for epoch in read_history(path.parent)))
-    metrics = metrics | ({"trial": True} if metrics.get("parameters", {}).get("trial") else {})
     text = json.dumps(metrics | {"seconds": round(seconds, 1)}, indent=1) + "\n"
     with saving(path, len(text)):
         write_text(path, text)

@@ -114,6 +114,7 @@ def test_reading_without_a_run_names_them_and_a_way_out(folder):
 def test_ids_of_a_config(folder):
     cfg = config(folder, ids=["02_03", "01_01", "01_01 "])
     assert cfg.ids == "01_01,02_03"
+    assert config(folder, ids="['02_03', '01_01']").ids == cfg.ids
     assert cfg == config(folder, ids=" 02_03, 01_01,") == TrainConfig(**asdict(cfg))
     assert [t.id for t in run_tiles(replace(cfg, n_folds=2))] == ["01_01", "02_03"]
     assert not cfg.differences(asdict(config(folder, ids="02_03,01_01")))
