@@ -233,10 +233,12 @@ def _upstream_mean(
     y, x = np.nonzero(ice)
     total = np.zeros((len(fields), y.size), np.float32)
     y, x = y.astype(np.float32), x.astype(np.float32)
+    rows, columns = ice.shape
     for _ in range(steps):
-        i = np.rint(y).astype(int).clip(0, ice.shape[0] - 1), np.rint(x).astype(int).clip(0, ice.shape[1] - 1)
-        total += np.stack([f[i] for f in fields])
-        y, x = y + gy[i], x + gx[i]
+        i = np.rint(y).astype(int).clip(0, rows - 1) * columns + np.rint(x).astype(int).clip(0, columns - 1)
+        for sums, field in zip(total, fields, strict=True):
+            sums += field.take(i)
+        y, x = y + gy.take(i), x + gx.take(i)
     out = np.zeros((len(fields), *ice.shape), np.float32)
     out[:, ice] = total / steps
     return list(out)
