@@ -153,7 +153,9 @@ def test_checkpoint_is_all_that_prediction_needs(data, whole, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains(data, tmp_path, precision):
     small = {"decoder_attention": "none"}  # half precision is emulated on a CPU
-    cfg = replace(TINY, **small, precision=precision, epochs=1, samples_per_epoch=4, batch_size=2)
+    cfg = replace(
+        TINY, **small, precision=precision, epochs=1, warmup_epochs=0, samples_per_epoch=4, batch_size=2
+    )
     learner = run(data, tmp_path / precision, cfg)
     assert all(np.isfinite(r["train_loss"]) and np.isfinite(r["val_loss"]) for r in learner.history)
     assert next(learner.model.parameters()).dtype == torch.float32
