@@ -284,9 +284,7 @@ def _code_names(
     one, other = pair.split(" and ")
     if codes is None or (len(names) == 2 and not codes.is_binary()):
         return [one, other]
-    known, _ = codes.unknown
-    if len(names) == 2:
-        known = (known[0], known[-1] if known == LABEL_CODES else known[1])
+    known = codes.binary_codes if len(names) == 2 else codes.unknown[0]
     return [f"{c} ({known[names.index(c)]})" for c in (one, other)]
 
 

@@ -73,7 +73,7 @@ class _Threads:
         self.measure, self.fixed, self.due, self.most, self.now = measure, False, 0.0, 0, 0
 
     def choose(self, threads: int | str, start: int = 0) -> int:
-        "Take a number, or measure from a number on (0: all); raises ConfigError for others."
+        "Take a number, or begin with one (0: all) and measure at the next look; raises ConfigError."
         self._notice()
         if threads != "auto" and (
             isinstance(threads, bool) or not str(threads).isdecimal() or int(threads) < 1
@@ -82,9 +82,7 @@ class _Threads:
                 f"threads = {threads!r} is not allowed: expected auto or a number of at least 1"
             )
         self.fixed, self.due = threads != "auto", 0.0
-        if self.fixed or start:
-            return self._set(int(threads) if self.fixed else min(start, self.most))
-        return self.look()
+        return self._set(int(threads) if self.fixed else min(start or self.most, self.most))
 
     def look(self) -> int:
         "The number of threads from now on, compared with its neighbours when that is due."
@@ -123,7 +121,7 @@ _process = _Threads()
 
 
 def fit_threads(
-    threads: int | str | None = None,  # a number, or auto: as the load allows; None: as said before
+    threads: int | str | None = None,  # a number; auto: measured from the next call on; None: as said before
     start: int = 0,  # for auto: the number a run had when it was saved; 0: all
 ) -> int:  # threads from now on
     "Compute with as many threads as the load leaves room for. Raises `ConfigError` for other values."

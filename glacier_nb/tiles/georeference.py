@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from fastcore.basics import patch
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import Affine, from_gcps
@@ -101,14 +102,13 @@ def _fitted(
     return fit
 
 
-def _of(
+@patch(cls_method=True)
+def of(
+    cls: Georeference,
     file: rasterio.DatasetReader,  # an open file
 ) -> Georeference:
     "The georeference of a file, from its transform or its ground control points. Raises `TileError`."
     gcps, crs = file.gcps
     if gcps and file.transform.is_identity:
-        return Georeference(_horizontal(crs or file.crs), _fitted(gcps, Path(file.name)))
-    return Georeference(_horizontal(file.crs), file.transform)
-
-
-Georeference.of = staticmethod(_of)
+        return cls(_horizontal(crs or file.crs), _fitted(gcps, Path(file.name)))
+    return cls(_horizontal(file.crs), file.transform)

@@ -101,14 +101,19 @@ class LabelScheme:
     codes: dict[int, int]  # code on disk -> class index
 
 
+@patch(as_prop=True)
+def binary_codes(self: LabelCodes) -> tuple[int, int]:
+    "What background and glacier are in binary labels of this coding: 0 and 255, or 0 and 1."
+    return BINARY_CODES if self.unknown[0] == LABEL_CODES else _INDEX_CODES[:2]
+
+
 @patch
 def is_binary(
     self: LabelCodes,
     classes: str = "auto",  # label scheme: auto, four or binary
 ) -> bool:
     "Whether the labels are read as background and glacier, because they have no other class."
-    codes, _odd = self.unknown
-    two = BINARY_CODES if codes == LABEL_CODES else _INDEX_CODES[:2]
+    codes, two = self.unknown[0], self.binary_codes
     present = set(self.used.code[self.used.code.isin(codes)])
     return classes != "four" and two[1] in present and present <= set(two)
 
@@ -214,8 +219,7 @@ def scheme(
     codes = _known_codes(self)
     _check_nodata_codes(self)
     if self.is_binary(classes):
-        two = BINARY_CODES if codes == LABEL_CODES else _INDEX_CODES[:2]
-        return LabelScheme(BINARY_CLASSES, dict(zip(two, (0, 1), strict=True)))
+        return LabelScheme(BINARY_CLASSES, dict(zip(self.binary_codes, (0, 1), strict=True)))
     if codes == LABEL_CODES:
         _check_lakes(self)
     if classes == "binary":

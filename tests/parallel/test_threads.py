@@ -40,6 +40,12 @@ class Machine:
         return (0.1 + 0.9 / threads) * 3.0 ** max(0, threads + self.busy - 8)
 
 
+def measured(load, threads="auto"):
+    "What is chosen at the first look."
+    load.choose(threads)
+    return load.look()
+
+
 def best(machine):
     return min(machine.seconds(n) for n in range(1, 9))
 
@@ -47,7 +53,7 @@ def best(machine):
 @pytest.mark.parametrize("busy", range(9))
 def test_the_choice_is_near_the_best_for_each_load(busy):
     machine = Machine(busy)
-    chosen = _Threads(machine).choose("auto")
+    chosen = measured(_Threads(machine))
     assert machine.seconds(chosen) <= 1.3 * best(machine)
     assert (chosen == 8) == (busy == 0)
 
@@ -55,7 +61,7 @@ def test_the_choice_is_near_the_best_for_each_load(busy):
 def test_all_threads_return_when_the_load_is_gone():
     machine = Machine(7)
     load = _Threads(machine)
-    assert load.choose("auto") == 1
+    assert measured(load) == 1
     machine.busy, load.due = 0, 0.0
     assert load.look() == 8 == torch.get_num_threads()
 
@@ -64,19 +70,19 @@ def test_a_small_difference_changes_nothing():
     def noisy(most):
         return lambda threads: {8: 1.0, 6: 0.9}.get(threads, 2.0)
 
-    assert _Threads(noisy).choose("auto") == 8
+    assert measured(_Threads(noisy)) == 8
 
 
 def test_looking_again_waits_until_it_costs_a_hundredth():
     machine = Machine()
     load = _Threads(machine)
-    load.choose("auto")
-    measured = machine.passes
+    measured(load)
+    passes = machine.passes
     assert load.look() == 8
-    assert machine.passes == measured
+    assert machine.passes == passes
     load.due = 0.0
     assert load.look() == 8
-    assert machine.passes > measured
+    assert machine.passes > passes
 
 
 @pytest.mark.parametrize("threads", [3, "3"])
@@ -85,6 +91,14 @@ def test_a_number_is_kept_whatever_the_load(threads):
     load = _Threads(machine)
     assert load.choose(threads) == load.look() == torch.get_num_threads() == 3
     assert not machine.passes
+
+
+def test_nothing_is_measured_before_the_first_look():
+    machine = Machine(4)
+    load = _Threads(machine)
+    assert load.choose("auto") == 8
+    assert not machine.passes
+    assert load.look() == 4
 
 
 def test_a_run_goes_on_with_the_number_it_had():
@@ -132,7 +146,7 @@ def test_no_further_round_begins_when_the_budget_is_used_up():
 def test_one_thread_needs_no_measurement():
     torch.set_num_threads(1)
     machine = Machine()
-    assert _Threads(machine).choose("auto") == 1
+    assert measured(_Threads(machine)) == 1
     assert not machine.passes
 
 
