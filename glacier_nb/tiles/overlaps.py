@@ -132,21 +132,26 @@ def find_overlaps(
     "The tiles that hold the same pixels: shifted, mirrored or turned, but neither resampled nor recoded."
     n, every = len(marks), [*marks, *(others or ())]
     hashes = np.concatenate([m.hashes for m in every] or [np.zeros(0, np.uint64)])
-    tile = np.repeat(np.arange(len(every)), [len(m.hashes) for m in every])
-    places = np.concatenate([m.places for m in every] or [np.zeros((0, 2), np.int32)]).astype(np.int64)
     order, pairs = np.argsort(hashes, kind="stable"), []
+    hashes = hashes[order]
+    tile = np.repeat(np.arange(len(every), dtype=np.int32), [len(m.hashes) for m in every])[order]
     for lag in range(1, min(_LAGS, len(order))):
-        i, j = order[:-lag], order[lag:]
-        across = tile[i] != tile[j] if others is None else (tile[i] < n) & (tile[j] >= n)
-        same = across & (hashes[i] == hashes[j])
-        pairs.append(np.stack([i[same], j[same]]))
+        a, b = tile[:-lag], tile[lag:]
+        across = a != b if others is None else (a < n) & (b >= n)
+        first = np.flatnonzero(across & (hashes[:-lag] == hashes[lag:]))
+        pairs.append(np.stack([first, first + lag]))
     i, j = np.concatenate(pairs, 1) if pairs else np.zeros((2, 0), np.int64)
-    pair = tile[i] * len(every) + tile[j]
+    starts = np.cumsum([0, *(len(m.hashes) for m in every)])
+    pair = tile[i].astype(np.int64) * len(every) + tile[j]
     (keys, count), by_pair = np.unique(pair, return_counts=True), np.argsort(pair, kind="stable")
     found = []
     for key, end, size in zip(keys, count.cumsum(), count, strict=True):
         if size >= _LEAST:
             at = by_pair[end - size : end]
-            overlap = _overlap(*divmod(int(key), len(every)), places[i[at]], places[j[at]], every)
+            a, b = divmod(int(key), len(every))
+            ours, theirs = (
+                every[t].places[order[k[at]] - starts[t]].astype(np.int64) for t, k in ((a, i), (b, j))
+            )
+            overlap = _overlap(a, b, ours, theirs, every)
             found += [overlap] if overlap else []
     return found if others is None else [replace(o, b=o.b - n) for o in found]

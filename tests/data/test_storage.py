@@ -376,10 +376,11 @@ def test_the_data_of_a_run_can_be_pickled(folder):
     assert same_tiles(data.val_tiles, other.val_tiles)
 
 
-def test_memory_does_not_grow_with_the_tiles(tmp_path):
+def _peaks(folders, cache, out):
+    "Peak memory of a process that opens and crops a few and many tiles, twice each; sizes of their arrays."
+    os.environ["GLACIER_NB_CACHE"] = cache
     peaks, arrays = {}, {}
-    for n in (1, 6):
-        folder = write_folder(tmp_path / f"of{n * 9}", n, 9, 64)
+    for n, folder in folders.items():
         cfg = replace(disk(), data_dir=str(folder))
         for start in ("first", "second"):
             _read.cache_clear()
@@ -391,6 +392,19 @@ def test_memory_does_not_grow_with_the_tiles(tmp_path):
             peaks[n, start] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         arrays[n] = data.train.nbytes + data.val.nbytes
+    out.send((peaks, arrays))
+
+
+def test_memory_does_not_grow_with_the_tiles(tmp_path, own_cache):
+    "In a process of its own, as what other tests leave behind changes the peaks."
+    folders = {n: write_folder(tmp_path / f"of{n * 9}", n, 9, 64) for n in (1, 6)}
+    context = multiprocessing.get_context("forkserver")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_peaks, args=(folders, str(own_cache), send))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    peaks, arrays = receive.recv()
     assert peaks[6, "second"] - peaks[1, "second"] < (arrays[6] - arrays[1]) / 15  # some KB a tile
     assert peaks[6, "first"] < 0.7 * arrays[6]  # half of that is the distance map of the probe
 
