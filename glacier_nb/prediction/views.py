@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..augment.geometry import turn
 from ..config.fields import check_known
-from ..config.training import parse_scales
+from ..config.combinations import parse_scales
 
 # %% ../../nbs/prediction/00_views.ipynb #e574b6f0
 @dataclass(frozen=True)

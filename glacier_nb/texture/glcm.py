@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from ..config.training import GLCM_FEATURES as FEATURES
+from ..config.combinations import GLCM_FEATURES as FEATURES
 from .numba_kernels import LookupTables, glcm_part, pair_offsets
 from .torch_kernels import glcm_tensor
 

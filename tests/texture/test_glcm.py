@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from skimage import data as pictures
 from skimage.feature import graycomatrix, graycoprops
 
-from glacier_nb.config.training import GLCM_FEATURES as FEATURES
+from glacier_nb.config.combinations import GLCM_FEATURES as FEATURES
 from glacier_nb.texture import numba_kernels
 from glacier_nb.texture.glcm import GlcmError, _in_parts, _quantise, glcm, glcm_blocks
 from glacier_nb.texture.numba_kernels import pair_offsets
