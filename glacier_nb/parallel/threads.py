@@ -11,7 +11,6 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from torch.nn.functional import conv2d
 
 from ..config.fields import ConfigError
 
@@ -24,18 +23,10 @@ def _counts(
     return sorted({n for n in counts if n < most} | {most})
 
 # %% ../../nbs/parallel/04_threads.ipynb #8ecd7cbc
-def _convolutions(
-    most: int,  # threads that this process may use
-) -> Callable[[int], float]:  # number of threads -> seconds of one forward and backward pass
-    "A small network without random weights, to be timed with any number of threads."
-    images = torch.ones(6 * most, 64, 32, 32).to(memory_format=torch.channels_last)
-    weights = [torch.full((64, 64, 3, 3), 1 / 576, requires_grad=True) for _ in range(4)]
-
-    def run() -> None:
-        x = images
-        for weight in weights:
-            x = conv2d(x, weight, padding=1).relu()
-        torch.autograd.grad(x.sum(), weights)
+def _timer(
+    run: Callable[[], object],  # a pass of a network
+) -> Callable[[int], float]:  # number of threads -> seconds of a pass
+    "A pass that can be timed with any number of threads."
 
     def seconds(threads: int) -> float:
         torch.set_num_threads(threads)
@@ -53,7 +44,7 @@ def _faster(
     seconds: Callable[[int], float],  # of a pass with a number of threads
     margin: float,  # share of the time by which the first must be faster
     rounds: int = 3,  # each times both; a single one where the first is clearly slower
-    budget: float = 1.0,  # seconds after which no further round begins
+    budget: float = 2.0,  # seconds after which no further round begins
 ) -> bool:
     "Is a pass with one number of threads faster than with the other by the margin, in the median?"
     times, start = [], time.perf_counter()
@@ -69,8 +60,8 @@ def _faster(
 class _Threads:
     "The number of threads of this process, looked at again from time to time."
 
-    def __init__(self, measure: Callable[[int], Callable[[int], float]] = _convolutions):
-        self.measure, self.fixed, self.due, self.most, self.now = measure, False, 0.0, 0, 0
+    def __init__(self, timer: Callable[[Callable], Callable[[int], float]] = _timer):
+        self.timer, self.fixed, self.due, self.most, self.now = timer, False, 0.0, 0, 0
 
     def choose(self, threads: int | str, start: int = 0) -> int:
         "Take a number, or begin with one (0: all) and measure at the next look; raises ConfigError."
@@ -84,13 +75,13 @@ class _Threads:
         self.fixed, self.due = threads != "auto", 0.0
         return self._set(int(threads) if self.fixed else min(start or self.most, self.most))
 
-    def look(self) -> int:
+    def look(self, run: Callable[[], object]) -> int:
         "The number of threads from now on, compared with its neighbours when that is due."
         self._notice()
         begin = time.perf_counter()
         if self.fixed or self.most == 1 or begin < self.due:
             return self.now
-        self._set(self._fastest())
+        self._set(self._fastest(self.timer(run)))
         end = time.perf_counter()
         self.due = end + 99 * (end - begin)
         return self.now
@@ -105,9 +96,9 @@ class _Threads:
         self.now = torch.get_num_threads()
         return self.now
 
-    def _fastest(self) -> int:
+    def _fastest(self, seconds: Callable[[int], float]) -> int:
         "The best number near the present one."
-        counts, seconds = _counts(self.most), self.measure(self.most)
+        counts = _counts(self.most)
         here = begin = max(k for k, n in enumerate(counts) if n <= self.now)
         for step, margin in ((-1, 0.1), (1, 0.05)):
             while 0 <= (k := here + step) < len(counts) and _faster(counts[k], counts[here], seconds, margin):
@@ -121,8 +112,11 @@ _process = _Threads()
 
 
 def fit_threads(
-    threads: int | str | None = None,  # a number; auto: measured from the next call on; None: as said before
+    threads: int | str | None = None,  # a number; auto: measured from the next pass on; None: as said before
     start: int = 0,  # for auto: the number a run had when it was saved; 0: all
+    run: Callable[[], object] | None = None,  # a pass of a network, timed when a comparison is due
 ) -> int:  # threads from now on
     "Compute with as many threads as the load leaves room for. Raises `ConfigError` for other values."
-    return _process.look() if threads is None else _process.choose(threads, start)
+    if threads is not None:
+        _process.choose(threads, start)
+    return _process.look(run) if run else torch.get_num_threads()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,10 +159,10 @@ class Member:
         self, image: Tensor
     ) -> Tensor:  # (B, C, H, W) of any size -> (B, n_classes, H, W) float32 logits
         "Logits, computed in the member's precision."
-        if self.device.type == "cpu":
-            fit_threads()
         off = self.dtype == torch.float32
         with nullcontext() if off else torch.autocast(self.device.type, dtype=self.dtype):
+            if self.device.type == "cpu":
+                fit_threads(run=partial(predict_logits, self.model, image[:1, :, :256, :256]))
             return predict_logits(self.model, image)
 
 # %% ../../nbs/prediction/01_members.ipynb #86a24148

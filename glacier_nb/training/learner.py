@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -306,7 +307,7 @@ def train_step(
     group: list[dict],  # the parts of one optimizer step
 ) -> dict[str, float]:
     "One optimizer step; raises TrainingError when the loss or the gradient is not finite."
-    self._look_at_load()
+    self._look_at_load(group[0]["image"])
     lr, sums = self.rate(self.step), {}
     for params in self.optimizer.param_groups:
         params["lr"] = lr
@@ -338,10 +339,26 @@ def batch_loss(
     return self.loss(logits, batch["label"], batch["valid"], batch.get("distance"), self.ranks)
 
 # %% ../../nbs/training/05_learner.ipynb #d843f9c4
+def _map_part(
+    learner: Learner,  # its network is unchanged
+    image: Tensor,  # (B, C, H, W) of a batch
+) -> None:
+    "Predict a part of a batch of at most 256 x 256 pixels, to see how long it takes."
+    part = image[: max(1, 256**2 // (image.shape[-2] * image.shape[-1])), :, :256, :256]
+    modes = [(module, module.training) for module in learner.model.modules()]
+    learner.model.eval()
+    try:
+        with learner.autocast():
+            predict_logits(learner.model, part)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @patch
-def _look_at_load(self: Learner) -> None:
+def _look_at_load(self: Learner, image: Tensor) -> None:
     "On the CPU, compute with as many threads as other programs leave room for."
-    self.threads = fit_threads() if self.threads else 0
+    self.threads = fit_threads(run=partial(_map_part, self, image)) if self.threads else 0
 
 # %% ../../nbs/training/05_learner.ipynb #0cde9355
 @patch
@@ -391,7 +408,7 @@ def predict(
     batch: dict[str, Tensor],  # with `image` (B, C, H, W)
 ) -> Tensor:  # (B, n_classes, H, W) float32 logits
     "Logits of whole tiles, in the run's precision."
-    self._look_at_load()
+    self._look_at_load(batch["image"])
     self.eval_model.eval()
     with self.autocast():
         return predict_logits(self.eval_model, batch["image"])

@@ -9,7 +9,7 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.parallel import threads as module
-from glacier_nb.parallel.threads import _convolutions, _counts, _faster, _Threads, fit_threads
+from glacier_nb.parallel.threads import _counts, _faster, _Threads, _timer, fit_threads
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.recipe import prepare_data
@@ -25,13 +25,17 @@ def eight(monkeypatch):
     torch.set_num_threads(before)
 
 
+def run():
+    "A pass that takes no time."
+
+
 class Machine:
     "Eight cores; a thread that shares a core makes all others wait for it."
 
     def __init__(self, busy: int = 0):
         self.busy, self.passes = busy, 0
 
-    def __call__(self, most):
+    def __call__(self, run):
         return self.seconds
 
     def seconds(self, threads):
@@ -43,7 +47,7 @@ class Machine:
 def measured(load, threads="auto"):
     "What is chosen at the first look."
     load.choose(threads)
-    return load.look()
+    return load.look(run)
 
 
 def best(machine):
@@ -63,11 +67,11 @@ def test_all_threads_return_when_the_load_is_gone():
     load = _Threads(machine)
     assert measured(load) == 1
     machine.busy, load.due = 0, 0.0
-    assert load.look() == 8 == torch.get_num_threads()
+    assert load.look(run) == 8 == torch.get_num_threads()
 
 
 def test_a_small_difference_changes_nothing():
-    def noisy(most):
+    def noisy(run):
         return lambda threads: {8: 1.0, 6: 0.9}.get(threads, 2.0)
 
     assert measured(_Threads(noisy)) == 8
@@ -78,10 +82,10 @@ def test_looking_again_waits_until_it_costs_a_hundredth():
     load = _Threads(machine)
     measured(load)
     passes = machine.passes
-    assert load.look() == 8
+    assert load.look(run) == 8
     assert machine.passes == passes
     load.due = 0.0
-    assert load.look() == 8
+    assert load.look(run) == 8
     assert machine.passes > passes
 
 
@@ -89,7 +93,7 @@ def test_looking_again_waits_until_it_costs_a_hundredth():
 def test_a_number_is_kept_whatever_the_load(threads):
     machine = Machine(8)
     load = _Threads(machine)
-    assert load.choose(threads) == load.look() == torch.get_num_threads() == 3
+    assert load.choose(threads) == load.look(run) == torch.get_num_threads() == 3
     assert not machine.passes
 
 
@@ -98,7 +102,7 @@ def test_nothing_is_measured_before_the_first_look():
     load = _Threads(machine)
     assert load.choose("auto") == 8
     assert not machine.passes
-    assert load.look() == 4
+    assert load.look(run) == 4
 
 
 def test_a_run_goes_on_with_the_number_it_had():
@@ -114,7 +118,7 @@ def test_what_is_set_outside_is_the_most():
     load.choose("auto")
     torch.set_num_threads(2)
     load.due = 0.0
-    assert load.look() == 2
+    assert load.look(run) == 2
 
 
 @pytest.mark.parametrize("threads", ["two", 0, "0", -1, True, 1.5, ""])
@@ -128,13 +132,12 @@ def test_numbers_to_choose_from():
     assert _counts(96)[-3:] == [48, 64, 96]
 
 
-def test_the_measurement_draws_no_random_number_and_leaves_no_gradient():
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    seconds = _convolutions(2)
-    assert seconds(1) > 0
-    assert seconds(2) > 0
-    assert torch.equal(state, torch.get_rng_state())
+def test_a_pass_is_timed_with_the_threads_that_were_asked_for():
+    seen = []
+    seconds = _timer(lambda: seen.append(torch.get_num_threads()))
+    assert seconds(1) >= 0
+    assert seconds(3) >= 0
+    assert seen == [1, 1, 3, 3]
 
 
 def test_no_further_round_begins_when_the_budget_is_used_up():
@@ -179,6 +182,26 @@ def test_a_number_of_threads_gives_the_same_weights_whatever_the_load(data, tmp_
         assert learner.history[0]["threads"] == 1
         for name, tensor in learner.model.state_dict().items():
             assert torch.equal(tensor, quiet.model.state_dict()[name]), name
+
+
+def test_the_measurement_changes_neither_the_network_nor_the_random_numbers(data, tmp_path, monkeypatch):
+    learner = make_learner(TINY, data, tmp_path / "run", progress=False)
+    learner.model.train()
+    frozen = next(m for m in learner.model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    learner._look_at_load(next(learner.batches(0))["image"])
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    passes = []
+    monkeypatch.setattr(module, "_process", _Threads(lambda run: lambda n: passes.append(run()) or 1.0))
+    learner._look_at_load(torch.zeros(3, 5, 300, 300))
+    assert passes
+    assert learner.model.training
+    assert not frozen.training
+    assert torch.equal(state, torch.get_rng_state())
+    for name, value in learner.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in learner.model.parameters())
 
 
 def test_the_number_is_kept_and_taken_again_on_resuming(data, tmp_path, monkeypatch):
