@@ -2061,7 +2061,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'glacier_nb.texture.glcm._whole': ('texture/glcm.html#_whole', 'glacier_nb/texture/glcm.py'),
                                          'glacier_nb.texture.glcm._with_range': ( 'texture/glcm.html#_with_range',
                                                                                   'glacier_nb/texture/glcm.py'),
-                                         'glacier_nb.texture.glcm.cores': ('texture/glcm.html#cores', 'glacier_nb/texture/glcm.py'),
                                          'glacier_nb.texture.glcm.feature_names': ( 'texture/glcm.html#feature_names',
                                                                                     'glacier_nb/texture/glcm.py'),
                                          'glacier_nb.texture.glcm.glcm': ('texture/glcm.html#glcm', 'glacier_nb/texture/glcm.py'),

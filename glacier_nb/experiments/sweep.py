@@ -16,6 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pandas as pd
+from joblib import cpu_count
 
 from ..config.fields import ConfigError
 from ..config.files import check_parameters, read_parameters
@@ -23,7 +24,6 @@ from ..config.training import TrainConfig
 from .jobs import Job, run_job
 from ..files.paths import project_root
 from ..progress import progress_bar
-from ..texture.glcm import cores
 
 # %% ../../nbs/experiments/03_sweep.ipynb #ce9a8f2e
 _REFERENCE_FOLDERS = {"init_from": ("",), "ensemble": ("outputs", "")}  # folders their paths start from
@@ -123,14 +123,14 @@ def _threads_per_job(n_jobs: int, client) -> int | None:  # None: OMP_NUM_THREAD
     if "OMP_NUM_THREADS" in os.environ:
         return None
     if client is None:
-        return max(1, cores() // n_jobs)
+        return max(1, cpu_count() // n_jobs)
     tasks: dict[str, int] = {}
     for address, n in client.nthreads().items():
         host = address.split("://")[-1].split("/")[0].rsplit(":", 1)[0]
         tasks[host] = tasks.get(host, 0) + n
     if not tasks:
         raise ConfigError("no worker is connected to the dask scheduler: start one, or set `threads`")
-    return max(1, min(client.run(cores).values()) // max(tasks.values()))
+    return max(1, min(client.run(cpu_count).values()) // max(tasks.values()))
 
 
 def _event_is_set(name: str) -> bool:

@@ -6,11 +6,13 @@
 __all__ = ['fit_threads']
 
 # %% ../../nbs/parallel/04_threads.ipynb #fedb4cb1
+import os
 import time
 from collections.abc import Callable
 from statistics import median
 
 import torch
+from joblib import cpu_count
 
 from ..config.fields import ConfigError
 
@@ -57,6 +59,9 @@ def _faster(
     return first < (1 - margin) * second
 
 # %% ../../nbs/parallel/04_threads.ipynb #2016dcd2
+_DEFAULT = torch.get_num_threads()
+
+
 class _Threads:
     "The number of threads of this process, looked at again from time to time."
 
@@ -89,6 +94,8 @@ class _Threads:
     def _notice(self) -> None:
         "What was set outside, at the start or later, is the most that may be used."
         if torch.get_num_threads() != self.now:
+            if not self.now and torch.get_num_threads() == _DEFAULT and "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(min(_DEFAULT, cpu_count()))
             self.most = self.now = torch.get_num_threads()
 
     def _set(self, threads: int) -> int:

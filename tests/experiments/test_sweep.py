@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from joblib import cpu_count
 from nbformat.v4 import new_code_cell, new_notebook
 
 from glacier_nb.config.fields import ConfigError
@@ -22,7 +23,6 @@ from glacier_nb.experiments.sweep import _plan, _rename_references, _threads_per
 from glacier_nb.files.locks import run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.runs.folder import run_state
-from glacier_nb.texture.glcm import cores
 
 ROOT = Path(__file__).parents[2]
 # the learning rate chooses what the stand-in does
@@ -201,8 +201,8 @@ def test_the_same_on_a_dask_cluster(project, monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         assert _threads_per_job(9, client) is None
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        assert _threads_per_job(9, client) == max(1, cores() // 2)
-        assert _threads_per_job(cores(), None) == 1
+        assert _threads_per_job(9, client) == max(1, cpu_count() // 2)
+        assert _threads_per_job(cpu_count(), None) == 1
         family = []
 
         def interrupt():

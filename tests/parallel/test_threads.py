@@ -121,6 +121,15 @@ def test_what_is_set_outside_is_the_most():
     assert load.look(run) == 2
 
 
+def test_a_container_with_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(module, "_DEFAULT", 8)
+    monkeypatch.setattr(module, "cpu_count", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert _Threads(Machine()).choose("auto") == 8
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert _Threads(Machine()).choose("auto") == 3 == torch.get_num_threads()
+
+
 @pytest.mark.parametrize("threads", ["two", 0, "0", -1, True, 1.5, ""])
 def test_other_values_are_errors(threads):
     with pytest.raises(ConfigError, match=r"threads = .* expected auto or a number"):
