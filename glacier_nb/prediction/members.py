@@ -27,7 +27,7 @@ from ..files.errors import listing
 from ..files.paths import project_root
 from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
 from ..models.build import predict_logits
-from ..models.weights import WeightsError, load_matching
+from ..models.weights import WeightsError, load_matching, weights_file
 from ..parallel.device import pick_device
 from ..parallel.threads import fit_threads
 from ..tiles.overlaps import Marks, find_overlaps
@@ -56,20 +56,20 @@ def _checkpoint_path(
     source: str | os.PathLike,  # run name, run folder or checkpoint; paths relative to the project root
     outputs: str | os.PathLike | None = None,  # folder of all runs; `outputs/` of the project if None
 ) -> Path:  # absolute
-    "The checkpoint file of a run or path; raises PredictError that suggests similar runs when there is none."
+    "The checkpoint of a run or path; raises PredictError that suggests runs, WeightsError for an old name."
     outputs = Path(outputs or project_root() / "outputs").resolve()
     tried = [outputs / source, project_root() / Path(source).expanduser()]
-    files = [path / "best.pt" if path.is_dir() else path for path in tried]
+    files = [weights_file(path) for path in tried]
     for path in files:
         if path.is_file():
             return path.resolve()
-    runs = sorted(path.parent.name for path in outputs.glob("*/best.pt"))
+    runs = sorted(path.name for path in outputs.glob("*") if path.is_dir() and weights_file(path).is_file())
     near = get_close_matches(Path(source).name, runs, n=3, cutoff=0.5) or runs[:3]
     missed = " nor ".join(map(str, dict.fromkeys(files)))
     raise PredictError(
         f"{str(source)!r} is not a checkpoint: found neither {missed}; expected a run under outputs/ with a "
         "finished epoch, a run folder or the path of a .pt file. "
-        + (f"Existing runs: {', '.join(near)}" if runs else "No run has a best.pt yet")
+        + (f"Existing runs: {', '.join(near)}" if runs else "No run has a model.pt yet")
     )
 
 # %% ../../nbs/prediction/01_members.ipynb #e25f5d99
@@ -144,9 +144,9 @@ class Member:
 
     @property
     def name(self) -> str:
-        "The name of the run, and of the file unless it is best.pt."
-        run = self.path.parent.name
-        return run if self.path.name == "best.pt" else f"{run}/{self.path.name}"
+        "The name of the run, and of the file unless it holds the run's selected weights."
+        run = self.path.parent
+        return run.name if self.path.name == weights_file(run).name else f"{run.name}/{self.path.name}"
 
     def image(self, tile: Tile) -> Tensor:  # (1, C, H, W) float32
         "The tile as input of this network: its channels, normalised with its statistics; raises CodingError."
@@ -270,14 +270,18 @@ def load_ensemble(
 
 # %% ../../nbs/prediction/01_members.ipynb #12ec001b
 def _trained_on(member: Member) -> dict | None:
-    "Record of a run's training tiles; None without `splits.json`; raises PredictError for a damaged one."
+    "The tiles that trained a run or chose its epoch; None without `splits.json`; PredictError if damaged."
     path = member.path.parent / "splits.json"
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         marks = {i: Marks.of_text(text) for i, text in record.get("marks", {}).items()}
-        return {"train": set(record["train"]), "marks": marks, "places": dict(record.get("places", {}))}
+        return {
+            "train": {*record["train"], *record.get("inner", ())},
+            "marks": marks,
+            "places": dict(record.get("places", {})),
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise PredictError(
             f"{path} is damaged: expected lists of tile ids under 'train' and 'val'; train this run again"
