@@ -152,7 +152,7 @@ def class_mccs(
 def macro_mcc(
     cm,  # (C, C) counts, integers, or many matrices (..., C, C)
 ) -> float | np.ndarray:  # in [-1, 1], of many (...); 0.0 without pixels
-    "Mean MCC of classes; one that neither truth nor prediction has is left out, one in only one of them is 0."
+    "Mean MCC of the classes; one in neither truth nor prediction is left out, one in one of the two is 0."
     scores = class_mccs(cm)
     known = ~np.isnan(scores)
     mean = np.where(known, scores, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
