@@ -102,9 +102,9 @@ def _class_axes(ax: Axes, table: pd.DataFrame, columns: Sequence[str]) -> None:
         if values.notna().any():
             _line(ax, values, name, color=_LINES.get(name, LINE_COLOURS[k % 8]))
     low, high = min(0, table[columns].astype(float).min().min()), table[columns].astype(float).max().max()
-    ax.set(xlabel="epoch", ylabel="MCC of each class", ylim=(low, max(0.1, high * 1.12)))
+    ax.set(xlabel="epoch", ylabel="MCC of each class", ylim=(low - 0.03, max(0.1, high * 1.12)))
     ax.set_title("each class against the rest", fontsize=10)
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    ax.legend(fontsize=8, frameon=False)
 
 
 def _epochs(ax: Axes, epochs: pd.Index, best) -> None:
