@@ -175,9 +175,7 @@ class _Budget:
         best, scored = max(records, key=lambda r: r.score), sum(r.score > -math.inf for r in records)
         if best.score < self.target:
             return ""
-        chosen = (
-            f", the highest of {scored} runs on its tiles: expect less on others" if scored > 1 else ""
-        )
+        chosen = f", the highest of {scored} runs on its tiles: expect less on others" if scored > 1 else ""
         return f"{best.name} reached MCC {best.score:.3f} (target {self.target:g}){chosen}"
 
     def left(self, steps: Sequence[Mapping]) -> tuple[int, float]:  # runs, minutes

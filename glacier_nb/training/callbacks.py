@@ -232,7 +232,7 @@ def _start(self: RunFolder, learner: Learner) -> None:
     learner.cfg.save(self.folder / "config.json")
     sides, inner = learner.data.split, learner.data.inner_split
     if inner is not None:  # its tiles chose the weights: these may not be scored on them either
-        sides = replace(sides, train=[*sides.train, *inner.val])
+        sides = replace(sides, train=sides.train + inner.val)
     pixels = {"marks": {i: m.to_text() for i, m in sides.training_marks().items()}}
     record = _split(learner) | pixels | {"places": sides.training_places()}
     if learner.data.tiles_left_out:

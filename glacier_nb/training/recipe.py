@@ -84,15 +84,19 @@ def _few_tiles(
 
 def _inner_split(
     sides: Split,  # of a run
+    n_folds: int,  # into which training tiles of a single fold are cut
 ) -> Split:  # of its training tiles
-    "The next fold as the block that chooses the epoch, with the same buffer; raises the errors of `split`."
+    "A fold as the block that chooses the epoch, with the same buffer; raises SplitError and LeakageError."
     held = {sides.folds.get(tile.id) for tile in sides.val}
     folds = {tile.id: sides.folds.get(tile.id) for tile in sides.train}
     try:
         if len(set(folds.values())) < 2:
-            folds = spatial_folds(sides.train, 2)
-        left = sorted(set(folds.values()))
-        block = next((fold for fold in left if fold > max(held, default=-1)), left[0])
+            folds = spatial_folds(sides.train, n_folds)
+        pixels = {fold: sum(t.class_counts() for t in sides.train if folds[t.id] == fold) for fold in folds.values()}
+        order = sorted(pixels, key=lambda fold: (fold < max(held, default=0), fold))
+        block = max(order, key=lambda fold: (pixels[fold] > 0).sum())
+        if (pixels[block] > 0).sum() < 2:
+            raise SplitError("no fold of them has labels of two classes, without which MCC is undefined")
         inner = split(sides.train, block, buffer=sides.buffer, folds=folds)
         inner.check()
     except SplitError as e:
@@ -118,7 +122,7 @@ def prepare_data(
     "Split tiles spatially, fit the statistics on the training part, normalise both."
     sides = split(tiles, cfg.fold, cfg.n_folds)
     sides.check()
-    inner = _inner_split(sides) if cfg.select == "inner" else None
+    inner = _inner_split(sides, cfg.n_folds) if cfg.select == "inner" else None
     sides = sides if inner is None else _without_inner(sides, inner)
     if cfg.trial:
         inner = inner and _few_tiles(inner)

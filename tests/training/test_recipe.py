@@ -15,8 +15,8 @@ from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.sampling.index import SamplerError
 from glacier_nb.sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
 from glacier_nb.tiles.read import Tile, read_tiles
-from glacier_nb.tiles.splits import SplitError
-from glacier_nb.training.recipe import prepare_data, run_sampler
+from glacier_nb.tiles.splits import SplitError, split
+from glacier_nb.training.recipe import _inner_split, prepare_data, run_sampler
 
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
 CROPS = {"crop_size": 32, "samples_per_epoch": 40, "batch_size": 16}
@@ -138,3 +138,16 @@ def test_an_inner_block_that_is_impossible_is_an_error_with_a_way_out(nine):
     with pytest.raises(SplitError, match=r"select = 'inner' splits the 1 .*To fix: set select = 'last'"):
         prepare_data(cfg, nine[:2])
     assert len(prepare_data(replace(cfg, select="last"), nine[:2]).train) == 1
+
+
+def test_the_inner_block_has_classes_to_tell_apart(nine):
+    cfg = TrainConfig(n_folds=3, include_glcm=False, select="inner", focal_weight=1.0, boundary_weight=0.0)
+    usual = set(prepare_data(cfg, nine).inner.ids)
+    poor = [replace(t, label=np.zeros_like(t.label)) if t.id in usual else t for t in nine]
+    sides = split(nine, 0, 3)
+    sides = replace(sides, train=[t for t in poor if sides.folds[t.id] != 0])
+    chosen = _inner_split(sides, 3)
+    assert not usual & {t.id for t in chosen.val}  # one class only: its MCC would be 0 in every epoch
+    empty = [replace(t, label=np.zeros_like(t.label)) for t in sides.train]
+    with pytest.raises(SplitError, match=r"no fold of them has labels of two classes.*set select = 'last'"):
+        _inner_split(replace(sides, train=empty), 3)
