@@ -92,7 +92,9 @@ def _inner_split(
     try:
         if len(set(folds.values())) < 2:
             folds = spatial_folds(sides.train, n_folds)
-        pixels = {fold: sum(t.class_counts() for t in sides.train if folds[t.id] == fold) for fold in folds.values()}
+        pixels = {
+            fold: sum(t.class_counts() for t in sides.train if folds[t.id] == fold) for fold in folds.values()
+        }
         order = sorted(pixels, key=lambda fold: (fold < max(held, default=0), fold))
         block = max(order, key=lambda fold: (pixels[fold] > 0).sum())
         if (pixels[block] > 0).sum() < 2:
