@@ -14,7 +14,8 @@ from pathlib import Path
 from glacier_nb.files.paths import project_root, write_text
 from glacier_nb.runs.folder import read_history, read_metrics
 
-KEPT = ("mcc", "mcc_valid", "ci95", "baselines", "best_epoch", "seconds", "started_from", "evaluation")
+KEPT = ("mcc", "mcc_valid", "macro_mcc", "ci95", "baselines", "select", "selected_epoch")
+KEPT += ("seconds", "started_from", "evaluation")
 CURVES = ("epoch", "step", "lr", "train_loss", "val_loss", "mcc", "mcc_valid")
 
 

@@ -97,7 +97,7 @@ def loopback():
 @pytest.fixture(scope="session")
 def run_files():
     "The names in the folder of a finished run."
-    files = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json"}
+    files = {"config.json", "splits.json", "history.jsonl", "model.pt", "last.pt", "metrics.json"}
     return files | {".lock", "figures"}
 
 

@@ -342,7 +342,11 @@ FAULTS = (
     Fault("learning rate 10", "lr-high", in_config(lr=10.0)),
     Fault("weight decay 10", "decay-high", in_config(weight_decay=10.0)),
     Fault("gradients clipped to 1e-7", "gradient-small", in_config(clip=1e-7)),
-    Fault("a plateau factor of 1e-4", "lr-low", in_config(schedule="plateau", plateau_factor=1e-4)),
+    Fault(
+        "a plateau factor of 1e-4",
+        "lr-low",
+        in_config(schedule="plateau", select="best", plateau_factor=1e-4),
+    ),
     Fault("a frozen encoder", "frozen", in_learner(lambda learner: f._freeze(learner.model.encoder))),
     Fault(
         "batch norm momentum 1e-4", "norm-lag", in_learner(lambda lrn: f._set_norm_momentum(lrn.model, 1e-4))

@@ -6,6 +6,7 @@ import torch
 from tiny_network import tiny_network
 
 from glacier_nb.data.storage import run_tiles
+from glacier_nb.runs.score import score_run
 from glacier_nb.training import callbacks
 from glacier_nb.training.callbacks import make_learner
 from glacier_nb.training.recipe import prepare_data
@@ -36,12 +37,15 @@ def fitted(cfg, folder) -> dict:
     "A whole run: its history, and the state of this rank at its end."
     learner = make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), folder, progress=False)
     learner.fit()
+    evaluated = {k: v.double().sum().item() for k, v in learner.eval_model.state_dict().items()}
     return {
         "history": [{k: v for k, v in r.items() if k != "seconds"} for r in learner.history],
         "weights": {k: v.double().sum().item() for k, v in learner.model.named_parameters()},
-        "evaluated": {k: v.double().sum().item() for k, v in learner.eval_model.state_dict().items()},
+        "evaluated": evaluated,
         "frozen": [k for k, p in learner.model.named_parameters() if not p.requires_grad],
         "crops": sum(len(b["label"]) for b in learner.batches(0)),
+        "inner": list(learner.data.inner.ids) if learner.data.inner else [],
+        "score": score_run(learner, folder, pixel_rules=False, progress=False),
     }
 
 

@@ -181,6 +181,7 @@ def _tile_facts(data: RunData) -> dict:
     pixels = sum(tile.class_counts() for tile in data.train_tiles + data.val_tiles)
     shares = zip(data.classes, pixels / max(pixels.sum(), 1), strict=True)
     tiles = f"{len(data.train)} training, {len(data.val)} held out"
+    tiles += "" if data.inner is None else f", {len(data.inner)} choose the epoch"
     return {"tiles": tiles, "classes": ", ".join(f"{name} {share:.2%}" for name, share in shares)}
 
 
@@ -200,7 +201,8 @@ def _score_facts(subject: _Subject) -> dict:
         best, last = max(subject.history, key=lambda epoch: epoch[score]), subject.history[-1]
         facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
         scores = f"{best[score]:.3f} in epoch {best['epoch']}, {last[score]:.3f} in the last"
-        facts["MCC on valid pixels" if score == "mcc_valid" else "MCC"] = scores
+        where = " of the inner block" if subject.cfg.select == "inner" else ""
+        facts[("MCC on valid pixels" if score == "mcc_valid" else "MCC") + where] = scores
     if baselines := subject.metrics.get("baselines"):
         facts["baselines"] = ", ".join(f"{name} {mcc:.3f}" for name, mcc in baselines.items())
     return facts

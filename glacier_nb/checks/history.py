@@ -163,7 +163,10 @@ def _restart_effect(
 def _milder_schedule(p: dict) -> dict:
     "A schedule without restarts; plateau where the schedule has none already."
     name = "plateau" if p["schedule"] in ("linear_warmup", "constant") else "linear_warmup"
-    return _proposal(p, schedule=name) if p["schedule"] != name else _proposal(p, schedule="cosine")
+    if p["schedule"] == name:
+        return _proposal(p, schedule="cosine")
+    watch = {"select": "inner"} if (name, p["select"]) == ("plateau", "last") else {}
+    return _proposal(p, schedule=name, **watch)
 
 
 def _restarts(table: pd.DataFrame, p: dict, restarts: Sequence[float]) -> Finding | None:

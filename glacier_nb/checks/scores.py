@@ -7,7 +7,7 @@ __all__ = ['check_baselines', 'check_classes', 'check_runs']
 
 # %% ../../nbs/checks/12_scores.ipynb #f73854d1
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..config.training import TrainConfig
+from ..files.errors import listing
 from ..landsat import IGNORE
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import mcc
@@ -22,6 +23,7 @@ from ..metrics.significance import paired_gain, paired_permutation_p, smallest_p
 from ..report.figures import bar_chart
 from ..report.findings import Finding
 from ..runs.compare import comparable
+from ..runs.folder import chosen_on_scored
 from ..tiles.read import Tile
 from ..tiles.splits import Split
 
@@ -184,6 +186,17 @@ def _few(tiles: int) -> str:
     )
 
 # %% ../../nbs/checks/12_scores.ipynb #d1ff0993
+def _mixed(
+    runs: Mapping[str, Mapping],  # name -> metrics of a finished run
+    names: Collection[str],  # of runs on the same tiles
+) -> str:
+    "A sentence where the epochs of some of them were chosen on the scored tiles and others not; else empty."
+    chosen = [name for name in names if chosen_on_scored(dict(runs[name]))]
+    if len(chosen) in (0, len(names)):
+        return ""
+    return f" Epochs chosen on the tiles they are scored on, which raises the score: {listing(chosen, 5)}."
+
+
 def _check_noise(
     runs: Mapping[str, Mapping],  # name -> metrics of a finished run
 ) -> list[Finding]:  # one note, where the best run is not better than others by more than chance
@@ -205,7 +218,7 @@ def _check_noise(
         f"{best} has the highest MCC of {len(scores)} runs, {scores[best]:.3f}, but the difference to these "
         f"is no larger than chance: {listed}{more}. The paired 95 % interval over {tiles} tiles includes 0 "
         f"(next best: {second['low']:+.3f} to {second['high']:+.3f}).{_few(tiles)} The seed adds further "
-        "variation."
+        f"variation.{_mixed(runs, scores)}"
     )
     numbers = {"best": best, "alike": alike, "tiles": tiles, "next": second}
     fix = "Choose among these by cost, or compare them on more folds (fold) and seeds (seed)."
@@ -263,6 +276,7 @@ def _check_ablations(
     evidence = (
         f"{len(table)} pairs of runs differ in one parameter. Change of MCC with its paired 95 % interval "
         f"over {tiles} tiles: {'; '.join(effects)}{more}.{_few(tiles)} One seed each; seeds differ too."
+        f"{_mixed(runs, {r['run'] for r in table.to_dict('records')} | set(table['against']))}"
     )
     fix = "Use changes that are better in several folds; leave out those that cost time and are undecided."
     rows = table.astype(object).where(table.notna(), None).to_dict("records")

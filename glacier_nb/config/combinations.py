@@ -103,6 +103,18 @@ def _check_optimisation(cfg) -> None:
         f"warmup_epochs = {cfg.warmup_epochs} is not allowed: expected less than epochs = {cfg.epochs}",
     )
 
+# %% ../../nbs/config/01_combinations.ipynb #9f678b2f
+def _check_select(cfg) -> None:
+    "Check that the held-out tiles decide nothing where they are not to."
+    watching = [f"patience = {cfg.patience}"] * (cfg.patience > 0)
+    watching += [f"schedule = {cfg.schedule!r}"] * (cfg.schedule == "plateau")
+    _raise_if(
+        cfg.select == "last" and bool(watching),
+        f"{' and '.join(watching)} with select = 'last' is not allowed: the run would follow the MCC of the "
+        "held-out tiles, which then decide nothing. Expected select = 'inner': a block of the training tiles "
+        "decides",
+    )
+
 # %% ../../nbs/config/01_combinations.ipynb #076b46ab
 GLCM_FEATURES = (
     "contrast", "dissimilarity", "homogeneity", "ASM", "energy", "entropy", "correlation", "mean", "variance",
@@ -119,5 +131,5 @@ def check_combinations(
         len(set(named)) < len(named),
         f"glcm_features = {cfg.glcm_features!r} is not allowed: expected each feature once",
     )
-    for check in (_check_run, _check_loss, _check_sampling, _check_optimisation):
+    for check in (_check_run, _check_loss, _check_sampling, _check_optimisation, _check_select):
         check(cfg)

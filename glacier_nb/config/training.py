@@ -50,6 +50,8 @@ class TrainConfig:
         "save_minutes",
         "checks",
     )
+    # parameters that older versions lacked: what these did
+    BEFORE: ClassVar = MappingProxyType({"select": "best"})
     # of the losses whose weight is None
     LOSS_WEIGHTS: ClassVar = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})
 
@@ -216,6 +218,11 @@ class TrainConfig:
     )
     clip: float = param(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e6)
     ema: float = param(0.0, "decay per step of averaged weights, such as 0.99; 0: off", low=0, high=0.999999)
+    select: str = param(
+        "last",
+        "what chooses the epoch: nothing, held-out tiles, some training tiles",
+        choices=("last", "best", "inner"),
+    )
     patience: int = param(0, "epochs without a better MCC that end the run; 0: never", low=0, high=100_000)
     # evaluation
     tta: str = param("none", "views a tile is predicted in", choices=("none", "flips", "dihedral"))
@@ -368,8 +375,8 @@ def known(
     cls: TrainConfig,
     parameters: Mapping,  # of a run, perhaps of another version
 ) -> dict:  # every parameter of this version
-    "The parameters of a run that this version knows, with defaults for those that are missing."
-    default = {f.name: f.default for f in fields(cls)}
+    "The parameters of a run that this version knows; what its version lacked as it was then, or the default."
+    default = {f.name: f.default for f in fields(cls)} | cls.BEFORE
     return _with_defaults(default | {k: _read(k, v) for k, v in parameters.items() if k in default})
 
 

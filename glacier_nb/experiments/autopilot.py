@@ -7,6 +7,7 @@ __all__ = ['read_steps', 'autopilot']
 
 # %% ../../nbs/experiments/06_autopilot.ipynb #100378d1
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -171,12 +172,11 @@ class _Budget:
 
     def reached(self, records: Sequence[RunRecord]) -> str:  # empty: not yet
         "One sentence when a run has reached the target."
-        best = max(records, key=lambda r: r.score)
-        return (
-            f"{best.name} reached MCC {best.score:.3f} (target {self.target:g})"
-            if best.score >= self.target
-            else ""
-        )
+        best, scored = max(records, key=lambda r: r.score), sum(r.score > -math.inf for r in records)
+        if best.score < self.target:
+            return ""
+        chosen = f", the highest of {scored} runs on its tiles: expect less on others" if scored > 1 else ""
+        return f"{best.name} reached MCC {best.score:.3f} (target {self.target:g}){chosen}"
 
     def left(self, steps: Sequence[Mapping]) -> tuple[int, float]:  # runs, minutes
         "Remaining runs and minutes."

@@ -91,6 +91,8 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"\n{found.tiles} held-out tiles{parts}: difference in MCC, 95 % interval, p of the test,")
         print("p after Holm's correction, and what that says of the run with the higher MCC:")
         print(found.pairs.round(4).to_string(index=False))
+        if found.note:
+            print(found.note)
     if trials := list(table.index[table["state"] == "trial"]):
         print(f"\nNot compared: {', '.join(trials)} (a trial's scores say nothing)")
     return 0
@@ -181,7 +183,7 @@ examples:
   glacier-nb train --config run.yaml --resume
   torchrun --nproc-per-node 2 -m glacier_nb train --config run.json
 
-The run folder is outputs/<run>, with best.pt, metrics.json, history.jsonl and diagnosis.md.
+The run folder is outputs/<run>, with model.pt, metrics.json, history.jsonl and diagnosis.md.
 `glacier-nb parameters` lists all parameters.
 Exit status: 0 finished, or saved after SIGTERM; 2 error; 130 Ctrl-C."""),
     "diagnose": (_diagnose, "why a run fails, with evidence and what to change", """

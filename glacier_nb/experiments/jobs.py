@@ -169,7 +169,7 @@ def _planned_status(
     "The status of a job in a run folder if it succeeds; raises RunError when it cannot start."
     names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if not names & {"metrics.json", "last.pt"}:
-        rest = sorted(names & {"best.pt", "history.jsonl"})
+        rest = sorted(names & {"model.pt", "best.pt", "history.jsonl"})
         if rest:
             found = ", ".join(rest)
             raise RunError(

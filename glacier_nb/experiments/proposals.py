@@ -17,9 +17,10 @@ import yaml
 from ..config.fields import ConfigError
 from ..config.training import TrainConfig
 from .rules import RULES, Case, Option, Rule, RunRecord, evidence_and_fix, read_record
+from ..files.errors import listing
 from ..files.paths import project_root, write_text
 from ..report.findings import Finding
-from ..runs.folder import RunError
+from ..runs.folder import RunError, chosen_on_scored
 
 # %% ../../nbs/experiments/05_proposals.ipynb #a994830a
 @dataclass(frozen=True, repr=False)
@@ -159,6 +160,21 @@ def _proposal(name: str, rule: Rule, case: Case, option: Option, cfg: TrainConfi
     return Proposal(name, case.base.name, parameters, changed, reasons, option.expected, rule.name)
 
 
+def _check_selection(
+    scored: Sequence[RunRecord],  # runs on the same tiles
+) -> None:
+    "Raise RunError where the epochs of some runs, not of all, were chosen on the scored tiles."
+    known = {r.name: chosen_on_scored(dict(r.metrics)) for r in scored if r.metrics.get("tile_confusions")}
+    if len(set(known.values())) > 1:
+        best, other = (
+            listing([name for name, yes in known.items() if yes is kind]) for kind in (True, False)
+        )
+        raise RunError(
+            f"the epochs of {best} were chosen on the tiles they are scored on, those of {other} were not: "
+            "their scores cannot be compared. Expected runs of one `select`: leave out one kind"
+        )
+
+
 def next_run(
     runs: Sequence | str | os.PathLike,  # names, folders or `RunRecord`s of the runs so far, oldest first
     report=None,  # its `.findings` replace those of the best run
@@ -181,6 +197,7 @@ def next_run(
                 raise RunError(
                     f"{pair} were scored on different tiles: expected runs of one data_dir and fold"
                 )
+    _check_selection(scored)
     base = max((r for r in records if r.metrics), key=lambda r: r.score, default=records[-1])
     findings = sorted(base.findings if report is None else report.findings)
     if blocked := _blocked(base, findings):

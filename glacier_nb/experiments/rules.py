@@ -19,6 +19,7 @@ import pandas as pd
 from ..config.training import RECIPE, TrainConfig
 from .jobs import FailureCause
 from ..files.paths import project_root
+from ..models.weights import weights_file
 from ..report.findings import Finding
 from ..runs.folder import RunError, read_history, read_json, run_folder, run_parameters, run_state
 
@@ -247,7 +248,10 @@ def _schedule(case: Case) -> Iterator[Option]:
         expected = f"The MCC no longer falls in mid-run. {_measured('28_linear_warmup')}"
         yield Option(warm, evidence_and_fix(found), expected)
         expected = f"The learning rate halves when the MCC stops rising. {_measured('27_plateau')}"
-        yield Option({"schedule": "plateau"}, evidence_and_fix(found), expected)
+        watch = (
+            {"select": "inner"} if case.base.cfg.select == "last" else {}
+        )  # else held-out tiles would decide
+        yield Option({"schedule": "plateau", **watch}, evidence_and_fix(found), expected)
 
 
 _POLICIES = ("none", "photometric", "photometric+dihedral", "strong")  # weakest first
@@ -295,13 +299,14 @@ def _pretrained(case: Case) -> Iterator[Option]:
     cfg = case.base.cfg
     for run in ("hkh", "hkh-demo"):
         folder = case.root / "outputs" / run
-        if (folder / "best.pt").is_file() and (folder / "config.json").is_file():
+        weights = weights_file(folder)
+        if weights.is_file() and (folder / "config.json").is_file():
             own = asdict(TrainConfig()) | read_json(folder / "config.json")
             if all(own[k] == getattr(cfg, k) for k in ("architecture", "encoder", "decoder_attention")):
                 expected = f"A better score from the first epochs on. {_measured('24_hkh')}"
                 expected += " Those patches came from the generator of the demo tiles; others may help less."
-                reasons = [f"outputs/{run}/best.pt holds the same network, pretrained."]
-                yield Option({"init_from": f"outputs/{run}/best.pt"}, reasons, expected)
+                reasons = [f"outputs/{run}/{weights.name} holds the same network, pretrained."]
+                yield Option({"init_from": f"outputs/{run}/{weights.name}"}, reasons, expected)
 
 
 def _imagenet(case: Case, encoder: str) -> dict:  # empty without a file

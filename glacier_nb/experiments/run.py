@@ -63,7 +63,7 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        "One row per finished epoch: epoch, step, losses, mcc, mcc_valid, lr, seconds."
+        "One row per finished epoch: step, losses, mcc, mcc_valid, macro_mcc, class_mcc_*, lr, seconds."
         return pd.DataFrame(read_history(self.folder))
 
     @property
@@ -73,7 +73,7 @@ class Run:
 
     @cached_property
     def member(self):  # `glacier_nb.prediction.members.Member`
-        "The network of best.pt; raises PredictError when there is none."
+        "The network of model.pt; raises PredictError when there is none."
         from glacier_nb.prediction.members import load_member
 
         return load_member(self.folder)
@@ -134,13 +134,17 @@ def _score_lines(run: Run) -> list[str]:
     history = run.history if run.state else ()
     if not len(history):
         return []
-    best = history.loc[history["mcc_valid"].idxmax()]
-    done = f"{len(history)} of {run.config.epochs} epochs"
-    return [f"{done}, best MCC {best['mcc_valid']:.3f} (valid pixels) in epoch {best['epoch']:.0f}"]
+    best, last = history.loc[history["mcc_valid"].idxmax()], history.iloc[-1]
+    done, select = f"{len(history)} of {run.config.epochs} epochs", run.config.select
+    if select == "last":
+        return [f"{done}, MCC {last['mcc_valid']:.3f} (valid pixels) in epoch {last['epoch']:.0f}"]
+    where = "valid pixels of the inner block" if select == "inner" else "valid pixels"
+    return [f"{done}, best MCC {best['mcc_valid']:.3f} ({where}) in epoch {best['epoch']:.0f}"]
 
 
 _FILES = {
-    "train.ipynb": "notebook", "pretrain.ipynb": "notebook", "figures": "figures", "best.pt": "checkpoint",
+    "train.ipynb": "notebook", "pretrain.ipynb": "notebook", "figures": "figures",
+    "best.pt": "checkpoint", "model.pt": "checkpoint",
     "metrics.json": "metrics", "diagnosis.md": "diagnosis", "failed.json": "error",
 }  # fmt: skip
 

@@ -308,18 +308,22 @@ class _SceneSplit(Split):
 
 
 def hkh_run_data(
-    cfg: TrainConfig,  # data_dir, fold, n_folds, normalisation, glcm_*, loss weights and tile_store are read
+    cfg: TrainConfig,  # data_dir, fold, n_folds, select, normalisation, glcm_*, loss weights, tile_store
     reading: HkhReading = HkhReading(),  # which patches, and how they are read
 ) -> RunData:  # as from `glacier_nb.training.recipe.prepare_data`
     "The data of a run on HKH: split by scene, statistics of the training part, arrays in the cache folder."
     patches = hkh_patches(cfg.data_path, reading.min_glacier)
-    most = (8, 2) if cfg.trial else (None, None)  # training and validation patches
-    found = zip(hkh_split(patches, cfg.fold, cfg.n_folds), most, strict=True)
-    parts = (_PatchTiles(p[:n], reading) for p, n in found)
-    sides = _SceneSplit(*parts, folds=_path_folds(patches, cfg.n_folds))
+    (train, val), inner = hkh_split(patches, cfg.fold, cfg.n_folds), []
+    if cfg.select == "inner":
+        paths = len({p.path_row[0] for p in train})
+        train, inner = hkh_split(train, 0, max(2, min(cfg.n_folds - 1, paths)))
+    most = (8, 2, 2) if cfg.trial else (None,) * 3  # training, validation and inner patches
+    parts = [_PatchTiles(p[:n], reading) for p, n in zip((train, val, inner), most, strict=True)]
+    sides = _SceneSplit(*parts[:2], folds=_path_folds(patches, cfg.n_folds))
     stats = fit_stats(sides.train, cfg.normalisation, glcm=GlcmConfig.fit(sides.train, cfg))
     boundary = cfg.loss_weights()["boundary"] > 0
     distance = partial(signed_distance, n_classes=len(CLASSES)) if boundary else None
     folder = None if cfg.tile_store == "memory" else cache_folder() / "hkh"
-    sets = (TileSet.build(t, stats, distance_fn=distance, cache_dir=folder) for t in sides)
-    return RunData(*sets, sides, stats, CLASSES, left_out=CLASSES[3:])
+    sets = [TileSet.build(t, stats, distance_fn=distance, cache_dir=folder) for t in parts if len(t)]
+    more = {"inner": sets[2], "inner_split": _SceneSplit(parts[0], parts[2])} if inner else {}
+    return RunData(*sets[:2], sides, stats, CLASSES, left_out=CLASSES[3:], **more)

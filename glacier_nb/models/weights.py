@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_CONVS', 'WeightsError', 'load_matching', 'local_weights', 'WeightKind', 'InitialWeights', 'load_pretrained',
-           'init_from']
+           'weights_file', 'init_from']
 
 # %% ../../nbs/models/01_weights.ipynb #d7e209d1
 import os
@@ -402,6 +402,26 @@ def _network_in(state: object) -> str:
     return f"the file holds a network with {', '.join(known)}"
 
 
+_RUN_WEIGHTS = ("model.pt", "best.pt")  # in runs of this version and of older ones
+
+
+def weights_file(
+    source: str | os.PathLike,  # a run folder, with or without weights, or the path of a checkpoint
+) -> Path:
+    "The file of weights; raises WeightsError where best.pt is asked for and the run has model.pt."
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    now, before = (folder / name for name in _RUN_WEIGHTS)
+    known = before if before.is_file() and not now.is_file() else now
+    if path == folder or (path.name == now.name and not path.is_file()):
+        return known
+    if path.name == before.name and not path.is_file() and known.is_file():
+        raise WeightsError(
+            f"{path} does not exist: the weights of a run are in {now.name}. To fix: name {known}"
+        )
+    return path
+
+
 def init_from(
     model: nn.Module,  # receives the weights; its `started_from` is set
     path: str | os.PathLike,  # a checkpoint of this project, or a state_dict
@@ -409,6 +429,7 @@ def init_from(
     trial: bool = False,  # the run is a trial and may start from another one
 ) -> pd.DataFrame:  # one row a tensor: result (loaded, adapted, unchanged, unused) and why
     "Start from the weights of another run; raises WeightsError when no kernel fits."
+    path = weights_file(path)
     content = _read(path)
     if not trial and isinstance(content.get("config"), dict) and content["config"].get("trial"):
         raise WeightsError(f"{path} is from a trial, a run of four steps: choose init_from of a whole run")

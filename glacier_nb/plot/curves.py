@@ -21,10 +21,11 @@ from ..runs.compare import Comparison
 
 # %% ../../nbs/plot/02_curves.ipynb #d15b608e
 def training_curves(
-    history: Sequence[Mapping] | pd.DataFrame,  # epoch, lr, train_loss, val_loss, mcc, mcc_valid, loss_*
+    history: Sequence[Mapping] | pd.DataFrame,  # epoch, lr, losses, loss_*, mcc, mcc_valid, class_mcc_*
     monitor: str = "mcc_valid",  # the best epoch has the highest value of this column
+    select: str = "best",  # what chose the epoch that is marked, see `TrainConfig`: last, best or inner
 ) -> Figure:
-    "Losses, MCC and learning rate by epoch. Raises ValueError for a history that lacks a column."
+    "Losses, MCC of all and of each class, learning rate. Raises ValueError for a history without a column."
     table = pd.DataFrame(history)
     needed = dict.fromkeys(("epoch", "lr", "train_loss", "val_loss", "mcc", "mcc_valid", monitor))
     missing = [c for c in needed if c not in table]
@@ -32,11 +33,16 @@ def training_curves(
         what = f"no {', '.join(missing)} among {list(table)}" if missing else "no epoch"
         raise ValueError(f"history: found {what}, expected a record for each epoch with {', '.join(needed)}")
     table = table.set_index("epoch").astype(float, errors="ignore")
-    fig = plt.figure(figsize=(9, 3.6), layout="constrained", dpi=80)
-    axes = fig.subplot_mosaic([["loss", "mcc"], ["lr", "mcc"]], height_ratios=[3.2, 1])
+    by_class = [c for c in table if c.startswith(_CLASS_MCC)]
+    fig = plt.figure(figsize=(9 + 3.5 * bool(by_class), 3.6), layout="constrained", dpi=80)
+    panels = ["mcc", *["classes"] * bool(by_class)]
+    axes = fig.subplot_mosaic([["loss", *panels], ["lr", *panels]], height_ratios=[3.2, 1])
     best = table[monitor].idxmax() if table[monitor].notna().any() else None
+    best = table.index[-1] if select == "last" and best is not None else best
     _loss_axes(axes["loss"], table)
-    _mcc_axes(axes["mcc"], table, best)
+    _mcc_axes(axes["mcc"], table, best, select)
+    if by_class:
+        _class_axes(axes["classes"], table, by_class)
     _line(axes["lr"], table.lr, "", color="0.3")
     axes["lr"].set(xlabel="epoch", ylabel="learning\nrate", ylim=(0, None))
     axes["lr"].ticklabel_format(axis="y", scilimits=(-2, 3))
@@ -64,16 +70,41 @@ def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
     ax.legend(fontsize=8, frameon=False, ncols=2)
 
 # %% ../../nbs/plot/02_curves.ipynb #f816ab8e
-def _mcc_axes(ax: Axes, table: pd.DataFrame, best) -> None:
-    "MCC on all and on valid pixels of the validation tiles."
+_CHOICE = {
+    "last": "last epoch {:g}",
+    "best": "best epoch {:g} on these tiles",
+    "inner": "best epoch {:g} on these tiles",
+}
+_CLASS_MCC = "class_mcc_"
+_LINES = {**PALETTE, "background": "0.55"}  # its colour in maps is too pale for a line
+
+
+def _mcc_axes(ax: Axes, table: pd.DataFrame, best, select: str) -> None:
+    "MCC on all and on valid pixels of the validated tiles, and the mean of the class MCCs."
     _line(ax, table.mcc, "all pixels", color=LINE_COLOURS[0])
     _line(ax, table.mcc_valid, "valid pixels", color=LINE_COLOURS[5])
-    low, high = min(0, table[["mcc", "mcc_valid"]].min().min()), table[["mcc", "mcc_valid"]].max().max()
-    ax.set(xlabel="epoch", ylabel="validation MCC", ylim=(low, max(0.1, high * 1.12)))
+    shown = ["mcc", "mcc_valid", *["macro_mcc"] * ("macro_mcc" in table)]
+    if "macro_mcc" in table:
+        _line(ax, table.macro_mcc, "mean of classes", color="0.45", ls=":")
+    low, high = min(0, table[shown].min().min()), table[shown].max().max()
+    where = "MCC of the inner block" if select == "inner" else "validation MCC"
+    ax.set(xlabel="epoch", ylabel=where, ylim=(low, max(0.1, high * 1.12)))
     if best is not None:
         scores = f"MCC {table.mcc[best]:.3f} (valid pixels {table.mcc_valid[best]:.3f})"
-        ax.set_title(f"best epoch {best:g}: {scores}", fontsize=10)
+        ax.set_title(f"{_CHOICE[select].format(best)}:\n{scores}", fontsize=10)
     ax.legend(fontsize=8, frameon=False, loc="lower right")
+
+
+def _class_axes(ax: Axes, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    "MCC of each class against the rest, all pixels; a class that tiles and maps lack has no line."
+    for k, column in enumerate(columns):
+        name, values = column.removeprefix(_CLASS_MCC), table[column].astype(float)
+        if values.notna().any():
+            _line(ax, values, name, color=_LINES.get(name, LINE_COLOURS[k % 8]))
+    low, high = min(0, table[columns].astype(float).min().min()), table[columns].astype(float).max().max()
+    ax.set(xlabel="epoch", ylabel="MCC of each class", ylim=(low - 0.03, max(0.1, high * 1.12)))
+    ax.set_title("each class against the rest", fontsize=10)
+    ax.legend(fontsize=8, frameon=False)
 
 
 def _epochs(ax: Axes, epochs: pd.Index, best) -> None:
@@ -168,10 +199,12 @@ def critical_difference(
     for k, group in enumerate(groups):
         ends = [names.index(group[0]) - 0.2, names.index(group[-1]) + 0.2]
         ax.plot([high + span * (0.06 + 0.035 * k)] * 2, ends, color="k", lw=4, solid_capstyle="butt")
-    labels = [f"{name}   {score:.3f}" for name, score in found.scores.items()]
+    marked = found.chosen if found.mixed else ()
+    labels = [f"{'* ' * (name in marked)}{name}   {score:.3f}" for name, score in found.scores.items()]
     ax.set_yticks(y, labels)
     right = high + span * (0.10 + 0.035 * len(groups))
     label = "MCC with 95 % interval over tiles" if found.tiles > 1 else "MCC"
+    label += "\n* epoch chosen on these tiles: too high beside the others" if marked else ""
     ax.set(xlabel=label, ylim=(len(y) - 0.5, -0.5))
     ax.set_xlim(low - 0.03 * span, right)
     ax.set_title(_tiles_and_groups(found), fontsize=10, loc="left")

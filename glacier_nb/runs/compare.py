@@ -25,7 +25,7 @@ from glacier_nb.metrics.significance import (
     paired_permutation_p,
     smallest_p,
 )
-from .folder import RunError, read_metrics, run_folder
+from .folder import RunError, chosen_on_scored, read_metrics, run_folder
 from ..training.recipe import run_schedule
 
 # %% ../../nbs/runs/01_compare.ipynb #5f83049a
@@ -129,6 +129,21 @@ class Comparison:
     tiles: int  # number of held-out tiles
     enough_tiles: bool  # False: with so few tiles and blocks no difference can be significant
     units: int  # parts that the test swaps: the tiles, or the blocks of them that have pixels
+    chosen: tuple[str, ...] = ()  # runs whose epoch was chosen on these tiles, as with select = best
+
+    @property
+    def mixed(self) -> bool:
+        "Whether the epochs of some runs were chosen on these tiles, and those of others were not."
+        return 0 < len(self.chosen) < len(self.scores)
+
+    @property
+    def note(self) -> str:
+        "A sentence on what chose the epochs; empty where these tiles chose none."
+        names = "all runs" if len(self.chosen) == len(self.scores) else ", ".join(self.chosen)
+        if not self.chosen:
+            return ""
+        note = f"Epochs chosen on the tiles they are scored on: {names}."
+        return f"{note} These scores are too high beside the others." if self.mixed else note
 
 
 def _enough_tiles(pairs: int, tiles: int, n: int, level: float) -> bool:
@@ -199,6 +214,7 @@ def compare_runs(
         len(own),
         enough_tiles,
         len(next(iter(units.values()))),
+        tuple(name for name in scores.index if chosen_on_scored(runs[name])),
     )
 
 # %% ../../nbs/runs/01_compare.ipynb #6f59fd13

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,7 +48,8 @@ def _holds_run(
     folder: Path,  # run folder; it may not exist
 ) -> bool:  # False when it holds only the config of a run that was cut off before its first checkpoint
     "Whether a folder holds results of a run, which must not be overwritten."
-    return any((folder / name).exists() for name in ("last.pt", "best.pt", "history.jsonl", "metrics.json"))
+    names = ("last.pt", "model.pt", "best.pt", "history.jsonl", "metrics.json")  # best.pt: of older versions
+    return any((folder / name).exists() for name in names)
 
 # %% ../../nbs/training/06_callbacks.ipynb #aaae082f
 def run_path(
@@ -214,9 +215,9 @@ class RunFolder(Callback):
             lines = "".join(json.dumps(record) + "\n" for record in learner.history)
             with saving(self.folder / "history.jsonl", len(lines)):
                 write_text(self.folder / "history.jsonl", lines)
-            if learner.best is learner.record:
+            if learner.selected is learner.record:
                 counts = {tile: torch.from_numpy(counts) for tile, counts in learner.blocks.items()}
-                save_checkpoint(_checkpoint(learner) | {"blocks": counts}, self.folder / "best.pt")
+                save_checkpoint(_checkpoint(learner) | {"blocks": counts}, self.folder / "model.pt")
         self.save(learner)
 
     def after_fit(self, learner):
@@ -229,7 +230,9 @@ def _start(self: RunFolder, learner: Learner) -> None:
     if _holds_run(self.folder):  # it began while the data were read
         raise ConfigError(f"{self.folder} already holds a run: choose another name for `run`")
     learner.cfg.save(self.folder / "config.json")
-    sides = learner.data.split
+    sides, inner = learner.data.split, learner.data.inner_split
+    if inner is not None:  # its tiles chose the weights: these may not be scored on them either
+        sides = replace(sides, train=sides.train + inner.val)
     pixels = {"marks": {i: m.to_text() for i, m in sides.training_marks().items()}}
     record = _split(learner) | pixels | {"places": sides.training_places()}
     if learner.data.tiles_left_out:
@@ -238,8 +241,9 @@ def _start(self: RunFolder, learner: Learner) -> None:
 
 
 def _split(learner: Learner) -> dict[str, list[str]]:
-    "The tiles a run trains and validates on."
-    return {"train": list(learner.data.train.ids), "val": list(learner.data.val.ids)}
+    "The tiles a run trains on, those held out and, with select = inner, those that choose the epoch."
+    sides = {"train": learner.data.train, "val": learner.data.val, "inner": learner.data.inner}
+    return {name: list(side.ids) for name, side in sides.items() if side is not None}
 
 
 @patch
@@ -282,6 +286,11 @@ class EarlyStop(Callback):
     after_epoch = before_fit
 
 # %% ../../nbs/training/06_callbacks.ipynb #db729924
+_INNER = {
+    "inner": "inner "
+}  # value of `select` -> what the scores of an epoch are not: those of the held-out tiles
+
+
 class Progress(Callback):
     "Shows loss, MCC and the time left; reports how a run was stopped."
 
@@ -301,18 +310,19 @@ class Progress(Callback):
         self.bar.update()
 
     def _show(self, learner):
-        "Loss behind the bar, and MCC on valid pixels, by which the best epoch is chosen."
-        shown = {"loss": f"{learner.last['train_loss']:.3f}"}
+        "Loss behind the bar, MCC on valid pixels, and the best of it where it chooses the epoch."
+        shown, where = {"loss": f"{learner.last['train_loss']:.3f}"}, _INNER.get(learner.cfg.select, "")
         if learner.history:
-            last, best = (f"{record['mcc_valid']:.3f}" for record in (learner.history[-1], learner.best))
-            shown |= {"valid MCC": last, "best": best}
+            shown[f"{where}valid MCC"] = f"{learner.history[-1]['mcc_valid']:.3f}"
+            shown |= {} if learner.cfg.select == "last" else {"best": f"{learner.best['mcc_valid']:.3f}"}
         self.bar.set_postfix(shown, refresh=False)
 
     def after_epoch(self, learner):
         self._show(learner)
         every = -(-learner.cfg.epochs // self.lines)
         if learner.epoch % every == 0 or learner.epoch == learner.cfg.epochs or learner.stop:
-            print(_epoch_line(learner.record, learner.cfg.epochs), flush=True)
+            line = _epoch_line(learner.record, learner.cfg.epochs, _INNER.get(learner.cfg.select, ""))
+            print(line, flush=True)
 
     def after_fit(self, learner):
         self.bar.close()
@@ -328,9 +338,12 @@ class Progress(Callback):
 def _epoch_line(
     record: dict,  # an epoch of the history
     epochs: int,  # in the whole run
+    where: str = "",  # of the scores: "inner " for the block that chooses the epoch
 ) -> str:
     "One epoch in one line."
-    score = f"MCC {record['mcc']:.3f} (valid {record['mcc_valid']:.3f})"
+    score = (
+        f"{where}MCC {record['mcc']:.3f} (valid {record['mcc_valid']:.3f}) macro {record['macro_mcc']:.3f}"
+    )
     losses = f"loss {record['train_loss']:.3f}  val {record['val_loss']:.3f}"
     end = f"lr {record['lr']:.1e}  {record['seconds']:.0f} s"
     return f"epoch {record['epoch']:>3}/{epochs}  {losses}  {score}  {end}"

@@ -93,13 +93,13 @@ def check_folder(
 
 # %% ../../nbs/training/04_checkpoints.ipynb #ffe303a6
 def read_checkpoint(
-    path: str | os.PathLike,  # best.pt or last.pt
+    path: str | os.PathLike,  # model.pt or last.pt
 ) -> dict:
     "Read a checkpoint without running code in it; raises WeightsError when it cannot be read."
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # damaged bytes may raise anything
         raise WeightsError(
-            f"{path}: not a checkpoint of this project ({type(e).__name__}): expected the best.pt or "
+            f"{path}: not a checkpoint of this project ({type(e).__name__}): expected the model.pt or "
             "last.pt of a run folder, complete. The other of the two still holds the weights of that run"
         ) from e

@@ -33,7 +33,7 @@ from ..models.build import build_unet, leave_out
 from ..models.weights import init_from
 from ..sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
 from ..tiles.read import AnyTile
-from ..tiles.splits import Split, split
+from ..tiles.splits import Split, SplitError, spatial_folds, split
 from .schedules import Schedule, schedule
 
 # %% ../../nbs/training/03_recipe.ipynb #3c8e5a73
@@ -48,6 +48,13 @@ class RunData:
     classes: tuple[str, ...]  # names of the class indices
     left_out: tuple[str, ...] = ()  # classes without labels that the network is not to learn
     tiles_left_out: Mapping[str, TileCause] = field(default_factory=dict)  # tile id -> why unused
+    inner: TileSet | None = None  # with select = inner: normalised tiles of the block that chooses the epoch
+    inner_split: Split | None = None  # with select = inner: the training tiles, and that block as held out
+
+    @property
+    def watched(self) -> TileSet:
+        "The tiles that each epoch is validated on: the inner block, or where there is none those held out."
+        return self.val if self.inner is None else self.inner
 
     @property
     def train_tiles(self) -> list[AnyTile]:
@@ -71,25 +78,66 @@ def _few_tiles(
         richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1]]
         chosen.append([tiles[k] for k in sorted(list(dict.fromkeys([*richest, *range(len(tiles))]))[:most])])
     labels = round(sum(int(tile.class_counts().sum()) for tile in chosen[0]) / sides.left)
-    spare = {tile.id for tile in sides.train} - {tile.id for tile in chosen[0]}
+    spare = {*sides.spare, *(tile.id for tile in sides.train)} - {tile.id for tile in chosen[0]}
     return replace(sides, train=chosen[0], val=chosen[1], labels=labels, spare=spare)
 
 
+def _inner_split(
+    sides: Split,  # of a run
+    n_folds: int,  # into which training tiles of a single fold are cut
+) -> Split:  # of its training tiles
+    "A fold as the block that chooses the epoch, with the same buffer; raises SplitError and LeakageError."
+    held = {sides.folds.get(tile.id) for tile in sides.val}
+    folds = {tile.id: sides.folds.get(tile.id) for tile in sides.train}
+    try:
+        if len(set(folds.values())) < 2:
+            folds = spatial_folds(sides.train, n_folds)
+        pixels = {
+            fold: sum(t.class_counts() for t in sides.train if folds[t.id] == fold) for fold in folds.values()
+        }
+        order = sorted(pixels, key=lambda fold: (fold < max(held, default=0), fold))
+        block = max(order, key=lambda fold: (pixels[fold] > 0).sum())
+        if (pixels[block] > 0).sum() < 2:
+            raise SplitError("no fold of them has labels of two classes, without which MCC is undefined")
+        inner = split(sides.train, block, buffer=sides.buffer, folds=folds)
+        inner.check()
+    except SplitError as e:
+        found = f"select = 'inner' splits the {len(sides.train)} training tiles once more: {e.found}"
+        raise type(e)(found, "set select = 'last'", e.cause) from e
+    return inner
+
+
+def _without_inner(
+    sides: Split,  # of a run
+    inner: Split,  # of its training tiles
+) -> Split:
+    "The split whose training side lacks the inner block and the labels near it."
+    block, labels = {tile.id for tile in inner.val}, sum(int(t.class_counts().sum()) for t in inner.train)
+    before = round(labels / (sides.left * inner.left))
+    return replace(sides, train=inner.train, labels=before, spare={*sides.spare, *block})
+
+
 def prepare_data(
-    cfg: TrainConfig,  # fold, n_folds, normalisation, glcm_*, loss weights and tile_store are read
+    cfg: TrainConfig,  # fold, n_folds, select, normalisation, glcm_*, loss weights and tile_store are read
     tiles: list[AnyTile],  # labelled tiles, see `glacier_nb.data.storage.run_tiles`
 ) -> RunData:
     "Split tiles spatially, fit the statistics on the training part, normalise both."
     sides = split(tiles, cfg.fold, cfg.n_folds)
     sides.check()
-    sides = _few_tiles(sides) if cfg.trial else sides
+    inner = _inner_split(sides, cfg.n_folds) if cfg.select == "inner" else None
+    sides = sides if inner is None else _without_inner(sides, inner)
+    if cfg.trial:
+        inner = inner and _few_tiles(inner)
+        sides = _few_tiles(sides)
     stats, folder = run_stats(cfg, sides.train), store_folder(cfg, tiles)
     classes = sides.train[0].classes
     boundary = cfg.loss_weights()["boundary"] > 0
     distance = partial(signed_distance, n_classes=len(classes)) if boundary else None
-    train, val = (TileSet.build(t, stats, distance, folder) for t in sides)
+    parts = [*sides, *([inner.val] if inner else [])]
+    train, val, *block = (TileSet.build(t, stats, distance, folder) for t in parts)
     unused = tiles.left_out if isinstance(tiles, RunTiles) else {}
-    return RunData(train, val, sides, stats, classes, tiles_left_out=unused)
+    more = {"inner": block[0], "inner_split": inner} if inner else {}
+    return RunData(train, val, sides, stats, classes, tiles_left_out=unused, **more)
 
 # %% ../../nbs/training/03_recipe.ipynb #0da7a002
 def _fractions(data: RunData) -> pd.DataFrame:
@@ -103,6 +151,8 @@ def _tiles(data: RunData, n: int) -> str:
     "How many tiles there are, and the first `n` of those held out and left out."
     unused = listing((f"{i} ({why})" for i, why in data.tiles_left_out.items()), n)
     held_out = f"{len(data.train)} training tiles, {len(data.val)} for validation: {listing(data.val.ids, n)}"
+    if data.inner is not None:
+        held_out += f"; {len(data.inner)} choose the epoch: {listing(data.inner.ids, n)}"
     return held_out + (f"; left out: {unused}" if unused else "")
 
 

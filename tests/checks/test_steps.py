@@ -75,7 +75,7 @@ def test_one_step_an_epoch_is_starved(data):
 
 
 def test_pretrained_network_needs_fewer_steps(data):
-    cfg = TrainConfig(samples_per_epoch=32, epochs=20, init_from="outputs/a/best.pt")
+    cfg = TrainConfig(samples_per_epoch=32, epochs=20, init_from="outputs/a/model.pt")
     assert causes(check_budget(cfg, data.train))["starved"] == "warning"
 
 
@@ -113,9 +113,9 @@ PURE = {"focal_weight": 0.0, "dice_weight": 0.0, "boundary_weight": 0.0}
         ({"clip": 0.0}, {}),
         ({"mcc_weight": 1e-9, **PURE}, {"gradient-small": "fatal"}),
         ({"mcc_weight": 1e-3, **PURE}, {}),
-        ({"schedule": "plateau", "plateau_factor": 1e-4}, {"lr-low": "warning"}),
-        ({"schedule": "plateau", "plateau_factor": 0.1}, {}),
-        ({"schedule": "plateau", "plateau_factor": 1e-4, "lr_min": 1e-4}, {}),
+        ({"schedule": "plateau", "select": "best", "plateau_factor": 1e-4}, {"lr-low": "warning"}),
+        ({"schedule": "plateau", "select": "best", "plateau_factor": 0.1}, {}),
+        ({"schedule": "plateau", "select": "best", "plateau_factor": 1e-4, "lr_min": 1e-4}, {}),
         ({"ema": 0.999999}, {}),
     ],
 )

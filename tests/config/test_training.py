@@ -49,6 +49,9 @@ def test_out_of_range(f, value):
     "values",
     [
         {"fold": 5},
+        {"patience": 3},
+        {"schedule": "plateau"},
+        {"select": "last", "patience": 1, "schedule": "plateau"},
         {"batch_size": 9, "accumulate": 2},
         {"crop_size": 48 + 1},
         {"lr_min": 1.0},
@@ -327,3 +330,20 @@ def test_the_other_notebooks_check_names_and_types(values, words):
     check_notebook(good, **kinds)
     with pytest.raises(ConfigError, match=words):
         check_notebook(good | values, **kinds)
+
+
+def test_what_follows_the_mcc_of_an_epoch_needs_tiles_to_follow():
+    for watching in ({"patience": 3}, {"schedule": "plateau"}):
+        with pytest.raises(ConfigError, match=r"Expected select = 'inner'"):
+            TrainConfig(**watching)
+        assert TrainConfig(**watching, select="inner").select == "inner"
+        assert TrainConfig(**watching, select="best").select == "best"
+
+
+def test_a_run_of_a_version_without_select_chose_its_best_epoch():
+    assert TrainConfig().select == "last"
+    assert TrainConfig.known({"lr": 0.1})["select"] == "best"
+    assert TrainConfig.known({"select": "inner"})["select"] == "inner"
+    older = {k: v for k, v in vars(TrainConfig()).items() if k != "select"}
+    assert TrainConfig().differences(older) == "select (saved 'best', requested 'last')"
+    assert TrainConfig(select="best").differences(older) == ""

@@ -130,7 +130,16 @@ def test_a_start_without_fatal_findings_is_run_as_it_is():
             "schedule",
             {"schedule": "linear_warmup"},
         ),
-        (record(findings=[finding("peaked")], schedule="linear_warmup"), "schedule", {"schedule": "plateau"}),
+        (
+            record(findings=[finding("peaked")], schedule="linear_warmup"),
+            "schedule",
+            {"schedule": "plateau", "select": "inner"},
+        ),
+        (
+            record(findings=[finding("peaked")], schedule="linear_warmup", select="best"),
+            "schedule",
+            {"schedule": "plateau"},
+        ),
         (record(findings=[finding("overfitting")]), "regularise", {"augment": "photometric+dihedral"}),
         (record(findings=[finding("overfitting")], augment="strong"), "regularise", {"ema": 0.99}),
         (record(findings=[finding("norm-lag", ema=0.9)]), "warnings", {"ema": 0.9}),
@@ -232,9 +241,9 @@ def test_weights_are_proposed_only_if_their_file_exists(tmp_path):
     assert "init_from" not in proposed(record(), root=tmp_path).parameters
     folder = tmp_path / "outputs/hkh-demo"
     folder.mkdir(parents=True)
-    (folder / "best.pt").touch()
+    (folder / "model.pt").touch()
     (folder / "config.json").write_text(json.dumps({"encoder": "resnet34", "patch_size": 128}))
-    assert changes(proposed(record(), root=tmp_path)) == {"init_from": "outputs/hkh-demo/best.pt"}
+    assert changes(proposed(record(), root=tmp_path)) == {"init_from": "outputs/hkh-demo/model.pt"}
     assert "init_from" not in proposed(record(encoder="resnet18"), root=tmp_path).parameters
     (tmp_path / "data/weights").mkdir(parents=True)
     (tmp_path / "data/weights/tf_efficientnet_lite0.pth").touch()
@@ -279,3 +288,14 @@ def test_a_record_is_read_from_its_folder(tmp_path):
         read_record(tmp_path / "none")
     with pytest.raises(RunError, match="damaged"):
         read_findings([plain | {"cause": "bad luck"}])
+
+
+def test_runs_whose_epochs_were_chosen_differently_are_not_mixed():
+    tiles = {"tile_confusions": {"t": {}}}
+    last, best = record("a", 0.5), record("b", 0.6, lr=2e-3)
+    last.metrics.update(tiles | {"chosen_on": []})
+    best.metrics.update(tiles | {"chosen_on": ["t"]})
+    with pytest.raises(RunError, match=r"epochs of b were chosen on the tiles .*, those of a "):
+        next_run([last, best])
+    best.metrics["chosen_on"] = ["elsewhere"]
+    assert proposed(last, best).based_on == "b"

@@ -97,7 +97,7 @@ def test_a_sweep_survives_every_way_to_fail(project):
     before = (outputs / "other/metrics.json").read_text()
     rates = {"raises": 1.0, "dies": 2.0, "silent": 4.0, "cut": 0.5, "empty": 0.125, "other": 0.5}
     files = [{"run": run, "lr": lr} for run, lr in rates.items()]
-    files.insert(0, {"run": "after", "init_from": "outputs/raises/best.pt"})
+    files.insert(0, {"run": "after", "init_from": "outputs/raises/model.pt"})
     table = sweep(files, n_jobs=2, threads=1, progress=False)
     assert list(table.index) == ["after", *rates]
     assert table["status"].to_dict() == dict.fromkeys(["after", *rates], "failed") | {
@@ -194,7 +194,7 @@ def test_the_same_on_a_dask_cluster(project, monkeypatch):
     distributed = pytest.importorskip("distributed")
     cluster = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**cluster) as local, distributed.Client(local) as client:
-        after = {"run": "after", "init_from": "outputs/bad/best.pt"}
+        after = {"run": "after", "init_from": "outputs/bad/model.pt"}
         files = [{"run": "bad", "lr": 1.0}, {"run": "good", "lr": 0.5}, after]
         table = sweep(files, client=client, progress=False)
         assert table["status"].to_dict() == {"bad": "failed", "good": "done", "after": "failed"}
@@ -279,7 +279,7 @@ def test_a_missing_or_binary_parameter_file_is_named(tmp_path):
         ([{"run": "a"}], {"prefix": "../"}, "plain folder name"),
         ([{"run": "a"}], {"overrides": {"resume": True}}, "resume cannot be set for all"),
         ([{"run": "a"}], {"overrides": {"lr": "fast"}}, "lr = 'fast' is not allowed"),
-        ([{"run": "a", "init_from": "outputs/a/best.pt"}], {}, "circular references between runs: a -> a"),
+        ([{"run": "a", "init_from": "outputs/a/model.pt"}], {}, "circular references between runs: a -> a"),
         (
             [{"run": "a"}],
             {"overrides": {"init_from": "outputs/a/last.pt"}},
@@ -296,18 +296,18 @@ def test_a_wrong_sweep_does_not_start(project, files, options, words):
 
 def test_references_get_the_new_names(project):
     files = [
-        {"run": "c", "init_from": "outputs/b/best.pt"},
+        {"run": "c", "init_from": "outputs/b/model.pt"},
         {"run": "b", "init_from": str(project / "outputs/a/last.pt")},
-        {"run": "a", "init_from": "elsewhere/b/best.pt"},
+        {"run": "a", "init_from": "elsewhere/b/model.pt"},
     ]
     c, b, a = _plan(files, prefix="p-", suffix="-s")
     assert (c.needs, b.needs, a.needs) == (("p-b-s",), ("p-a-s",), ())
-    assert c.parameters["init_from"] == "outputs/p-b-s/best.pt"
+    assert c.parameters["init_from"] == "outputs/p-b-s/model.pt"
     assert b.parameters["init_from"] == str(project / "outputs/p-a-s/last.pt")
-    assert a.parameters["init_from"] == "elsewhere/b/best.pt"
+    assert a.parameters["init_from"] == "elsewhere/b/model.pt"
     names = {"a": "x-a", "b": "x-b"}
-    found = _rename_references("a, outputs/b/best.pt ,old,", names, project)
-    assert found == ("x-a,outputs/x-b/best.pt,old,", ["x-a", "x-b"])
+    found = _rename_references("a, outputs/b/model.pt ,old,", names, project)
+    assert found == ("x-a,outputs/x-b/model.pt,old,", ["x-a", "x-b"])
 
 
 @pytest.mark.parametrize("prefix", ["", "x-"])
@@ -316,11 +316,11 @@ def test_references_get_the_new_names(project):
     [
         "{b}",
         "outputs/{b}",
-        "{b}/best.pt",
+        "{b}/model.pt",
         "{b}/last.pt",
-        "outputs/{b}/best.pt",
+        "outputs/{b}/model.pt",
         "{root}/outputs/{b}",
-        "{root}/outputs/{b}/best.pt",
+        "{root}/outputs/{b}/model.pt",
     ],
 )
 def test_every_way_to_name_a_run_is_a_reference(project, form, prefix):
@@ -334,7 +334,7 @@ def test_every_way_to_name_a_run_is_a_reference(project, form, prefix):
 
 
 @pytest.mark.parametrize(
-    "text", ["b2", "b/c/best.pt", "outputs/b/c/best.pt", "/elsewhere/outputs/b/best.pt", ""]
+    "text", ["b2", "b/c/model.pt", "outputs/b/c/model.pt", "/elsewhere/outputs/b/model.pt", ""]
 )
 def test_other_text_is_left_alone(project, text):
     for key in ("ensemble", "init_from"):

@@ -51,9 +51,9 @@ def test_the_autopilot_does_not_start_from_one(tmp_path):
 
 def test_no_other_run_starts_from_its_weights(tmp_path):
     model = torch.nn.Conv2d(3, 2, 3)
-    torch.save({"config": {"trial": True}, "weights": model.state_dict()}, tmp_path / "best.pt")
+    torch.save({"config": {"trial": True}, "weights": model.state_dict()}, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match="is from a trial"):
-        init_from(model, tmp_path / "best.pt")
+        init_from(model, tmp_path / "model.pt")
 
 
 def test_a_sweep_of_trials_names_their_folders(tmp_path):
@@ -84,7 +84,7 @@ def test_the_command_says_that_it_compares_none(tmp_path, capsys):
     TrainConfig(trial=True).save(tmp_path / "a-trial" / "config.json")
     write_text(
         tmp_path / "a-trial" / "metrics.json",
-        '{"mcc": 0.5, "mcc_valid": 0.5, "best_epoch": 1, "ci95": [0.4, 0.6], "trial": true}',
+        '{"mcc": 0.5, "mcc_valid": 0.5, "selected_epoch": 1, "ci95": [0.4, 0.6], "trial": true}',
     )
     main(["compare", "--outputs", str(tmp_path)])
     assert "Not compared: a-trial" in capsys.readouterr().out

@@ -20,7 +20,8 @@ CORRECT = (
     {"seed": 6, "n_tiles": 9, "size": 160, "include_glcm": True, "normalisation": "robust"},
     {"seed": 7, "n_tiles": 12, "size": 128, "encoder": "resnet18"}
     | {"focal_weight": 0.0, "dice_weight": 0.0, "mcc_weight": 1.0},
-    {"seed": 8, "n_tiles": 9, "size": 128, "sampler": "weighted", "schedule": "plateau", "lr": 3e-3},
+    {"seed": 8, "n_tiles": 9, "size": 128, "sampler": "weighted", "lr": 3e-3}
+    | {"schedule": "plateau", "select": "inner"},
     {
         "seed": 9,
         "n_tiles": 12,

@@ -75,7 +75,7 @@ def test_only_files_of_dead_processes_are_removed(tmp_path):
     dead.wait()
     (tmp_path / "figures").mkdir()
     stale = [f".last.pt.{dead.pid}.tmp", f"figures/.map.png.{dead.pid}.tmp", f".x.{10**30}.tmp"]
-    others = ["last.pt", f".best.pt.{os.getpid()}.tmp", ".notes.tmp", "mine.tmp", f"last.pt.{dead.pid}.tmp"]
+    others = ["last.pt", f".model.pt.{os.getpid()}.tmp", ".notes.tmp", "mine.tmp", f"last.pt.{dead.pid}.tmp"]
     for name in (*stale, *others):
         (tmp_path / name).write_text("half")
     with run_lock(tmp_path):

@@ -406,7 +406,7 @@ def test_pretraining_leaves_a_run_folder(project, run_files):
     assert found["parameters"]["patch_size"] == SIZE
     assert found["pixels"]["lake"] == 0
     assert sum(found["pixels"].values()) == 6 * SIZE**2
-    assert read_checkpoint(folder / "best.pt")["classes"] == list(CLASSES)
+    assert read_checkpoint(folder / "model.pt")["classes"] == list(CLASSES)
 
 
 def test_pretraining_makes_the_checks_and_uses_all_devices(project, run_files, forked_ranks, monkeypatch):
@@ -435,18 +435,18 @@ def run_cells(path, **parameters):
 
 def test_training_starts_from_pretraining(project, monkeypatch):
     monkeypatch.chdir(project)
-    given = {"init_from": "outputs/hkh/best.pt", "run": "started", "checks": "off"}
+    given = {"init_from": "outputs/hkh/model.pt", "run": "started", "checks": "off"}
     run_cells(project / "nbs/train.ipynb", **TINY, **given, data_dir=str(cached_demo(4, 64, 3)))
     assert json.loads((project / "outputs/started/metrics.json").read_text())["parameters"]["init_from"]
 
 
 def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
-    cfg = TrainConfig(**TINY | {"init_from": "outputs/hkh/best.pt"})
+    cfg = TrainConfig(**TINY | {"init_from": "outputs/hkh/model.pt"})
     learner = make_learner(
         cfg, prepare_data(cfg, read_tiles(cached_demo(4, 64, 3))), tmp_path / "run", progress=False
     )
-    stored = read_checkpoint(project / "outputs/hkh/best.pt")["weights"]
+    stored = read_checkpoint(project / "outputs/hkh/model.pt")["weights"]
     for name, tensor in learner.model.state_dict().items():
         torch.testing.assert_close(tensor, stored[name], rtol=0, atol=0, msg=name)
 
@@ -461,7 +461,7 @@ def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
 )
 def test_report_names_the_layers_that_do_not_fit(project, channels, classes, lacking):
     model = build_unet(channels, classes, ENCODER, None, "scse", seed=0)
-    path = project / "outputs/hkh/best.pt"
+    path = project / "outputs/hkh/model.pt"
     report, stored = init_from(model, path), read_checkpoint(path)["weights"]
     fits = {name: v.shape == stored[name].shape for name, v in model.state_dict().items()}
     assert {name for name, same in fits.items() if not same} == lacking

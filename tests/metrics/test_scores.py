@@ -15,7 +15,9 @@ from glacier_nb.metrics.scores import (
     _mcc_defined,
     bootstrap_ci,
     bootstrap_mcc,
+    class_mccs,
     confusion,
+    macro_mcc,
     mcc,
     summary,
     tile_confusion,
@@ -331,3 +333,41 @@ def test_summary_of_one_undefined_tile():
     assert report["per_class"]["glacier"]["recall"] is None
     with pytest.raises(ValueError, match="found no tile"):
         summary({}, {}, CLASSES)
+
+
+# the mean of the classes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mcc_of_each_class_is_that_of_sklearn_against_the_rest(seed):
+    pred, truth = random_pair(seed)
+    cm = confusion(pred, truth, 4)
+    expected = [sk.matthews_corrcoef(truth == k, pred == k) for k in range(4)]
+    np.testing.assert_allclose(class_mccs(cm), expected, atol=1e-12)
+    assert class_mccs(cm).dtype == np.float64
+    assert macro_mcc(cm) == pytest.approx(np.mean(expected), abs=1e-12)
+    assert class_mccs(cm).tolist() == _class_table(cm, CLASSES)["mcc"].tolist()
+    assert macro_mcc(confusion(pred > 0, truth > 0, 2)) == mcc(confusion(pred > 0, truth > 0, 2))
+
+
+def test_a_class_that_nothing_has_is_left_out_and_one_on_a_single_side_counts_as_0():
+    cm = np.array([[50, 5, 0], [6, 40, 0], [0, 0, 0]])
+    assert np.isnan(class_mccs(cm)).tolist() == [False, False, True]
+    assert macro_mcc(cm) == pytest.approx(mcc(cm[:2, :2]))
+    for at in ((2, 0), (0, 2)):  # not found, and found where it is not
+        one = cm.copy()
+        one[at] = 3
+        first, second, third = class_mccs(one)
+        assert third == 0
+        assert macro_mcc(one) == (first + second) / 3
+    assert macro_mcc(np.zeros((3, 3), int)) == macro_mcc([[9, 0], [0, 0]]) == 0
+    with pytest.raises(ValueError, match="expected"):
+        macro_mcc([[0.5, 1], [2, 3]])
+
+
+def test_the_mean_of_many_matrices_and_of_ten_billion_pixels():
+    cms = np.array([confusion(*random_pair(k, n_classes=3), 4) for k in range(4)])
+    many = np.concatenate([cms, np.zeros_like(cms[:1])])
+    np.testing.assert_allclose(macro_mcc(many), [*(macro_mcc(cm) for cm in cms), 0], rtol=1e-12)
+    assert np.isnan(class_mccs(many)[:, 3]).all()  # leaving out holds for each matrix
+    assert macro_mcc(cms[0] * 10**7) == pytest.approx(macro_mcc(cms[0]), rel=1e-12)

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import ssl
 import threading
 import time
@@ -33,6 +34,7 @@ from glacier_nb.models.weights import (
     load_matching,
     load_pretrained,
     local_weights,
+    weights_file,
 )
 
 LITE = "tu-tf_efficientnet_lite0"
@@ -434,7 +436,7 @@ def run_file(tmp_path):
     "The checkpoint of a run on two classes and five channels."
     model = build_unet(5, 2, "resnet18", seed=9)
     config = {"architecture": "Unet", "encoder": "resnet18", "decoder_attention": "scse"}
-    path = tmp_path / "best.pt"
+    path = tmp_path / "model.pt"
     torch.save({"weights": model.state_dict(), "config": config}, path)
     return path, model
 
@@ -479,3 +481,18 @@ def test_init_from_a_file_without_a_config(tmp_path):
         init_from(build_unet(5, 4, "resnet18"), tmp_path / "other.pt")
     with pytest.raises(WeightsError, match="no such weights file"):
         init_from(build_unet(5, 4, "resnet18"), Path("nowhere.pt"))
+
+
+def test_init_from_reads_an_older_run_and_names_the_new_file(run_file, tmp_path):
+    path, _ = run_file
+    old = tmp_path / "old"
+    old.mkdir()
+    shutil.copy(path, old / "best.pt")
+    assert weights_file(old) == weights_file(old / "model.pt") == old / "best.pt"
+    assert set(init_from(build_unet(5, 2, "resnet18"), old / "model.pt")["result"]) == {"loaded"}
+    with pytest.raises(WeightsError, match=rf"best\.pt does not exist.*To fix: name {path}"):
+        init_from(build_unet(5, 2, "resnet18"), path.with_name("best.pt"))
+    assert weights_file(tmp_path / "none") == tmp_path / "none"
+    (tmp_path / "none").mkdir()
+    assert weights_file(tmp_path / "none") == tmp_path / "none/model.pt"
+    assert weights_file(old / "best.pt") == old / "best.pt"

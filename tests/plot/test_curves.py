@@ -47,7 +47,7 @@ def test_curves_show_the_history():
     np.testing.assert_allclose(by_label(loss)["train"].get_ydata(), [1, 1 / 2, 1 / 3])
     assert {"validation", "focal (train)", "new (train)"} < set(by_label(loss))
     assert list(lr.lines[0].get_ydata()) == [1e-3] * 3
-    assert score.get_title() == "best epoch 2: MCC 0.700 (valid pixels 0.600)"
+    assert score.get_title() == "best epoch 2 on these tiles:\nMCC 0.700 (valid pixels 0.600)"
     for ax in (loss, score, lr):
         assert ax.lines[-1].get_xdata()[0] == 2  # the mark of the best epoch
         assert ax.get_xlabel() == "epoch" or ax is loss
@@ -58,8 +58,8 @@ def test_curves_take_frames_and_another_monitor():
     titles = [
         "".join(ax.get_title() for ax in training_curves(history, m).axes) for m in ("mcc_valid", "mcc")
     ]
-    assert titles[0].startswith("best epoch 1:")
-    assert titles[1].startswith("best epoch 2:")
+    assert titles[0].startswith("best epoch 1 ")
+    assert titles[1].startswith("best epoch 2 ")
     assert history.columns[0] == "epoch"  # untouched
 
 
@@ -162,3 +162,16 @@ def test_no_chart_sets_a_global_style():
     confusion_heatmap(np.eye(2, dtype=int), CLASSES[:2])
     per_tile_bars(pd.DataFrame({"mcc": [0.5]}, index=["a"]))
     assert dict(mpl.rcParams) == before
+
+
+def test_curves_of_each_class_and_what_chose_the_epoch():
+    more = [{"macro_mcc": 0.4, "class_mcc_glacier": 0.1 * k, "class_mcc_lake": None} for k in (1, 2, 3)]
+    history = [record(k, v, **m) for k, v, m in zip((1, 2, 3), (0.2, 0.6, 0.4), more, strict=True)]
+    axes = {ax.get_ylabel(): ax for ax in training_curves(history, select="last").axes}
+    assert list(by_label(axes["MCC of each class"])["glacier"].get_ydata()) == [0.1, 0.2, pytest.approx(0.3)]
+    assert "lake" not in by_label(axes["MCC of each class"])  # tiles and maps have none
+    assert list(by_label(axes["validation MCC"])["mean of classes"].get_ydata()) == [0.4] * 3
+    assert axes["validation MCC"].get_title().startswith("last epoch 3:")
+    assert axes["loss"].lines[-1].get_xdata()[0] == 3
+    inner = {ax.get_ylabel(): ax for ax in training_curves(history, select="inner").axes}
+    assert inner["MCC of the inner block"].get_title().startswith("best epoch 2 on these tiles:")

@@ -208,8 +208,8 @@ def test_views_are_checked():
 
 
 def test_a_run_is_found_by_name_folder_and_file(outputs):
-    best = (outputs / "a/best.pt").resolve()
-    for source in ("a", outputs / "a", best, "a/best.pt"):
+    best = (outputs / "a/model.pt").resolve()
+    for source in ("a", outputs / "a", best, "a/model.pt"):
         assert _checkpoint_path(source, outputs) == best
     assert load_member("a/last.pt", outputs=outputs).name == "a/last.pt"
     assert load_member("a", outputs=outputs).name == "a"
@@ -220,7 +220,7 @@ def test_a_missing_run_is_named_with_similar_ones(outputs, tmp_path):
     with pytest.raises(PredictError, match=r"'textur' is not a checkpoint.*Existing runs: texture"):
         _checkpoint_path("textur", tmp_path)
     (tmp_path / "unfinished").mkdir()
-    with pytest.raises(PredictError, match=r"unfinished/best\.pt"):
+    with pytest.raises(PredictError, match=r"unfinished/model\.pt"):
         _checkpoint_path("unfinished", tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_a_member_predicts_what_the_learner_validated(learners, held_out, demo):
     outputs, made = learners
     for name in ("a", "b"):
         learner = made[name]
-        learner.model.load_state_dict(read_checkpoint(outputs / name / "best.pt")["weights"])
+        learner.model.load_state_dict(read_checkpoint(outputs / name / "model.pt")["weights"])
         learner.validate()
         matrices, seconds = evaluate([load_member(name, "cpu", "", outputs)], held_out, demo, progress=False)
         assert list(matrices) == list(learner.matrices)
@@ -238,7 +238,7 @@ def test_a_member_predicts_what_the_learner_validated(learners, held_out, demo):
 
 
 def test_pretrained_weights_are_not_read(outputs, tmp_path):
-    state = read_checkpoint(outputs / "b/best.pt")
+    state = read_checkpoint(outputs / "b/model.pt")
     state["config"] |= {"encoder_weights": "no/such/file.pt", "init_from": "gone.pt"}
     save_checkpoint(state, tmp_path / "m.pt")
     member, own = load_member(tmp_path / "m.pt"), load_member("b", outputs=outputs)
@@ -299,7 +299,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_checkpoint_that_does_not_fit_is_an_error_with_its_name(outputs, tmp_path, case):
     damage, error, match = BROKEN[case]
-    torch.save(damage(read_checkpoint(outputs / "b/best.pt")), tmp_path / "damaged.pt")
+    torch.save(damage(read_checkpoint(outputs / "b/model.pt")), tmp_path / "damaged.pt")
     with pytest.raises(error, match=match) as e:
         load_member(tmp_path / "damaged.pt")
     assert "damaged.pt" in str(e.value)
@@ -313,7 +313,7 @@ def test_other_files_are_an_error(tmp_path):
 
 
 def test_an_rgb_network_is_an_error(outputs, tmp_path):
-    state = read_checkpoint(outputs / "b/best.pt")
+    state = read_checkpoint(outputs / "b/model.pt")
     state["weights"][STEM] = state["weights"][STEM][:, :3].clone()
     torch.save(state, tmp_path / "rgb.pt")
     with pytest.raises(WeightsError, match=rf"{re.escape(STEM)}: adapted"):
@@ -321,9 +321,9 @@ def test_an_rgb_network_is_an_error(outputs, tmp_path):
 
 
 def test_members_with_other_classes_and_duplicates_are_an_error(outputs, tmp_path):
-    state = read_checkpoint(outputs / "b/best.pt")
+    state = read_checkpoint(outputs / "b/model.pt")
     torch.save(state | {"classes": ["background", "ice", "debris", "lake"]}, tmp_path / "other.pt")
-    with pytest.raises(PredictError, match=r"a/best\.pt has .*'glacier'.*other\.pt has .*'ice'"):
+    with pytest.raises(PredictError, match=r"a/model\.pt has .*'glacier'.*other\.pt has .*'ice'"):
         load_ensemble(f"a,{tmp_path}/other.pt", outputs=outputs)
     with pytest.raises(PredictError, match="twice"):
         load_ensemble("a, b, a", outputs=outputs)
@@ -390,11 +390,11 @@ def test_checks_that_are_not_possible_are_notes(outputs, members, held_out, demo
         evaluate([load_member(old)], held_out[:1], tmp_path, progress=False)
     with pytest.warns(UserWarning, match="may be too high: old"):
         tta_table([load_member(old)], held_out[:2], tmp_path, progress=False)
-    state = read_checkpoint(outputs / "c/best.pt")
-    state["config"]["init_from"] = "outputs/old/best.pt"
+    state = read_checkpoint(outputs / "c/model.pt")
+    state["config"]["init_from"] = "outputs/old/model.pt"
     save_checkpoint(state, tmp_path / "alone.pt")
     notes = check_leakage([load_member(tmp_path / "alone.pt")], held_out, demo)
-    assert ["no splits.json" in notes[0], "began from outputs/old/best.pt" in notes[1]] == [True, True]
+    assert ["no splits.json" in notes[0], "began from outputs/old/model.pt" in notes[1]] == [True, True]
     for text in ("[1, 2]", "{", '{"val": []}'):
         (tmp_path / "splits.json").write_text(text)
         with pytest.raises(PredictError, match=r"splits\.json is damaged: expected lists of tile ids"):
@@ -559,3 +559,18 @@ def test_the_record_is_plain_json(members, held_out, demo):
     assert record["choices"]["tta"]["low"] is None
     assert type(record["choices"]["tta"]["passes"]) is int
     assert record["unchecked"] == ["a note"]
+
+
+def test_the_weights_of_an_older_run_are_found_and_an_old_name_gets_the_new_one(outputs, tmp_path):
+    for name in ("new", "old"):
+        shutil.copytree(outputs / "a", tmp_path / name)
+    (tmp_path / "old/model.pt").rename(tmp_path / "old/best.pt")
+    for source in ("old", "old/model.pt", "old/best.pt"):
+        assert _checkpoint_path(source, tmp_path) == tmp_path / "old/best.pt"
+    assert load_member("old", outputs=tmp_path).name == "old"
+    with pytest.raises(WeightsError, match=r"a run's weights are in model\.pt\. To fix: name (.*)") as error:
+        _checkpoint_path("new/best.pt", tmp_path)
+    named = str(error.value).rsplit(" ", 1)[1]
+    assert _checkpoint_path(named, tmp_path) == tmp_path / "new/model.pt"
+    with pytest.raises(PredictError, match=r"Existing runs: new, old"):
+        _checkpoint_path("nothing", tmp_path)

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import papermill
@@ -200,7 +201,8 @@ def test_comparable_sets_keep_folds_apart():
 
 @pytest.mark.parametrize("name", ["warm_restarts", "warmup_restarts", "cosine", "one_cycle", "plateau"])
 def test_restarts_are_those_of_the_schedule(name):
-    cfg = TrainConfig(schedule=name, epochs=20, restart_epochs=3.0, restart_mult=2, warmup_epochs=1.5)
+    given = {"epochs": 20, "restart_epochs": 3.0, "restart_mult": 2, "warmup_epochs": 1.5}
+    cfg = TrainConfig(schedule=name, select="best", **given)
     history = [{"epoch": e, "step": 7 * e} for e in range(1, 21)]
     marks = restart_epochs(asdict(cfg) | {"gone": 1}, history)
     assert marks == [s / 7 for s in run_schedule(cfg, 7).restart_steps]
@@ -240,7 +242,7 @@ def project(tmp_path_factory):
         learner.fit()
         cms = [{i: pair[k] for i, pair in learner.matrices.items()} for k in (0, 1)]
         matrices = {i: {"all": cms[0][i].tolist(), "valid": cms[1][i].tolist()} for i in cms[0]}
-        extra = {"baseline_mcc": 0.5, "best_epoch": 1, "seconds": 9.0, "tile_confusions": matrices}
+        extra = {"baseline_mcc": 0.5, "selected_epoch": 1, "seconds": 9.0, "tile_confusions": matrices}
         parameters = json.loads((folder / "config.json").read_text())
         content = summary(*cms, data.classes) | extra | {"parameters": parameters}
         write_text(folder / "metrics.json", json.dumps(content))
@@ -284,3 +286,19 @@ def test_compare_notebook_checks_its_parameters(given, message):
     exec(cells[0].source, names)
     with pytest.raises(ConfigError, match=message):
         exec(cells[1].source, names | given)  # papermill inserts the given values between the two
+
+
+def test_a_best_epoch_is_not_silently_compared_with_a_last_one():
+    cms = random_confusions(12, seed=5)
+    last, best = metrics(cms) | {"chosen_on": []}, metrics(cms) | {"chosen_on": ["t03"]}
+    found = compare_runs({"a": last, "b": best, "old": metrics(cms)}, n=500)
+    assert (found.chosen, found.mixed) == (("b", "old"), True)
+    assert found.note.startswith("Epochs chosen on the tiles they are scored on: b, old.")
+    assert "too high beside the others" in found.note
+    labels = [t.get_text() for t in critical_difference(found).axes[0].get_yticklabels()]
+    assert [label.startswith("* ") for label in labels] == [False, True, True]
+    alike = compare_runs({"a": last, "b": last}, n=500)
+    assert (alike.chosen, alike.mixed, alike.note) == ((), False, "")
+    chosen = compare_runs({"a": best, "b": best}, n=500)
+    assert (chosen.mixed, chosen.note) == (False, "Epochs chosen on the tiles they are scored on: all runs.")
+    plt.close("all")

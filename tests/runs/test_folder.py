@@ -17,6 +17,8 @@ from glacier_nb.metrics.scores import summary
 from glacier_nb.runs.folder import (
     RunError,
     _differing_parameters,
+    chosen_on_scored,
+    class_scores,
     find_runs,
     read_history,
     read_metrics,
@@ -33,7 +35,7 @@ def metrics(right: int) -> dict:
     np.fill_diagonal(matrix, right)
     matrix[:, 0] += 100 - right
     cms = {"a": matrix, "b": 2 * matrix}
-    return summary(cms, cms, CLASSES) | {"baseline_mcc": 0.5, "best_epoch": 2, "seconds": 60.0}
+    return summary(cms, cms, CLASSES) | {"baseline_mcc": 0.5, "selected_epoch": 2, "seconds": 60.0}
 
 
 def run(outputs: Path, name: str, epochs: int = 3, right: int | None = None, **parameters) -> Path:
@@ -78,7 +80,7 @@ def test_the_table_has_one_row_per_run_and_the_differences(outputs):
     assert [scores[k] for k in ("mcc", "mcc_valid", "low", "high")] == [expected["mcc"]] * 2 + expected[
         "ci95"
     ]
-    assert table.loc["01_high", ["epochs_done", "steps_done", "seconds", "best_epoch"]].tolist() == [
+    assert table.loc["01_high", ["epochs_done", "steps_done", "seconds", "selected_epoch"]].tolist() == [
         3,
         15,
         90.0,
@@ -132,7 +134,7 @@ def test_a_run_in_its_first_seconds_has_a_row(outputs):
     [
         ("metrics.json", '{"mcc": ', "is not JSON"),
         ("metrics.json", "[1]", "holds list, expected an object"),
-        ("metrics.json", '{"mcc": 0.5}', "has no mcc_valid, best_epoch, ci95"),
+        ("metrics.json", '{"mcc": 0.5}', "has no mcc_valid, selected_epoch, ci95"),
         ("config.json", "", "is not JSON"),
         ("history.jsonl", '{"epoch": 1, "step": 5}\n{"epoch": 2', "line 2"),
         ("history.jsonl", '{"loss": 1}\n', "line 1"),
@@ -166,7 +168,7 @@ def test_a_run_prints_what_is_there(outputs):
     assert "all classes" in shown
     assert "beats" in shown
     assert "metrics.json" in shown
-    assert "best.pt" not in shown
+    assert "model.pt" not in shown
 
 
 def test_a_pre_training_run_has_a_row_without_a_baseline(outputs):
@@ -219,3 +221,29 @@ def test_reading_the_state_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("glacier_nb.files.locks.open", read_only, raising=False)
     assert run_state(tmp_path) is None
     assert opened == ["r"]
+
+
+def test_the_table_has_the_mean_of_the_classes_and_what_chose_the_epoch(outputs):
+    new = metrics(70) | {"select": "last", "selected_epoch": 3, "chosen_on": []}
+    old = {k: v for k, v in metrics(80).items() if k not in ("macro_mcc", "selected_epoch")} | {
+        "best_epoch": 1
+    }
+    for name, content, parameters in (("07_new", new, {"select": "last"}), ("08_old", old, {})):
+        write_text(run(outputs, name, **parameters) / "metrics.json", json.dumps(content))
+    table = runs_table(outputs)
+    assert table.loc[["07_new", "08_old"], "select"].tolist() == ["last", "best"]
+    assert table.loc[["07_new", "08_old"], "selected_epoch"].tolist() == [3, 1]
+    assert table.loc["08_old", "macro_mcc"] == metrics(80)["macro_mcc"]  # from its confusion matrix
+    assert list(table.columns).count("select") == 1
+    assert [chosen_on_scored(m) for m in (new, old)] == [False, True]
+    assert "chosen on the tiles it is scored on" not in verdict(new)
+    assert verdict(old).endswith("Its epoch was chosen on the tiles it is scored on.")
+    assert chosen_on_scored(new | {"chosen_on": ["a"]})
+    assert not chosen_on_scored(new | {"chosen_on": ["elsewhere"]})
+    scores = class_scores(old)["MCC"]
+    assert scores["mean of classes"] == pytest.approx(scores.iloc[2:].mean())
+
+
+def test_a_job_that_failed_before_its_config_has_the_defaults_of_this_version(outputs):
+    assert run_parameters(outputs / "05_early")["select"] == "last"
+    assert run_parameters(outputs / "02_low")["select"] == "best"  # a config of an older version

@@ -20,6 +20,7 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.metrics.scores import macro_mcc
 from glacier_nb.models.build import _ARCHITECTURES, build_unet, predict_logits
 from glacier_nb.models.weights import WeightsError, init_from
 from glacier_nb.parallel.device import pick_device
@@ -27,6 +28,7 @@ from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.callbacks import (
     EarlyStop,
     Progress,
+    _epoch_line,
     _rng_state,
     _set_rng_state,
     drop_optimizer,
@@ -200,7 +202,10 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(data, tmp_path):
 
 def test_early_stopping_after_patience_epochs(data, tmp_path):
     learner = make_learner(
-        replace(TINY, epochs=20, lr=0.0, lr_min=0.0, patience=2), data, tmp_path / "p", progress=False
+        replace(TINY, epochs=20, lr=0.0, lr_min=0.0, patience=2, select="best"),
+        data,
+        tmp_path / "p",
+        progress=False,
     )
     learner.train_epoch = lambda: {"train_loss": 0.0, "lr": 0.0}
     learner.validate = lambda: {"val_loss": 0.0, "mcc": 0.1, "mcc_valid": 0.1}
@@ -248,7 +253,7 @@ MORE = {
         **{"augment": "geometric", "cutmix": 1.0, "interface_fraction": 0.5},
         **{"schedule": "warmup_restarts", "restart_epochs": 1.0},
     },
-    "plateau": {"schedule": "plateau", "plateau_patience": 0, "plateau_factor": 0.1},
+    "plateau": {"schedule": "plateau", "select": "best", "plateau_patience": 0, "plateau_factor": 0.1},
     "averaged weights": {"ema": 0.9, "memory_format": "contiguous"},
 }
 
@@ -284,7 +289,7 @@ def test_a_single_crop_in_a_batch(data, tmp_path, values, architecture, size, tr
 
 
 def test_a_run_that_ended_early_does_not_train_on_when_resumed(data, tmp_path):
-    cfg = replace(TINY, run="early", patience=1, epochs=9, lr=0.0, lr_min=0.0)
+    cfg = replace(TINY, run="early", patience=1, select="best", epochs=9, lr=0.0, lr_min=0.0)
     first = run(data, tmp_path / "early", cfg)
     again = run(data, tmp_path / "early", replace(cfg, resume=True))
     assert len(first.history) < 9
@@ -319,7 +324,7 @@ def test_every_architecture_trains_from_a_config(data, tmp_path, architecture):
 
 
 def test_init_from_reports_every_tensor(data, whole, tmp_path):
-    source = next(c.folder for c in whole.callbacks if hasattr(c, "folder")) / "best.pt"
+    source = next(c.folder for c in whole.callbacks if hasattr(c, "folder")) / "model.pt"
     cfg = replace(TINY, init_from=str(source), decoder_attention="none")
     report = make_learner(cfg, data, tmp_path / "run", progress=False).init_report
     assert set(report["result"]) == {"loaded", "unused"}  # the attention does not exist there
@@ -327,8 +332,8 @@ def test_init_from_reports_every_tensor(data, whole, tmp_path):
 
 
 def test_averaged_weights_are_validated_and_saved(data, tmp_path):
-    learner = run(data, tmp_path / "run", replace(TINY, ema=0.5))
-    best, last = (read_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "last"))
+    learner = run(data, tmp_path / "run", replace(TINY, ema=0.5, select="best"))
+    best, last = (read_checkpoint(tmp_path / f"run/{name}.pt") for name in ("model", "last"))
     raw, averaged = learner.model.state_dict(), learner.average.model.state_dict()
     name = FIRST
     assert torch.equal(last["weights"][name], averaged[name])
@@ -420,7 +425,8 @@ def test_whole_tiles_of_any_size_train_in_every_network(tmp_path):
 
 
 def test_the_bar_shows_the_score_by_which_the_best_epoch_is_chosen():
-    learner = SimpleNamespace(history=[], last={"train_loss": 1.0}, cfg=TINY, step=0, steps_per_epoch=1)
+    cfg = replace(TINY, select="best")
+    learner = SimpleNamespace(history=[], last={"train_loss": 1.0}, cfg=cfg, step=0, steps_per_epoch=1)
     bar, shown = Progress(), []
     bar.bar = SimpleNamespace(set_postfix=lambda values, refresh: shown.append(values))
     for mcc, mcc_valid in ((0.9, 0.5), (0.2, 0.6), (0.95, 0.55), (0.1, 0.7)):
@@ -429,6 +435,10 @@ def test_the_bar_shows_the_score_by_which_the_best_epoch_is_chosen():
         bar._show(learner)
     assert [values["valid MCC"] for values in shown] == ["0.500", "0.600", "0.550", "0.700"]
     assert [values["best"] for values in shown] == ["0.500", "0.600", "0.600", "0.700"]
+    for select, names in (("last", {"valid MCC"}), ("inner", {"inner valid MCC", "best"})):
+        learner.cfg = replace(TINY, select=select)
+        bar._show(learner)
+        assert shown[-1].keys() == {"loss"} | names
 
 
 def test_a_finished_run_needs_no_optimizer(data, tmp_path):
@@ -460,3 +470,29 @@ def test_a_last_pt_that_cannot_be_read_or_written_stays(data, tmp_path, monkeypa
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
     drop_optimizer(tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == b"no checkpoint"
+
+
+# what chose the epoch
+
+
+@pytest.mark.parametrize(("select", "epoch"), [("last", 3), ("best", 2)])
+def test_the_weights_of_the_selected_epoch_are_saved(data, tmp_path, select, epoch):
+    learner, scores = make_learner(replace(TINY, select=select), data, tmp_path / "r", False), [0.3, 0.5, 0.4]
+    learner.train_epoch = lambda: {"train_loss": 0.0, "lr": 0.0}
+    learner.validate = lambda: {"val_loss": 0.0, "mcc": 0.1, "mcc_valid": scores[learner.epoch]}
+    learner.fit()
+    assert read_checkpoint(tmp_path / "r/model.pt")["metrics"]["epoch"] == epoch == learner.selected["epoch"]
+    assert not (tmp_path / "r/best.pt").exists()
+
+
+def test_history_has_the_mcc_of_each_class(data, whole):
+    record = whole.history[-1]
+    own = {k.removeprefix("class_mcc_"): v for k, v in record.items() if k.startswith("class_mcc_")}
+    assert tuple(own) == data.classes
+    pooled = sum(counts.sum(0)[0] for counts in whole.blocks.values())
+    known = [v for v in own.values() if v is not None]
+    assert record["macro_mcc"] == macro_mcc(pooled) == pytest.approx(np.mean(known))
+    for k, value in enumerate(own.values()):
+        assert (value is None) == (pooled[k].sum() + pooled[:, k].sum() == 0)
+    assert f"macro {record['macro_mcc']:.3f}" in _epoch_line(record, 3)
+    assert " inner MCC " in _epoch_line(record, 3, "inner ")

@@ -1,6 +1,7 @@
 """The parts of a run against what they are made of."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import BandStats
 from glacier_nb.data.tileset import TileSet
+from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.sampling.index import SamplerError
 from glacier_nb.sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
-from glacier_nb.tiles.read import Tile
-from glacier_nb.training.recipe import run_sampler
+from glacier_nb.tiles.read import Tile, read_tiles
+from glacier_nb.tiles.splits import SplitError, split
+from glacier_nb.training.recipe import _inner_split, prepare_data, run_sampler
 
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
 CROPS = {"crop_size": 32, "samples_per_epoch": 40, "batch_size": 16}
@@ -89,3 +92,62 @@ def test_steps_are_the_batches_of_an_epoch(n, batch):
     cfg, tileset = TrainConfig(samples_per_epoch=n, batch_size=batch, crop_size=32), make_set()
     crops = len(run_sampler(cfg, tileset).positions(0))
     assert cfg.steps_per_epoch(len(tileset)) == math.ceil(crops / batch) == math.ceil((n or 5) / batch)
+
+
+# the block that chooses the epoch
+
+
+@pytest.fixture(scope="module")
+def nine():
+    return read_tiles(cached_demo(9, 96, 3))
+
+
+def labelled(tiles):
+    return {t.id: t.class_counts().tolist() for t in tiles}
+
+
+@pytest.mark.parametrize("n_folds", [2, 3])
+def test_the_inner_block_is_split_off_the_training_tiles(nine, n_folds):
+    cfg = TrainConfig(n_folds=n_folds, include_glcm=False, fold=n_folds - 1)
+    plain, data = (prepare_data(replace(cfg, select=select), nine) for select in ("last", "inner"))
+    train, inner, val = (set(side.ids) for side in (data.train, data.inner, data.val))
+    assert val == set(plain.val.ids)
+    assert train | inner == set(plain.train.ids)
+    assert min(map(len, (train, inner, val))) >= 2
+    assert not train & inner
+    assert len(data.inner_split.audit) == len(data.split.audit) == 0
+    before, after = labelled(plain.train_tiles), labelled(data.train_tiles)
+    assert labelled(data.inner_split.val) == {i: before[i] for i in inner}  # nothing near held-out tiles
+    assert sum(map(sum, after.values())) < sum(sum(before[i]) for i in train)  # nor near the block
+    assert data.split.dropped == []
+    assert 0.3 < data.split.left < plain.split.left < 1
+    assert data.stats != plain.stats
+    assert (data.watched, plain.watched) == (data.inner, plain.val)
+    assert f"{len(inner)} choose the epoch" in repr(data)
+
+
+def test_a_trial_has_a_small_inner_block(nine):
+    data = prepare_data(TrainConfig(n_folds=3, include_glcm=False, select="inner", trial=True), nine)
+    assert len(data.inner) == 2
+    assert {t.id for t in data.inner_split.val} == set(data.inner.ids)
+    assert data.split.dropped == []
+
+
+def test_an_inner_block_that_is_impossible_is_an_error_with_a_way_out(nine):
+    cfg = TrainConfig(n_folds=2, include_glcm=False, select="inner")
+    with pytest.raises(SplitError, match=r"select = 'inner' splits the 1 .*To fix: set select = 'last'"):
+        prepare_data(cfg, nine[:2])
+    assert len(prepare_data(replace(cfg, select="last"), nine[:2]).train) == 1
+
+
+def test_the_inner_block_has_classes_to_tell_apart(nine):
+    cfg = TrainConfig(n_folds=3, include_glcm=False, select="inner", focal_weight=1.0, boundary_weight=0.0)
+    usual = set(prepare_data(cfg, nine).inner.ids)
+    poor = [replace(t, label=np.zeros_like(t.label)) if t.id in usual else t for t in nine]
+    sides = split(nine, 0, 3)
+    sides = replace(sides, train=[t for t in poor if sides.folds[t.id] != 0])
+    chosen = _inner_split(sides, 3)
+    assert not usual & {t.id for t in chosen.val}  # one class only: its MCC would be 0 in every epoch
+    empty = [replace(t, label=np.zeros_like(t.label)) for t in sides.train]
+    with pytest.raises(SplitError, match=r"no fold of them has labels of two classes.*set select = 'last'"):
+        _inner_split(replace(sides, train=empty), 3)

@@ -40,7 +40,7 @@ from glacier_nb.parallel import launch
 from glacier_nb.runs.folder import run_state
 
 STEPS = PER_EPOCH * TINY["epochs"]
-FINAL = {"config.json", "splits.json", "history.jsonl", "best.pt", "last.pt", "metrics.json"}
+FINAL = {"config.json", "splits.json", "history.jsonl", "model.pt", "last.pt", "metrics.json"}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,9 @@ def test_a_run_is_trained_validated_and_leaves_its_files(whole):
     metrics = json.loads((whole / "metrics.json").read_text())
     records = history(whole)
     assert len(records) == TINY["epochs"]
-    best = max(records, key=lambda r: r["mcc_valid"])
-    assert (metrics["best_epoch"], last_step(whole)) == (best["epoch"], STEPS)
-    assert metrics["mcc"] == pytest.approx(best["mcc"], abs=1e-6)
+    assert (metrics["select"], metrics["chosen_on"]) == ("last", [])
+    assert (metrics["selected_epoch"], last_step(whole)) == (TINY["epochs"], STEPS)
+    assert [metrics[k] for k in ("mcc", "macro_mcc")] == [records[-1][k] for k in ("mcc", "macro_mcc")]
     assert metrics["parameters"]["lr"] == 1e-3
     assert run_state(whole) == "finished"
 
@@ -154,7 +154,7 @@ def test_a_run_interrupted_five_times_ends_like_one_that_was_not(project, whole)
     assert any(step % PER_EPOCH for step in steps), "no cut was in the middle of an epoch"
     process = Process(project, "--config", config, "--resume")
     assert process.end() == 0, process.said
-    for name in ("last.pt", "best.pt"):
+    for name in ("last.pt", "model.pt"):
         assert same_weights(weights(folder, name), weights(whole, name))
     assert history(folder) == history(whole)
     metrics = [json.loads((f / "metrics.json").read_text()) for f in (folder, whole)]
@@ -374,10 +374,10 @@ def test_a_checkpoint_with_code_in_it_is_not_run(cut, monkeypatch, capsys):
     assert not (cut / "trapped").exists()
 
 
-def test_best_pt_cannot_be_resumed(cut, monkeypatch, capsys):
+def test_model_pt_cannot_be_resumed(cut, monkeypatch, capsys):
     "It has the weights, but no state to resume from."
     folder = cut / "outputs/whole"
-    shutil.copy(folder / "best.pt", folder / "last.pt")
+    shutil.copy(folder / "model.pt", folder / "last.pt")
     assert_one_line_error(capsys, command(cut, monkeypatch, "--resume", run="whole"), "last.pt")
 
 

@@ -53,8 +53,8 @@ def test_twenty_steps_are_those_of_one_process(cfg, tmp_path):
 
 @pytest.fixture(scope="module")
 def both(cfg, tmp_path_factory):
-    "A run on two ranks, without synchronised batch norms and with averaged weights."
-    cfg = replace(cfg, sync_batchnorm=False, ema=0.9, run="both")
+    "A run on two ranks, with averaged weights, an inner block and without synchronised batch norms."
+    cfg = replace(cfg, sync_batchnorm=False, ema=0.9, run="both", select="inner")
     folder = tmp_path_factory.mktemp("runs") / "both"
     return cfg, folder, launch(rank_learners.fitted, cfg, folder)
 
@@ -70,6 +70,9 @@ def test_all_ranks_end_with_the_same_weights_and_rank_0_writes(both):
     saved = read_checkpoint(folder / "last.pt")
     assert {k: v.double().sum().item() for k, v in saved["weights"].items()} == first["evaluated"]
     assert len(saved["rng"]) == 2
+    assert first["score"]["chosen_on"] == first["inner"] == second["inner"] == saved["split"]["inner"]
+    assert set(first["score"]["per_tile"]) == set(saved["split"]["val"])
+    assert second["score"] == {}
 
 
 @pytest.mark.slow
@@ -80,6 +83,7 @@ def test_a_run_stopped_on_one_rank_stops_on_all_and_resumes_to_the_same_end(both
     saved = read_checkpoint(tmp_path / "both/last.pt")["progress"]
     assert (saved["epoch"], saved["step"], len(saved["records"])) == (1, 3, 1)
     again, _ = launch(rank_learners.fitted, replace(cfg, resume=True), tmp_path / "both")
+    first["score"]["parameters"] |= {"resume": True}
     assert again == first
 
 
@@ -91,7 +95,9 @@ def test_the_launching_process_shows_progress_and_holds_the_final_weights(cfg, t
     assert [r["epoch"] for r in history] == [1, 2]
     assert all(torch.equal(saved["weights"][k], v) for k, v in learner.model.state_dict().items())
     assert capsys.readouterr().out.count("MCC") == 2
-    assert learner.validate() == {k: history[-1][k] for k in ("val_loss", "mcc", "mcc_valid")}
+    found = learner.validate()
+    assert {"macro_mcc", "class_mcc_lake"} < found.keys()
+    assert found == {k: history[-1][k] for k in found}
 
 
 def test_fewer_crops_than_processes_are_refused(cfg, tmp_path, monkeypatch):
