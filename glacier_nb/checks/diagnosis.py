@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 from fastcore.basics import patch
 
 from .alignment import check_coregistration, check_registration
@@ -31,13 +33,15 @@ from ..config.training import TrainConfig
 from ..data.stats import DataError
 from ..data.storage import run_tiles
 from ..files.errors import TileError, listing
+from ..prediction.evaluate import tile_probs
+from ..prediction.members import load_member
 from ..progress import progress_bar
 from ..report.findings import CheckResult, Finding, Status
 from ..report.report import Report
 from ..runs.folder import read_history, read_metrics, run_config, run_folder, run_state
 from ..sampling.index import SamplerError
 from ..tiles.index import TileFiles
-from ..tiles.read import AnyTile
+from ..tiles.read import AnyTile, Tile
 from ..tiles.splits import LeakageError, SplitError
 from ..training.learner import Learner
 from ..training.recipe import RunData, prepare_data, run_network
@@ -53,6 +57,7 @@ class _Subject:
     learner: Learner | None = None  # before its first step
     history: list[dict] = field(default_factory=list)  # of the finished epochs
     metrics: dict = field(default_factory=dict)  # of a finished run
+    folder: Path | None = None  # of a run that has been started
     build_findings: list[Finding] = field(default_factory=list)  # why something could not be built
     error: Exception | None = None  # that stopped the building
 
@@ -86,7 +91,7 @@ def of(
     learner: Learner | None = None,  # None: built from the config
 ) -> _Subject:
     "The subject of a config, a run or a learner; raises errors that do not come from the tiles."
-    subject = cls(cfg)
+    subject = cls(cfg, folder=folder)
     if folder is not None:
         subject.history = read_history(folder)
         subject.metrics = read_metrics(folder) if run_state(folder) == "finished" else {}
@@ -128,8 +133,9 @@ _CHECKS = (
     _Check("loss", "learner", lambda s: _loss(s.learner)),
     _Check("one training step", "learner", lambda s: check_network(s.learner, trials=False), "quick"),
     _Check("overfitting a few crops", "learner", lambda s: check_network(s.learner), "full"),
-    _Check("history", "history", lambda s: check_history(s.history, s.cfg) + check_classes(s.metrics)),
-    _Check("per-pixel baselines", "metrics", lambda s: _baselines(s), "full"),
+    _Check("history", "history", lambda s: check_history(s.history, s.cfg)),
+    _Check("classes in the maps", "metrics", lambda s: check_classes(s.metrics, _maps(s))),
+    _Check("baselines", "metrics", lambda s: _baselines(s), "full"),
 )
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #b53503e3
@@ -170,8 +176,22 @@ def _loss(learner: Learner) -> list[Finding]:
     return check_loss(learner.loss, pixels, learner.data.classes, crops, edge)
 
 
+def _maps(subject: _Subject) -> Callable[[str], tuple[Tile, np.ndarray]] | None:
+    "Held-out tiles and their maps with the run's best weights; None where these are not at hand."
+    best = subject.folder / "best.pt" if subject.folder else None
+    if best is None or not best.is_file() or subject.data is None:
+        return None
+
+    @cache
+    def of(tile_id: str) -> tuple[Tile, np.ndarray]:
+        tile = next(t for t in subject.data.val_tiles if t.id == tile_id)
+        return tile, tile_probs([load_member(best, subject.cfg.devices)], tile).argmax(0)
+
+    return of
+
+
 def _baselines(subject: _Subject) -> list[Finding]:
-    "The network among per-pixel baselines, which are computed where the run has not saved them."
+    "The network among the baselines, which are computed where the run has not saved them."
     sides = None if subject.data is None else subject.data.split
     return check_baselines(subject.metrics, sides, subject.cfg.seed)
 
@@ -258,7 +278,7 @@ _MISSING = {
 
 
 _OF_FEW_STEPS = ("norm-lag",)
-_NOT_IN_A_TRIAL = ("steps and learning rate", "crops", "history", "per-pixel baselines")
+_NOT_IN_A_TRIAL = ("steps and learning rate", "crops", "history", "classes in the maps", "baselines")
 
 
 def _run_check(check: _Check, subject: _Subject) -> tuple[list[Finding], CheckResult]:
@@ -299,7 +319,7 @@ def diagnose(
     cfg: TrainConfig | str | os.PathLike,  # before the start; or a run folder or its name under outputs/
     run: str | os.PathLike | None = None,  # the run of a config; None: not started
     learner: Learner | None = None,  # assembled by hand; None: built from the config
-    live: bool = True,  # with the checks that take minutes: overfitting a few crops, per-pixel baselines
+    live: bool = True,  # with the checks that take minutes: overfitting a few crops, baselines
     progress: bool = False,  # show a bar
 ) -> Report:
     "What is wrong with a run, before, during or after it. Raises errors that are no finding."

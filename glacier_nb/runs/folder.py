@@ -19,6 +19,7 @@ import pandas as pd
 from ..config.training import TrainConfig
 from ..files.locks import Lock
 from ..files.paths import project_root
+from ..metrics.scores import missed_classes
 
 # %% ../../nbs/runs/00_folder.ipynb #8c79b1df
 class RunError(ValueError):
@@ -87,21 +88,37 @@ def class_scores(
 
 def verdict(
     metrics: dict,  # from `read_metrics`
-) -> str:  # one sentence
-    "Whether the network beats its per-pixel baseline, in one sentence."
+) -> str:  # one or two sentences
+    "Whether the network beats the strongest baseline, and which classes its maps miss."
     if metrics.get("trial"):
         return "This is a trial: a few steps on small crops, to see that all works. Its scores say nothing."
     low, high = metrics["ci95"]
     interval = "" if low is None else f" (95 % interval over tiles: {low:.3f} to {high:.3f})"
     found = f"The network's MCC of {metrics['mcc']:.3f}{interval}"
     if metrics.get("baseline_mcc") is None:
-        return f"{found} has no per-pixel baseline to compare with."
+        return f"{found} has no baseline to compare with.{_missed(metrics)}"
     gain = metrics["mcc"] - metrics["baseline_mcc"]
-    baseline = f"the per-pixel baseline's {metrics['baseline_mcc']:.3f}"
+    baseline = f"the strongest baseline's {metrics['baseline_mcc']:.3f}{_strongest(metrics)}"
     if gain > 0:
-        return f"{found} beats {baseline} by {gain:.3f}."
+        return f"{found} beats {baseline} by {gain:.3f}.{_missed(metrics)}"
     why = "too few steps, or a fault in data or training: see glacier-nb diagnose, or diagnose_run.ipynb"
-    return f"{found} does not beat {baseline}: it is {-gain:.3f} lower ({why})."
+    return f"{found} does not beat {baseline}: it is {-gain:.3f} lower ({why}).{_missed(metrics)}"
+
+
+def _strongest(metrics: dict) -> str:
+    "The name of the strongest baseline in brackets; empty where only its score is known."
+    rules = metrics.get("baselines") or {}
+    name = next((rule for rule, value in rules.items() if value == metrics["baseline_mcc"]), None)
+    return f" ({name})" if name else ""
+
+
+def _missed(metrics: dict) -> str:
+    "A sentence about classes that the maps miss; empty without any."
+    if not metrics.get("confusion_valid"):
+        return ""
+    missed = missed_classes(metrics["confusion_valid"], list(metrics["per_class"])).items()
+    texts = [f"{name} ({row['found']:,} of {row['truth']:,} pixels found)" for name, row in missed]
+    return f" The maps miss {' and '.join(texts)}." if texts else ""
 
 # %% ../../nbs/runs/00_folder.ipynb #47018a5d
 def read_lines(
