@@ -284,9 +284,7 @@ def _balance(case: Case) -> Iterator[Option]:
     found = _missed(case)
     if found and not case.found("class-missing"):
         change = {k: v for f in reversed(found) for k, v in f.change.items()}
-        expected = (
-            "More of the class in the maps; the MCC of all classes hardly moves."
-        )
+        expected = "More of the class in the maps; the MCC of all classes hardly moves."
         if change:
             yield Option(change, evidence_and_fix(found), f"{expected} {_measured('19_class_fractions')}")
         more = {"epochs": 2 * case.base.cfg.epochs}

@@ -182,10 +182,10 @@ def run(*cms, **more) -> dict:
 def test_baselines_of_tiles(monkeypatch):
     tiles = read_tiles(cached_demo(6, 64, 0))
     sides = Split(tiles[:4], tiles[4:])
-    counts = _count_baselines(*sides)
-    found = _pooled_mcc(counts, 0)
+    counts = scores._count_baselines(*sides)
+    found = scores._pooled_mcc(counts, 0)
     assert list(found) == ["constant", "valid mask", "NDSI > 0.4", "boosting", "boosting with context"]
-    assert _pooled_mcc(counts, 1)["constant"] == 0
+    assert scores._pooled_mcc(counts, 1)["constant"] == 0
     monkeypatch.setattr(scores, "_count_baselines", lambda *args: counts)
     (bad,) = check_baselines({"mcc": found["valid mask"] - 0.01}, sides)
     assert (bad.cause, bad.severity) == ("below-baseline", "fatal")
