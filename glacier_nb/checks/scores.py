@@ -176,7 +176,8 @@ _Map = Callable[[str], tuple[Tile, np.ndarray]]  # tile id -> the tile, and its 
 
 def _instead(row: Mapping) -> str:
     "What the maps show instead of a class, in words."
-    return " and ".join(f"{name} ({pixels:,})" for name, pixels in row["instead"].items())
+    texts = [f"{name} ({pixels:,})" for name, pixels in row["instead"].items()]
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
 def _class_evidence(
@@ -278,9 +279,11 @@ def _class_below_baseline(
     counts: _Counts,  # of its baselines; empty: not known
 ) -> list[Finding]:  # class-below-baseline
     "Classes of a network that is good as a whole, which a baseline maps better."
-    own = {i: np.array(kinds["valid"]) for i, kinds in (metrics.get("tile_confusions") or {}).items()}
-    classes, seed = list(metrics.get("per_class") or {}), (metrics.get("parameters") or {}).get("seed", 0)
-    if not counts or not own or sum(sum(own.values()).sum(1) > 0) < 3:  # of two classes, one score says all
+    if not counts or not metrics.get("tile_confusions"):
+        return []
+    own = {i: np.array(kinds["valid"]) for i, kinds in metrics["tile_confusions"].items()}
+    classes, seed = list(metrics["per_class"]), (metrics.get("parameters") or {}).get("seed", 0)
+    if sum(sum(own.values()).sum(1) > 0) < 3:  # of two classes, one score says all
         return []
     if metrics["mcc"] < max(_pooled_mcc(counts, 0).values()):  # then it is below-baseline
         return []
