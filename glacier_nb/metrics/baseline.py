@@ -123,6 +123,7 @@ def _fit_pixels(
     sample_weight: np.ndarray,  # (n,) number of pixels that each represents
     balance: float = 0.5,  # a class weighs share^-balance; 0: unweighted, 1: all classes the same
     seed: int = 0,  # of the classifier
+    **settings,  # of scikit-learn's classifier
 ) -> "HistGradientBoostingClassifier":
     "Boosted trees on the features of pixels (Friedman, 2001). Raises `ValueError` for a single class."
     from sklearn.ensemble import HistGradientBoostingClassifier  # half a second, in each process that trains
@@ -133,7 +134,8 @@ def _fit_pixels(
     if (share > 0).sum() < 2:
         raise ValueError(f"all training pixels have class index {int(y[0])}: expected at least two classes")
     weight = sample_weight * share[y] ** -balance
-    model = HistGradientBoostingClassifier(min_samples_leaf=200, early_stopping=False, random_state=seed)
+    fixed = {"min_samples_leaf": 200, "early_stopping": False, "random_state": seed}
+    model = HistGradientBoostingClassifier(**fixed, **settings)
     with threadpool_limits(1, user_api="openmp"):
         return model.fit(x, y, sample_weight=weight / weight.mean())
 
@@ -158,11 +160,12 @@ def _pixel_baseline(
     balance: float = 0.5,  # see `_fit_pixels`
     seed: int = 0,  # of the draw and the classifier
     features: Callable[[Tile], np.ndarray] = _bands,  # tile -> (F, H, W)
+    **settings,  # see `_fit_pixels`
 ) -> dict[str, np.ndarray]:  # tile id -> (H, W) uint8 class index
     "Maps from gradient boosting on features of pixels, trained on one set of tiles, applied to another."
     _shared_classes([*train, *val])
     drawn = _sample_pixels(train, n_pixels, seed=seed, features=features)
-    model = _fit_pixels(*drawn, balance=balance, seed=seed)
+    model = _fit_pixels(*drawn, balance=balance, seed=seed, **settings)
     return {tile.id: _predict_pixels(model, tile, features) for tile in val}
 
 # %% ../../nbs/metrics/01_baseline.ipynb #5d5ebe52
@@ -207,12 +210,18 @@ class _Windows:
         along = correlate1d(known, offsets, axis, mode="constant")
         return uniform_filter1d(along, width, 1 - axis, mode="constant") / self._seen
 
+    @cached_property
+    def _places(self) -> list[tuple[np.ndarray, np.ndarray]]:  # of rows and of columns
+        "Mean offset and its variance over the valid pixels."
+        ones = np.ones(self.valid.shape, np.float32)
+        offsets = [self._moment(ones, axis, 1) for axis in (0, 1)]
+        return [(x, self._moment(ones, axis, 2) - x**2) for axis, x in enumerate(offsets)]
+
     def slope(self, values: np.ndarray, mean: np.ndarray, axis: int) -> np.ndarray:
         "Regression of the values (H, W) on row (axis 0) or column (1), per pixel; 0 where all lie in one."
-        offset, square = (self._moment(np.ones_like(values), axis, power) for power in (1, 2))
-        spread = square - offset**2
+        offset, variance = self._places[axis]
         covariance = self._moment(values, axis, 1) - offset * mean
-        return np.divide(covariance, spread, out=np.zeros_like(values), where=spread > 0.1)
+        return np.divide(covariance, variance, out=np.zeros_like(values), where=variance > 0.1)
 
 # %% ../../nbs/metrics/01_baseline.ipynb #5fcd8a46
 _RADII = {1: "", 3: "ts", 8: "ts", 20: "t"}  # pixels of a window -> t: with texture, s: with slopes
@@ -247,6 +256,20 @@ def _context(
     found.append(np.minimum(distance, _FAR))
     return np.stack(found).astype(np.float32)
 
+# %% ../../nbs/metrics/01_baseline.ipynb #19181067
+_QUICK = {"n_pixels": 30_000, "max_bins": 63, "max_iter": 60, "learning_rate": 0.15}
+
+
+def _context_baseline(
+    train: Sequence[Tile],  # labelled tiles to learn from
+    val: Sequence[Tile],  # tiles to map
+    n_pixels: int = 100_000,  # training pixels at most; fewer where `_QUICK` says so
+    seed: int = 0,  # of the draw and the classifier
+) -> dict[str, np.ndarray]:  # tile id -> (H, W) uint8 class index
+    "Maps from gradient boosting on pixels and their surroundings."
+    settings = _QUICK | {"n_pixels": min(n_pixels, _QUICK["n_pixels"])}
+    return _pixel_baseline(train, val, seed=seed, features=_context, **settings)
+
 # %% ../../nbs/metrics/01_baseline.ipynb #b83461df
 def baselines(
     train: Sequence[Tile],  # labelled tiles to learn from
@@ -259,7 +282,7 @@ def baselines(
         "valid mask": {t.id: _valid_mask_prediction(t) for t in val},
         "NDSI > 0.4": {t.id: _ndsi_prediction(t, 0.4) for t in val},
         "boosting": _pixel_baseline(train, val, n_pixels, seed=seed),
-        "boosting with context": _pixel_baseline(train, val, n_pixels, seed=seed, features=_context),
+        "boosting with context": _context_baseline(train, val, n_pixels, seed=seed),
     }
 
 # %% ../../nbs/metrics/01_baseline.ipynb #80a5d685
