@@ -20,6 +20,7 @@ from ..landsat import IGNORE
 from ..metrics.baseline import baseline_counts, baselines
 from ..metrics.scores import mcc, missed_classes
 from ..metrics.significance import paired_gain, paired_permutation_p, smallest_p
+from ..plot.colours import handles
 from ..report.figures import bar_chart, image_row
 from ..report.findings import Finding
 from ..runs.compare import comparable
@@ -150,22 +151,28 @@ def _below_baseline(metrics: Mapping, found: pd.Series) -> list[Finding]:
     return [Finding("below-baseline", severity, evidence, fix, numbers, {}, *picture)]
 
 # %% ../../nbs/checks/12_scores.ipynb #0792a543
-def _rare_fractions(
-    per_class: Mapping[str, Mapping],  # scores of each class, see `glacier_nb.metrics.scores.summary`
-) -> str:  # value of the parameter class_fractions
-    "Equal fractions for the classes that have labels."
-    held = [name for name, row in per_class.items() if row["support"]]
-    return ",".join(f"{1 / len(held):.12g}" if name in held else "0" for name in per_class)
+_RARE_STEPS = (  # what finds rare classes, the most effective first
+    {"sampler": "pixel", "class_weights": "effective"},
+    {"lovasz_weight": 0.3},
+)
+
+
+def _has(cfg: TrainConfig, name: str, value: object) -> bool:
+    "Whether a run has a parameter of the recipe, or one that serves the same end, or cannot use it."
+    own = getattr(cfg, name)
+    if name == "class_weights":
+        return own != "none" or not cfg.loss_weights()["focal"]  # they weigh the focal loss
+    return own >= value if isinstance(value, float) else own == value
 
 
 def _rare_class_fix(
     metrics: Mapping,  # of the run
     names: Sequence[str],  # of the classes that need it
 ) -> tuple[str, dict]:  # a sentence; parameters that the run does not have yet
-    "The recipe for rare classes, as far as the run does not have it."
-    own = TrainConfig.known(metrics.get("parameters") or {})
-    recipe = {"sampler": "pixel", "class_fractions": _rare_fractions(metrics["per_class"])}
-    change = {k: v for k, v in recipe.items() if own.get(k) != v}
+    "The next step of the recipe for rare classes that the run does not have."
+    cfg = TrainConfig(**TrainConfig.known(metrics.get("parameters") or {}))
+    steps = ({k: v for k, v in step.items() if not _has(cfg, k, v)} for step in _RARE_STEPS)
+    change = next(filter(None, steps), {})
     if not change:
         return f"Label more {' and '.join(names)}: the run has the recipe for rare classes already.", {}
     return f"Train with {', '.join(f'{k} = {v!r}' for k, v in change.items())}.", change
@@ -220,11 +227,15 @@ def _missed_picture(
     "Image, label and map around the largest piece of a class that the map misses, and where all of it is."
     from glacier_nb.plot.tiles import class_image, composite
 
+    names = [*tile.classes[1:], "no data"]
     missed = tile.valid & (tile.label == tile.classes.index(name)) & (pred != tile.classes.index(name))
     at = _missed_window(missed)
     images = {f"tile {tile.id}": composite(tile), "label": class_image(tile.label, tile.classes, tile.valid)}
     images["map"] = class_image(pred, tile.classes, tile.valid)
-    return image_row({title: image[at] for title, image in images.items()} | {f"missed {name}": missed})
+    figure = image_row({title: image[at] for title, image in images.items()} | {f"missed {name}": missed})
+    legend = {"loc": "outside lower center", "ncols": len(names), "frameon": False, "fontsize": 9}
+    figure.legend(handles=handles(names), **legend)
+    return figure
 
 
 def _worst_tile(metrics: Mapping, k: int) -> str | None:

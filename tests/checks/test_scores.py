@@ -7,7 +7,7 @@ import pytest
 from made_up import noise_tile
 
 from glacier_nb.checks.diagnosis import _distinct
-from glacier_nb.checks.scores import _missed_window, check_baselines, check_classes
+from glacier_nb.checks.scores import _RARE_STEPS, _missed_window, check_baselines, check_classes
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.landsat import CLASSES
 from glacier_nb.metrics.scores import missed_classes, summary
@@ -77,14 +77,24 @@ def test_no_labels_of_a_class_no_metrics_and_a_trial():
     assert check_classes(scored((1, 0.9, 0, 0), PIXELS) | {"trial": True}) == []
 
 
-def test_the_fix_is_the_change_and_a_run_accepts_it():
+def test_each_fix_is_the_next_step_of_the_recipe_and_a_run_accepts_it():
+    metrics, cfg, seen = scored((1, 0.9, 0, 0), (7000, 2400, 500, 0)), TrainConfig(sampler="random"), []
+    for _ in range(9):
+        (found,) = check_classes(metrics | {"parameters": asdict(cfg)})
+        if not found.change:
+            break
+        assert all(f"{k} = {v!r}" in found.fix for k, v in found.change.items())
+        seen.append(found.change)
+        cfg = replace(cfg, **found.change)
+    assert "has the recipe for rare classes already" in found.fix
+    assert tuple(seen) == _RARE_STEPS
+
+
+def test_class_weights_are_proposed_where_there_is_a_focal_loss_without():
     metrics = scored((1, 0.9, 0, 0), (7000, 2400, 500, 0))
-    (found,) = check_classes(metrics)
-    cfg = TrainConfig(**found.change)
-    assert all(f"{k} = {v!r}" in found.fix for k, v in found.change.items())
-    (again,) = check_classes(metrics | {"parameters": asdict(cfg)})
-    assert again.change == {}
-    assert "has the recipe for rare classes already" in again.fix
+    for own in ({"mcc_weight": 1.0}, {"class_weights": "inverse"}):
+        (found,) = check_classes(metrics | {"parameters": asdict(TrainConfig(**own))})
+        assert found.change == {"lovasz_weight": 0.3}
 
 
 LAKE = np.array([[6900, 60, 40, 0], [100, 2200, 100, 0], [60, 40, 400, 0], [40, 30, 10, 0]])
