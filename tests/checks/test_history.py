@@ -33,6 +33,7 @@ from glacier_nb.checks.scores import (
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.metrics import baseline
 from glacier_nb.runs.compare import comparable, compare_runs
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import Split
@@ -182,6 +183,7 @@ def run(*cms, **more) -> dict:
 def test_baselines_of_tiles(monkeypatch):
     tiles = read_tiles(cached_demo(6, 64, 0))
     sides = Split(tiles[:4], tiles[4:])
+    monkeypatch.setitem(baseline._QUICK, "max_iter", 3)
     counts = scores._count_baselines(*sides)
     found = scores._pooled_mcc(counts, 0)
     assert list(found) == ["constant", "valid mask", "NDSI > 0.4", "boosting", "boosting with context"]

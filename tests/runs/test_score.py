@@ -10,6 +10,7 @@ import pytest
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import write_text
+from glacier_nb.metrics import baseline
 from glacier_nb.metrics.scores import mcc
 from glacier_nb.runs import score
 from glacier_nb.runs.folder import read_json
@@ -21,6 +22,7 @@ from glacier_nb.tiles.splits import split
 def fits(monkeypatch, tmp_path):
     "How often baselines are fitted, with an empty cache."
     monkeypatch.setenv("GLACIER_NB_CACHE", str(tmp_path))
+    monkeypatch.setitem(baseline._QUICK, "max_iter", 3)
     fit, calls = score.baselines, []
     monkeypatch.setattr(score, "baselines", lambda *args, **seed: calls.append(seed) or fit(*args, **seed))
     return calls
