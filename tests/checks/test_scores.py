@@ -4,13 +4,15 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from made_up import noise_tile
 
 from glacier_nb.checks.diagnosis import _distinct
 from glacier_nb.checks.scores import _RARE_STEPS, _missed_window, check_baselines, check_classes
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.landsat import CLASSES
-from glacier_nb.metrics.scores import missed_classes, summary
+from glacier_nb.losses.combined import CombinedLoss, class_weights
+from glacier_nb.metrics.scores import confusion, missed_classes, summary
 from glacier_nb.report.findings import CheckResult, Finding, Status
 from glacier_nb.report.report import Report
 
@@ -95,6 +97,38 @@ def test_class_weights_are_proposed_where_there_is_a_focal_loss_without():
     for own in ({"mcc_weight": 1.0}, {"class_weights": "inverse"}):
         (found,) = check_classes(metrics | {"parameters": asdict(TrainConfig(**own))})
         assert found.change == {"lovasz_weight": 0.3}
+
+
+def learned(cfg, label, image):
+    "Metrics of a linear network that learns four tiles with the loss of a config."
+    counts = torch.bincount(label.ravel(), minlength=4)
+    weights = None if cfg.class_weights == "none" else class_weights(counts.tolist(), cfg.class_weights)
+    loss, model = CombinedLoss(cfg.loss_weights(), 4, cfg.focal_gamma, weights), torch.nn.Conv2d(2, 4, 1)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    optimizer, valid = torch.optim.Adam(model.parameters(), lr=0.1), torch.ones_like(label, dtype=torch.bool)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss(model(image), label, valid)[0].backward()
+        optimizer.step()
+    maps = model(image).argmax(1)
+    cms = {f"01_{k:02}": confusion(pred, label[k], 4) for k, pred in enumerate(maps)}
+    return summary(cms, cms, CLASSES) | {"parameters": asdict(cfg)}
+
+
+def test_the_finding_is_gone_after_its_advice_was_followed():
+    rng = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.6, 0.3, 0.09, 0.01])
+    label = torch.multinomial(shares, 4 * 48 * 48, True, generator=rng).view(4, 48, 48)
+    colour = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 1.5]])  # a lake looks much like ice
+    image = colour[label].movedim(-1, 1) + torch.randn((4, 2, 48, 48), generator=rng)
+    cfg = TrainConfig(focal_weight=1.0, dice_weight=0.0, mcc_weight=0.0, boundary_weight=0.0)
+    (found,) = check_classes(before := learned(cfg, label, image))
+    assert list(found.numbers) == ["lake"]
+    after = learned(replace(cfg, **found.change), label, image)
+    assert check_classes(after) == []
+    assert after["per_class"]["lake"]["recall"] > 5 * before["per_class"]["lake"]["recall"]
+    assert after["mcc"] > before["mcc"] - 0.06
 
 
 LAKE = np.array([[6900, 60, 40, 0], [100, 2200, 100, 0], [60, 40, 400, 0], [40, 30, 10, 0]])
