@@ -159,10 +159,12 @@ _RARE_STEPS = (  # what finds rare classes, the most effective first
 
 def _has(cfg: TrainConfig, name: str, value: object) -> bool:
     "Whether a run has a parameter of the recipe, or one that serves the same end, or cannot use it."
-    own = getattr(cfg, name)
+    own, terms = getattr(cfg, name), cfg.loss_weights()
     if name == "class_weights":
-        return own != "none" or not cfg.loss_weights()["focal"]  # they weigh the focal loss
-    return own >= value if isinstance(value, float) else own == value
+        return own != "none" or not terms["focal"]  # they weigh the focal loss
+    if name.endswith("_weight"):
+        return bool(terms.get(name.removesuffix("_weight"), own))
+    return own == value
 
 
 def _rare_class_fix(
