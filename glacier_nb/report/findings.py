@@ -86,18 +86,19 @@ CAUSES = {
     "peaked": "the validation score peaks and then falls",
     "overfitting": "overfitting",
     "still-rising": "the run ended while the score was still rising",
+    # maps
+    "class-missed": "the maps miss a class",
+    "class-below-baseline": "a baseline maps a class better than the network",
     # symptoms
     "cannot-overfit": "the network cannot learn a single crop",
     "collapsed": "the predictions collapsed to one class",
-    "class-unmapped": "the maps do not show every class",
-    "below-baseline": "the network scores below a baseline on single pixels",
+    "below-baseline": "the network scores below a baseline",
     "noise": "differences are no larger than chance",
     "ablation": "effect of one change",
 }  # id -> title, in the order of fixing
 _SYMPTOMS = (
     "cannot-overfit",
     "collapsed",
-    "class-unmapped",
     "below-baseline",
     "noise",
     "ablation",

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from glacier_nb.checks import scores
 from glacier_nb.checks.history import (
     _collapse_epoch,
     _history_table,
@@ -22,7 +23,6 @@ from glacier_nb.checks.history import (
 )
 from glacier_nb.checks.scores import (
     _ablations,
-    _baseline_scores,
     _check_ablations,
     _check_noise,
     _largest_share,
@@ -33,6 +33,7 @@ from glacier_nb.checks.scores import (
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
+from glacier_nb.metrics import baseline
 from glacier_nb.runs.compare import comparable, compare_runs
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import Split
@@ -179,16 +180,18 @@ def run(*cms, **more) -> dict:
     return {"tile_confusions": kinds, "confusion_valid": np.sum(cms, 0).tolist(), **more}
 
 
-def test_baselines_of_tiles():
+def test_baselines_of_tiles(monkeypatch):
     tiles = read_tiles(cached_demo(6, 64, 0))
     sides = Split(tiles[:4], tiles[4:])
-    found = _baseline_scores(*sides)
-    assert list(found.index) == ["constant", "valid mask", "NDSI > 0.4", "boosting"]
-    assert found.loc["constant", "mcc_valid"] == 0
-    assert not found.loc["constant", "mcc_valid_defined"]
-    (bad,) = check_baselines({"mcc": found.loc["valid mask", "mcc"] - 0.01}, sides)
+    monkeypatch.setitem(baseline._QUICK, "max_iter", 3)
+    counts = scores._count_baselines(*sides)
+    found = scores._pooled_mcc(counts, 0)
+    assert list(found) == ["constant", "valid mask", "NDSI > 0.4", "boosting", "boosting with context"]
+    assert scores._pooled_mcc(counts, 1)["constant"] == 0
+    monkeypatch.setattr(scores, "_count_baselines", lambda *args: counts)
+    (bad,) = check_baselines({"mcc": found["valid mask"] - 0.01}, sides)
     assert (bad.cause, bad.severity) == ("below-baseline", "fatal")
-    assert check_baselines({"mcc": found["mcc"].max() + 0.01}, sides) == []
+    assert check_baselines({"mcc": max(found.values()) + 0.01}, sides) == []
 
 
 def test_check_baselines_severities():

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from glacier_nb.checks.scores import check_classes
 from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.experiments.jobs import FailureCause
@@ -22,6 +24,8 @@ from glacier_nb.experiments.rules import (
     read_record,
 )
 from glacier_nb.experiments.sweep import _plan
+from glacier_nb.landsat import CLASSES
+from glacier_nb.metrics.scores import summary
 from glacier_nb.report.findings import Finding
 from glacier_nb.runs.folder import RunError
 
@@ -169,16 +173,28 @@ def test_rules_apply_in_the_order_of_the_table():
     )
 
 
-def test_a_missed_class_gets_as_many_crops_as_the_others():
-    per_class = PER_CLASS | {"lake": {"mcc": 0.01, "support": 40}}
-    run = RunRecord("base", {"sampler": "weighted"}, (), {"mcc": 0.6, "per_class": per_class})
-    assert changes(proposed(run)) == {"sampler": "pixel", "class_fractions": "0.25,0.25,0.25,0.25"}
-    missing = RunRecord("base", {}, (), run.metrics, [finding("class-missing")])
-    assert proposed(missing).rule == "measured"
-    unseen = RunRecord(
-        "base", {}, (), {"mcc": 0.6, "per_class": per_class | {"lake": {"mcc": 0.0, "support": 0}}}
-    )
-    assert proposed(unseen).rule == "measured"
+def missing_lakes(pixels=300, findings=(), **parameters):
+    "A run whose maps show no lake."
+    cm = np.array([[6900, 60, 40, 0], [100, 2200, 100, 0], [60, 40, 400, 0], [pixels, 0, 0, 0]])
+    metrics = summary({"01_01": cm}, {"01_01": cm}, CLASSES) | {"seconds": 600.0}
+    return RunRecord("base", parameters, (), metrics, findings)
+
+
+def test_a_missed_class_is_proposed_what_its_finding_says():
+    run = missing_lakes(sampler="weighted")
+    (found,) = check_classes({**run.metrics, "parameters": dict(run.parameters)})
+    for given in (run, missing_lakes(sampler="weighted", findings=[found])):
+        first = proposed(given)
+        assert first.rule == "balance"
+        assert changes(first).items() >= found.change.items()
+        assert "lake: 300 valid pixels" in first.reasons[0]
+    again = proposed(run, record("next", 0.1, **first.parameters))
+    assert (again.rule, changes(again)) == ("balance", {"epochs": 32})
+
+
+def test_no_proposal_for_a_class_without_training_tiles_or_with_a_handful_of_pixels():
+    for run in (missing_lakes(findings=[finding("class-missing")]), missing_lakes(40)):
+        assert proposed(run).rule == "measured"
 
 
 def test_nothing_is_tried_twice_until_nothing_is_left(tmp_path):

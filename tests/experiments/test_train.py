@@ -12,12 +12,14 @@ import pytest
 import yaml
 from matplotlib import pyplot as plt
 
+from glacier_nb.checks.diagnosis import _maps, _Subject
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.files import read_config
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.autopilot import autopilot
 from glacier_nb.experiments.command import main
 from glacier_nb.experiments.sweep import sweep
+from glacier_nb.metrics.scores import tile_confusion
 from glacier_nb.report.findings import Finding
 from glacier_nb.report.report import Report
 from glacier_nb.training.callbacks import _holds_run
@@ -126,6 +128,14 @@ def test_same_seed_same_metrics_from_jupyterlab(project, first, second):
     assert metrics(project, RUN) == metrics(project, "second")
 
 
+def test_the_diagnosis_predicts_the_maps_that_were_scored(project, first):
+    found = _maps(_Subject.of(read_config(first / "config.json"), first))
+    for name, counts in metrics(project, RUN)["tile_confusions"].items():
+        tile, pred = found(name)
+        pairs = tile_confusion(pred, tile.label, tile.valid, len(tile.classes))
+        assert [pair.tolist() for pair in pairs] == [counts["all"], counts["valid"]]
+
+
 def test_notebook_and_command_write_the_same_metrics(project, first, capsys):
     "Key by key, with test-time augmentation, an ensemble and the baselines; only clocks differ."
     evaluated = {"tta": "flips", "tta_scales": "1,1.25", "ensemble": RUN}
@@ -137,7 +147,7 @@ def test_notebook_and_command_write_the_same_metrics(project, first, capsys):
     for found in (by_notebook, by_command):
         assert found["evaluation"]["asked"] == "both"
         assert list(found["evaluation"]["choices"]) == ["plain", "tta", "ensemble", "both"]
-        assert found["baselines"]["boosting"] == found["baseline_mcc"]
+        assert max(found["baselines"].values()) == found["baseline_mcc"]
         for choice in found["evaluation"]["choices"].values():
             assert choice.pop("seconds") > 0
             assert choice.pop("cost") > 0

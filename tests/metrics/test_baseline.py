@@ -1,4 +1,4 @@
-"""Invalid input and guarantees of the per-pixel baselines."""
+"""Invalid input and guarantees of the baselines."""
 
 from dataclasses import replace
 
@@ -10,16 +10,20 @@ from threadpoolctl import threadpool_limits
 
 from glacier_nb.landsat import CLASSES, IGNORE, REFLECTANCE
 from glacier_nb.metrics.baseline import (
+    _context,
     _fit_pixels,
     _ndsi_prediction,
     _pixel_baseline,
     _predict_pixels,
     _sample_pixels,
     _valid_mask_prediction,
+    _Windows,
+    baseline_counts,
     baseline_table,
     baselines,
     ndsi,
 )
+from glacier_nb.metrics.scores import mcc
 from glacier_nb.tiles.read import Tile
 
 # one band level per class, so that the bands of a pixel nearly determine its class
@@ -260,7 +264,7 @@ def test_rules_need_a_class_named_glacier(val):
 
 def test_table_agrees_with_scikit_learn(all_maps, val):
     table = baseline_table(all_maps, val)
-    assert list(table.index) == ["valid mask", "NDSI > 0.4", "boosting"]
+    assert list(table.index) == ["valid mask", "NDSI > 0.4", "boosting", "boosting with context"]
     for rule, predicted in all_maps.items():
         for column, valid_only in (("mcc", False), ("mcc_valid", True)):
             counted = [(t.label != IGNORE) & (t.valid | (not valid_only)) for t in val]
@@ -276,3 +280,78 @@ def test_table_needs_every_prediction_and_label(train, val):
         baseline_table({"valid mask": {"02_00": maps["valid mask"]["02_00"]}}, val)
     with pytest.raises(ValueError, match="for tile 02_00"):
         baseline_table(maps, [replace(val[0], label=None), val[1]])
+
+
+@pytest.fixture(scope="module")
+def patchy():
+    "A small tile with nodata in patches."
+    rng = np.random.default_rng(5)
+    valid = rng.random((17, 23)) > 0.25
+    valid[3:9, 5:12] = False
+    bands = rng.normal(20000, 4000, (5, 17, 23)).astype(np.float32) * valid
+    return Tile("patchy", bands, valid, None, None, Affine.identity(), CLASSES)
+
+
+def test_windows_are_means_spreads_and_regressions_over_the_valid_pixels_inside_the_tile(patchy):
+    values, radius = REFLECTANCE(patchy.bands[1]), 4
+    windows = _Windows(patchy.valid, radius)
+    mean = windows.mean(values)
+    texture, share = windows.texture(values, mean), windows.share
+    slopes = [windows.slope(values, mean, axis) for axis in (0, 1)]
+    rows, columns = np.indices(values.shape)
+    for r, c in [(0, 0), (16, 22), (2, 11), (8, 12), (5, 8)]:
+        at = np.s_[max(0, r - radius) : r + radius + 1, max(0, c - radius) : c + radius + 1]
+        seen = patchy.valid[at]
+        known = values[at][seen]
+        np.testing.assert_allclose(share[r, c], seen.mean(), rtol=1e-5)
+        np.testing.assert_allclose(mean[r, c], known.mean(), rtol=1e-4)
+        np.testing.assert_allclose(texture[r, c], known.std(), rtol=2e-3)
+        for slope, place in zip(slopes, (rows, columns), strict=True):
+            np.testing.assert_allclose(slope[r, c], np.polyfit(place[at][seen], known, 1)[0], atol=1e-5)
+
+
+def test_context_does_not_depend_on_the_values_of_nodata(patchy):
+    filled = replace(patchy, bands=np.where(patchy.valid, patchy.bands, np.float32(60000)))
+    one, other = (_context(tile)[:, patchy.valid] for tile in (patchy, filled))
+    assert (one == other).all()
+    assert np.isfinite(one).all()
+
+
+def test_context_of_tiles_without_nodata_or_without_data(patchy, nodata_tile):
+    whole = _context(replace(patchy, valid=np.ones_like(patchy.valid)))
+    assert (whole[-1] == 100).all()
+    assert np.isfinite(_context(nodata_tile)).all()
+
+
+def test_distance_to_nodata_in_pixels():
+    valid = np.ones((5, 9), bool)
+    valid[2, 0] = False
+    tile = Tile(
+        "near", np.full((5, 5, 9), 9000, np.float32) * valid, valid, None, None, Affine.identity(), CLASSES
+    )
+    assert _context(tile)[-1, 2].tolist() == list(range(9))
+
+
+def test_context_tells_classes_apart_that_differ_in_their_surroundings_alone():
+    def textured(name, seed):
+        rng = np.random.default_rng(seed)
+        rough = np.kron(rng.random((4, 4)) > 0.5, np.ones((12, 12))).astype(bool)
+        noise = rng.normal(0, 4000, (5, 48, 48))
+        smooth = np.repeat(np.repeat(rng.normal(0, 4000, (5, 4, 4)), 12, 1), 12, 2)
+        bands = (20000 + np.where(rough, noise, smooth)).astype(np.float32)
+        label = np.where(rough, 0, 1).astype(np.uint8)
+        return Tile(name, bands, np.ones((48, 48), bool), label, None, Affine.identity(), CLASSES[:2])
+
+    tiles = [textured(f"00_{k:02}", k) for k in range(5)]
+    found = baseline_table(baselines(tiles[:4], tiles[4:], n_pixels=4_000), tiles[4:])["mcc"]
+    assert found["boosting"] < 0.3
+    assert found["boosting with context"] > 0.7
+
+
+def test_counts_of_every_rule_and_tile_sum_to_the_table(all_maps, val):
+    counts, table = baseline_counts(all_maps, val), baseline_table(all_maps, val)
+    assert list(counts) == list(table.index)
+    for rule, tiles in counts.items():
+        assert tiles.keys() == {t.id for t in val}
+        assert mcc(sum(pair[0] for pair in tiles.values())) == table.loc[rule, "mcc"]
+        assert mcc(sum(pair[1] for pair in tiles.values())) == table.loc[rule, "mcc_valid"]

@@ -94,9 +94,9 @@ VERDICTS = [
         "You can train. 1 check found no error and no warning, but 1 note: too few optimizer steps.",
     ),
     (
-        [finding("class-unmapped", "note"), finding("noise", "note")],
+        [finding("tiles-left-out", "note"), finding("noise", "note")],
         [DONE],
-        "no error and no warning, but 2 notes, the first: the maps do not show every class.",
+        "no error and no warning, but 2 notes, the first: some tiles have no label or no data.",
     ),
     ([finding()], [DONE], "You can train. 1 warning: too few optimizer steps."),
     (

@@ -171,6 +171,16 @@ def test_a_run_prints_what_is_there(outputs):
     assert "model.pt" not in shown
 
 
+def test_the_sentence_names_the_strongest_baseline_and_missed_classes():
+    cm = np.array([[700, 10, 0, 0], [20, 300, 0, 0], [5, 5, 90, 0], [30, 40, 0, 0]])
+    found = summary({"a": cm}, {"a": cm}, CLASSES) | {"baseline_mcc": 0.5}
+    rules = {"baselines": {"boosting": 0.4, "boosting with context": 0.5}}
+    assert "beats the strongest baseline's 0.500 (boosting with context)" in verdict(found | rules)
+    assert "beats the strongest baseline's 0.500 by" in verdict(found)
+    assert verdict(found).endswith("The maps miss lake (0 of 70 pixels found).")
+    assert "miss" not in verdict(metrics(70))
+
+
 def test_a_pre_training_run_has_a_row_without_a_baseline(outputs):
     from glacier_nb.runs.compare import comparable
 
@@ -184,11 +194,11 @@ def test_a_pre_training_run_has_a_row_without_a_baseline(outputs):
     assert table.loc["02_low", "baseline_mcc"] == 0.5
     assert table.loc["hkh-demo", "mcc"] == content["mcc"]
     assert len(runs_table(outputs, "hkh-demo")) == 1
-    assert "has no per-pixel baseline" in verdict(read_metrics(folder))
+    assert "has no baseline" in verdict(read_metrics(folder))
     assert comparable({"hkh-demo": read_metrics(folder)}) == []
     write_text(folder / "pretrain.ipynb", "{}")
     shown = str(load_run(folder))
-    assert "has no per-pixel baseline" in shown
+    assert "has no baseline" in shown
     assert "pretrain.ipynb" in shown
     write_text(folder / "config.json", json.dumps({"lr": 0.002, **reading}))  # extra names are columns
     assert runs_table(outputs).loc["hkh-demo", "patch_size"] == 128
