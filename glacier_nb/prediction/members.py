@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..config.training import TrainConfig
 from ..data.stats import BandStats
 from ..files.errors import listing
-from ..files.paths import project_root
+from ..files.paths import folds_folder, project_root, short_path
 from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
 from ..models.build import predict_logits
 from ..models.weights import WeightsError, load_matching
@@ -141,6 +141,7 @@ class Member:
     codes: tuple[int, ...]  # label codes of the classes on disk
     device: torch.device
     dtype: torch.dtype  # precision of the network
+    folds: str = ""  # name of the cross-validation that it was loaded with; empty: none
 
     @property
     def name(self) -> str:
@@ -237,6 +238,27 @@ def load_member(
     dtype = Precision.choose(precision or cfg.precision, "channels_last", device).dtype
     return Member(path, model, cfg, stats, classes, codes, device, dtype)
 
+# %% ../../nbs/prediction/01_members.ipynb #d2b8e389
+def _fold_folders(
+    folder: Path,  # of a cross-validation
+) -> list[Path]:  # the run folder of each fold
+    "The runs of a cross-validation; raises PredictError before the last one is finished."
+    try:
+        record = json.loads((folder / "cross_validation.json").read_text(encoding="utf-8"))
+        runs, finished = [folder.parent / run for run in record["runs"]], "mcc" in record
+    except (ValueError, KeyError, TypeError) as e:
+        raise PredictError(
+            f"{folder / 'cross_validation.json'} is damaged ({type(e).__name__}: {e}): run the "
+            "cross-validation again with the same parameters: its finished folds are only read"
+        ) from e
+    if not finished:
+        done = sum((run / "metrics.json").is_file() for run in runs)
+        raise PredictError(
+            f"{folder} is a cross-validation of which {done} of {len(runs)} folds are finished: run it again "
+            f"with the same parameters to train the others, or name single folds such as {runs[0].name}"
+        )
+    return runs
+
 # %% ../../nbs/prediction/01_members.ipynb #255f8911
 def check_members(
     members: Sequence[Member],  # networks to average
@@ -257,13 +279,18 @@ def check_members(
 
 
 def load_ensemble(
-    sources: str,  # run names or paths, comma-separated, see `_checkpoint_path`; empty: none
+    sources: str,  # runs, cross-validations or checkpoints, comma-separated; empty: none
     devices: str = "auto",  # auto, cpu or cuda
     outputs: str | os.PathLike | None = None,  # folder of all runs; `outputs/` of the project if None
 ) -> list[Member]:  # in the order given
     "The networks of an ensemble; raises the errors of `load_member` and `check_members`."
     names = [name.strip() for name in sources.split(",")] if sources.strip() else []
-    members = [load_member(name, devices, outputs=outputs) for name in names]
+    members = []
+    for name in names:
+        folder = folds_folder(name, outputs)
+        for source in _fold_folders(folder) if folder else [name]:
+            member = load_member(source, devices, outputs=outputs)
+            members.append(replace(member, folds=folder.name) if folder else member)
     if members:
         check_members(members)
     return members
@@ -340,6 +367,17 @@ def _unchecked(
     return notes
 
 
+def _of_folds(member: Member) -> str:
+    "What can be scored with all folds of a cross-validation; empty for a single run."
+    if not member.folds:
+        return ""
+    path = short_path(member.path.parent.with_name(member.folds) / "cross_validation.json")
+    return (
+        f"It is a fold of {member.folds}, and each tile is training data of all folds but one: expected "
+        f"tiles that no fold trained on. What the folds reach on tiles that they held out is in {path}"
+    )
+
+
 def check_leakage(
     members: Sequence[Member],  # networks to average
     tiles: Sequence[Tile],  # tiles to score
@@ -351,9 +389,10 @@ def check_leakage(
         record, same_folder = _trained_on(m), m.cfg.data_path == here
         leaks = sorted(record["train"] & ids) if record and same_folder else []
         if leaks:
+            expected = "Expected a run that held them out: same data_dir, fold and n_folds"
             raise LeakageError(
                 f"{m.name} ({m.path}) trained on {len(leaks)} of the {len(ids)} tiles to be scored: "
-                f"{', '.join(leaks[:8])}. Expected a run that held them out: same data_dir, fold and n_folds"
+                f"{', '.join(leaks[:8])}. {_of_folds(m) or expected}"
             )
         shared = _shared(record, tiles) if record else []
         if shared:

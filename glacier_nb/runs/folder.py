@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..config.training import TrainConfig
 from ..files.locks import Lock
-from ..files.paths import project_root
+from ..files.paths import folds_folder, project_root
 
 # %% ../../nbs/runs/00_folder.ipynb #8c79b1df
 class RunError(ValueError):
@@ -174,6 +174,9 @@ def run_folder(
     for folder in (named, project_root() / run, given):
         if run_state(folder):
             return folder.resolve()
+    if folds := folds_folder(run):
+        names = ", ".join(read_json(folds / "cross_validation.json").get("runs", ()))
+        raise RunError(f"{folds} is a cross-validation, not a run: name one of its folds ({names})")
     near = get_close_matches(str(run), find_runs(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"found {', '.join(find_runs()) or 'none'} in outputs/"
     raise RunError(f"no run {str(run)!r}: {named} is not a run folder; {hint}")

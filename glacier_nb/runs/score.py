@@ -8,19 +8,22 @@ __all__ = ['evaluation_members', 'score_run', 'save_metrics']
 # %% ../../nbs/runs/02_score.ipynb #d0354314
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from ..config.training import TrainConfig
 from ..files.paths import cache_folder, cached_json, digest, write_text
 from ..metrics.baseline import baseline_table, baselines
-from ..metrics.scores import summary
+from ..metrics.scores import summary, tile_confusion
 from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
 from ..prediction.members import Member, PredictError, load_ensemble, load_member
 from ..prediction.views import PLAIN, View, make_views
 from .folder import read_history, read_json
+from ..tiles.read import AnyTile
 from ..training.callbacks import drop_optimizer
 from ..training.checkpoints import read_checkpoint, saving
 from ..training.learner import Learner
@@ -82,20 +85,28 @@ def score_run(
     }
 
 
+def _counts_of(maps: Mapping[str, np.ndarray], tiles: Sequence[AnyTile]) -> dict[str, dict[str, list]]:
+    "The confusion matrices of maps by tile, of all and of valid pixels."
+    pairs = {t.id: tile_confusion(maps[t.id], t.label, t.valid, len(t.classes)) for t in tiles}
+    return {i: {"all": a.tolist(), "valid": v.tolist()} for i, (a, v) in pairs.items()}
+
+
 def _pixel_rules(learner: Learner) -> dict:
     "MCC of rules that see one pixel at a time, cached: of boosting, the strongest, and of all."
     sides, seed = learner.data.split, learner.cfg.seed
 
     def compute() -> dict:
-        table = baseline_table(baselines(sides.train, sides.val, seed=seed), sides.val)
+        maps = baselines(sides.train, sides.val, seed=seed)
+        table = baseline_table(maps, sides.val)
         return {
+            "baseline_confusions": {rule: _counts_of(found, sides.val) for rule, found in maps.items()},
             "baseline_mcc": float(table.loc["boosting", "mcc"]),
             "baselines": {rule: float(value) for rule, value in table["mcc"].items()},
             "baselines_valid": {rule: float(value) for rule, value in table["mcc_valid"].items()},
         }
 
     keys = [[tile.key for tile in side] for side in sides]
-    name = digest("baselines 1", version("scikit-learn"), keys, list(learner.data.classes), seed)
+    name = digest("baselines 2", version("scikit-learn"), keys, list(learner.data.classes), seed)
     return cached_json(cache_folder() / "baselines" / f"{name}.json", compute)
 
 
