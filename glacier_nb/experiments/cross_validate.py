@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CrossValidation', 'cross_validate']
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #162909f0
+# %% ../../nbs/experiments/07_cross_validate.ipynb #c9733c25
 import html
 import json
 import os
@@ -42,7 +42,7 @@ from glacier_nb.runs.folder import (
 )
 from ..tiles.read import AnyTile
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #3c10c2af
+# %% ../../nbs/experiments/07_cross_validate.ipynb #61b3aa31
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
     "All folds of a config, scored together. Scores raise RunError before the last fold is finished."
@@ -91,24 +91,28 @@ class CrossValidation:
             )
         return self.record
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #70357fa6
+# %% ../../nbs/experiments/07_cross_validate.ipynb #09d0e796
 _FOLD = ("tiles", "mcc", "low", "high", "mcc_valid", "baseline_mcc")
 _EPOCHS = ("best_epoch", "best", "last_epoch", "last")
 
 
 @patch(as_prop=True)
 def folds(self: CrossValidation) -> pd.DataFrame:  # a row a fold
-    "Tiles, MCC with its 95 % interval, boosting, best and last epoch with their MCC, seconds."
+    "Tiles, MCC with its 95 % interval, strongest baseline, best and last epoch with their MCC, seconds."
     table = pd.DataFrame(self.scores["folds"]).rename_axis("fold")
     table["tiles"] = table["tiles"].map(len)
-    return table[[*_FOLD, *_EPOCHS, "seconds"]]
+    return table[[*_FOLD, *_EPOCHS, "seconds"]].dropna(axis="columns", how="all")
 
 
 @patch(as_prop=True)
 def baselines(self: CrossValidation) -> pd.DataFrame:  # a row a rule; empty without counts of the baselines
     "MCC of each baseline, pooled in the same way; gain of the network, ends of its 95 % interval over tiles."
     columns = ("mcc", "mcc_valid", "gain", "low", "high")
-    rows = self.scores["baselines"]
+    found = self.scores
+    rows = {
+        rule: {"mcc": score, "mcc_valid": found["baselines_valid"][rule], **found["baseline_gains"][rule]}
+        for rule, score in found["baselines"].items()
+    }
     return pd.DataFrame(rows, index=list(columns)).T.astype(float).rename_axis("rule")
 
 
@@ -117,7 +121,7 @@ def held_out(self: CrossValidation) -> dict[str, int]:  # tile id -> number of t
     "Which fold held out each tile."
     return {tile: k for k, fold in enumerate(self.scores["folds"]) for tile in fold["tiles"]}
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #f7d0ab1d
+# %% ../../nbs/experiments/07_cross_validate.ipynb #299b4262
 def _together(
     parts: Sequence[Mapping[str, Mapping]],  # of each fold: tile id -> counts of all and of valid pixels
 ) -> dict[str, dict[str, np.ndarray]]:  # all, valid -> tile id -> (C, C) counts
@@ -138,16 +142,27 @@ def _rules(
     metrics: Sequence[Mapping],  # of the folds
     own: Mapping[str, Mapping[str, np.ndarray]],  # counts of the network, from `_together`
     seed: int,  # of the draws
-) -> dict[str, dict[str, float]]:  # rule -> mcc, mcc_valid, gain, low, high
-    "The baselines that all folds have, pooled over all tiles."
+) -> dict:  # baseline_mcc (of the strongest), baselines, baselines_valid, baseline_gains
+    "The baselines that all folds have, pooled over all tiles, and the gain of the network."
     found = [m.get("baseline_confusions", {}) for m in metrics]
-    rows = {}
-    for rule in (name for name in found[0] if all(name in part for part in found)):
-        counts = _together([part[rule] for part in found])
-        scores = {"mcc": mcc(sum(counts["all"].values())), "mcc_valid": mcc(sum(counts["valid"].values()))}
-        gain = paired_gain(counts["all"], own["all"], seed=seed)
-        rows[rule] = scores | dict(zip(("gain", "low", "high"), gain, strict=True))
-    return rows
+    rules = {name: _together([part[name] for part in found]) for name in found[0] if all(name in f for f in found)}
+    every, valid = (
+        {rule: mcc(sum(counts[kind].values())) for rule, counts in rules.items()} for kind in ("all", "valid")
+    )
+    gains = {rule: paired_gain(counts["all"], own["all"], seed=seed) for rule, counts in rules.items()}
+    return {
+        "baseline_mcc": max(every.values(), default=None),
+        "baselines": every,
+        "baselines_valid": valid,
+        "baseline_gains": {
+            rule: dict(zip(("gain", "low", "high"), gain, strict=True)) for rule, gain in gains.items()
+        },
+    }
+
+
+def _chosen_on(metrics: Sequence[Mapping]) -> list[str]:
+    "The tiles that chose the epoch of the fold that they are scored by; all where a run does not say."
+    return [i for m in metrics for i in m["tile_confusions"] if i in m.get("chosen_on", m["tile_confusions"])]
 
 
 def _fold_row(
@@ -155,12 +170,12 @@ def _fold_row(
     metrics: Mapping,  # its metrics.json
 ) -> dict:
     "What the record of a cross-validation has of one fold."
-    history = read_history(folder)
-    best = max(history, key=lambda epoch: epoch["mcc_valid"])
     low, high = metrics["ci95"]
     scores = {key: metrics.get(key) for key in ("mcc", "mcc_valid", "baseline_mcc", "seconds")}
-    epochs = {"best_epoch": best["epoch"], "best": best["mcc"]}
-    epochs |= {"last_epoch": history[-1]["epoch"], "last": history[-1]["mcc"]}
+    history, epochs = read_history(folder), dict.fromkeys(_EPOCHS)
+    if metrics.get("select") != "inner":  # else the history is that of other tiles
+        best, last = max(history, key=lambda epoch: epoch["mcc_valid"]), history[-1]
+        epochs = dict(zip(_EPOCHS, (best["epoch"], best["mcc"], last["epoch"], last["mcc"]), strict=True))
     tiles = {"run": folder.name, "tiles": list(metrics["tile_confusions"]), "low": low, "high": high}
     return tiles | scores | epochs
 
@@ -175,13 +190,12 @@ def _pooled(
         if not found.get("tile_confusions"):
             raise RunError(f"{folder}: metrics.json has no tile_confusions: delete it and train again")
     own = _together([m["tile_confusions"] for m in metrics])
-    rules = _rules(metrics, own, cfg.seed)
     counts = {tile: {kind: own[kind][tile] for kind in own} for tile in own["all"]}
     return json_values(
         {
             **summary(own["all"], own["valid"], list(metrics[0]["per_class"]), cfg.seed),
-            "baseline_mcc": rules.get("boosting", {}).get("mcc"),
-            "baselines": rules,
+            "chosen_on": _chosen_on(metrics),
+            **_rules(metrics, own, cfg.seed),
             "folds": [_fold_row(*pair) for pair in zip(folders, metrics, strict=True)],
             "tile_confusions": counts,
             "seconds": sum(m["seconds"] for m in metrics),
@@ -189,7 +203,7 @@ def _pooled(
         }
     )
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #1473657c
+# %% ../../nbs/experiments/07_cross_validate.ipynb #292504ec
 def _check_folds(
     cfg: TrainConfig,  # of a cross-validation
 ) -> None:
@@ -220,7 +234,7 @@ def _fold_names(
     stem = name.removesuffix("-trial")
     return [f"{stem}-fold{k}{name[len(stem) :]}" for k in range(n)]
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #031fbdef
+# %% ../../nbs/experiments/07_cross_validate.ipynb #72381f08
 def _other_parameters(
     cfg: TrainConfig,  # asked for
     folder: Path,  # of a cross-validation; it may not exist
@@ -239,7 +253,7 @@ def _folder_for(
         folder = outputs / cfg.run
         if run_state(folder):
             raise ConfigError(
-                f"{folder} holds a run: expected a folder for the cross-validation alone: choose another `run` name"
+                f"{folder} holds a run: choose another `run` name for the cross-validation"
             )
         if changed := _other_parameters(cfg, folder):
             raise ConfigError(
@@ -254,7 +268,7 @@ def _folder_for(
             return folder
         number += 1
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #2d4f4dcc
+# %% ../../nbs/experiments/07_cross_validate.ipynb #0d439acd
 def _check_table(
     table: pd.DataFrame,  # from `sweep`
     outputs: Path,  # of all runs
@@ -304,7 +318,7 @@ def _save(folder: Path, record: dict) -> CrossValidation:
     write_text(folder / "cross_validation.json", json.dumps(json_values(record), indent=1) + "\n")
     return CrossValidation(folder, record)
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #bc4e2479
+# %% ../../nbs/experiments/07_cross_validate.ipynb #9104870a
 @patch(cls_method=True)
 def read(
     cls: CrossValidation,
@@ -331,17 +345,16 @@ def _sentences(found: CrossValidation) -> list[str]:
     if len(rules := found.baselines):
         gains = [f"{rule} by {r.gain:.3f} ({r.low:.3f} to {r.high:.3f})" for rule, r in rules.iterrows()]
         lines.append(f"Gain over the baselines, paired over tiles, with 95 % interval: {', '.join(gains)}.")
-    best, last = folds["best"].mean(), folds["last"].mean()
-    lines.append(
-        f"Mean of the folds: {last:.3f} in the last epoch, {best:.3f} in the best one, which is chosen on "
-        "the tiles that it is scored on."
-    )
+    if "best" in folds:
+        best, last = folds["best"].mean(), folds["last"].mean()
+        why = "which is chosen on the tiles that it is scored on"
+        lines.append(f"Mean of the folds: {last:.3f} in the last epoch, {best:.3f} in the best one, {why}.")
     return lines
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #121dda0c
+# %% ../../nbs/experiments/07_cross_validate.ipynb #41cc23db
 def _tables(found: CrossValidation) -> dict[str, pd.DataFrame]:
     "Scores per class and per fold."
-    names = {"mcc": "MCC", "mcc_valid": "MCC valid", "baseline_mcc": "boosting", "best_epoch": "epoch"}
+    names = {"mcc": "MCC", "mcc_valid": "MCC valid", "baseline_mcc": "baseline", "best_epoch": "epoch"}
     names |= {"last_epoch": "of", "best": "best MCC", "last": "last MCC"}
     folds = found.folds.drop(columns="seconds").rename(columns=names)
     return {"Classes, all tiles": class_scores(found.scores), "Folds": folds}
@@ -382,7 +395,7 @@ def _repr_html_(self: CrossValidation) -> str:
     parts.append(f"<details><summary>Parameters</summary>{self.config._repr_html_()}</details>")
     return f"<div>{''.join(parts)}</div>"
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #93e6745d
+# %% ../../nbs/experiments/07_cross_validate.ipynb #00b3889c
 @patch
 def held_out_maps(
     self: CrossValidation,
@@ -397,7 +410,7 @@ def held_out_maps(
         raise RunError(f"{self.name}: no fold held out {listing(other)}: {expected}")
     return {t.id: tile_probs([members[fold[t.id]]], t).argmax(0).astype(np.uint8) for t in tiles}
 
-# %% ../../nbs/experiments/07_cross_validate.ipynb #18569d4e
+# %% ../../nbs/experiments/07_cross_validate.ipynb #2feb08dc
 @patch
 def probabilities(
     self: CrossValidation,

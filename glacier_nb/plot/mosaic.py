@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['show_map']
 
-# %% ../../nbs/plot/03_mosaic.ipynb #958062d2
+# %% ../../nbs/plot/03_mosaic.ipynb #65b9c541
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -18,9 +18,9 @@ from ..metrics.scores import mcc, tile_confusion
 from .colours import ERROR_PALETTE, handles
 from .tiles import class_image, composite, error_map
 from ..tiles.read import Tile
-from ..tiles.splits import pixel_boxes
+from ..tiles.splits import tile_boxes
 
-# %% ../../nbs/plot/03_mosaic.ipynb #b47a2506
+# %% ../../nbs/plot/03_mosaic.ipynb #ffe5250a
 def _shortened(
     low: np.ndarray,  # (n,) first row or column of each tile
     high: np.ndarray,  # (n,) the end of it
@@ -38,12 +38,12 @@ def _boxes(
     pixels: int,  # longer side of the picture, at most
 ) -> np.ndarray:  # (n, 4) top, left, bottom, right in the picture
     "Where each tile is drawn. Raises `SplitError` for unknown places."
-    top, left, bottom, right = pixel_boxes(list(tiles)).T
+    top, left, bottom, right = tile_boxes(list(tiles)).T
     (top, bottom), (left, right) = _shortened(top, bottom), _shortened(left, right)
     boxes = np.stack([top - top.min(), left - left.min(), bottom - top.min(), right - left.min()], 1)
     return np.rint(boxes * min(1, pixels / boxes.max())).astype(int)
 
-# %% ../../nbs/plot/03_mosaic.ipynb #e857dc52
+# %% ../../nbs/plot/03_mosaic.ipynb #93e0bb5f
 def _sheet(
     images: Sequence[np.ndarray],  # (h, w) or (h, w, C), one a tile
     boxes: np.ndarray,  # (n, 4) from `_boxes`
@@ -57,7 +57,7 @@ def _sheet(
         sheet[top:bottom, left:right] = image[rows[:, None], cols]
     return sheet
 
-# %% ../../nbs/plot/03_mosaic.ipynb #09259790
+# %% ../../nbs/plot/03_mosaic.ipynb #76e9bd40
 def _check_map(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> None:
     "Raise ValueError for no tile, and for one without label or map."
     without = [t.id for t in tiles if t.label is None or t.id not in maps]
@@ -83,7 +83,7 @@ def _pictures(
     inside = _sheet([np.ones((1, 1), bool)] * len(tiles), boxes)
     return [np.where(inside[..., None], image, 1) for image in images]
 
-# %% ../../nbs/plot/03_mosaic.ipynb #10c24300
+# %% ../../nbs/plot/03_mosaic.ipynb #0aa837d4
 def _outline_groups(ax: Axes, groups: np.ndarray, boxes: np.ndarray) -> None:
     "A line around the tiles of each group, and its number in the tile nearest to its middle."
     sheet = np.pad(_sheet([np.full((1, 1), g) for g in groups], boxes, empty=-1), 1, constant_values=-1)
@@ -104,7 +104,7 @@ def _panels(boxes: np.ndarray) -> tuple[Figure, np.ndarray]:
     size = (9, rows * (9 / cols * high / wide + 0.25) + 0.6)
     return plt.subplots(rows, cols, figsize=size, layout="constrained", dpi=80)
 
-# %% ../../nbs/plot/03_mosaic.ipynb #6b39feb4
+# %% ../../nbs/plot/03_mosaic.ipynb #88e20504
 def show_map(
     tiles: Sequence[Tile],  # labelled tiles of one folder
     maps: Mapping[str, np.ndarray],  # tile id -> (H, W) class index
