@@ -145,7 +145,9 @@ def _rules(
 ) -> dict:  # baseline_mcc (of the strongest), baselines, baselines_valid, baseline_gains
     "The baselines that all folds have, pooled over all tiles, and the gain of the network."
     found = [m.get("baseline_confusions", {}) for m in metrics]
-    rules = {name: _together([part[name] for part in found]) for name in found[0] if all(name in f for f in found)}
+    rules = {
+        name: _together([part[name] for part in found]) for name in found[0] if all(name in f for f in found)
+    }
     every, valid = (
         {rule: mcc(sum(counts[kind].values())) for rule, counts in rules.items()} for kind in ("all", "valid")
     )
@@ -252,9 +254,7 @@ def _folder_for(
     if cfg.run:
         folder = outputs / cfg.run
         if run_state(folder):
-            raise ConfigError(
-                f"{folder} holds a run: choose another `run` name for the cross-validation"
-            )
+            raise ConfigError(f"{folder} holds a run: choose another `run` name for the cross-validation")
         if changed := _other_parameters(cfg, folder):
             raise ConfigError(
                 f"{folder} was begun with other parameters: {changed}. Choose another `run` name, or delete "

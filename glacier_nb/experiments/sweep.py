@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from queue import Queue
 
 import pandas as pd
 
@@ -139,6 +140,37 @@ def _event_is_set(name: str) -> bool:
 
     return Event(name).is_set()
 
+# %% ../../nbs/experiments/03_sweep.ipynb #524873ed
+def _gpus() -> list[str]:
+    "The CUDA devices that this process may use."
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [part.strip() for part in given.split(",") if part.strip()]
+    from torch import cuda  # seconds, and only several runs at a time need it
+
+    return [str(k) for k in range(cuda.device_count())]
+
+
+def _shares(n_jobs: int, gpus: Sequence[str]) -> Queue | None:
+    "A share of the GPUs for each of the runs at the same time; None: there is nothing to divide."
+    if n_jobs < 2 or len(gpus) < 2:
+        return None
+    parts, shares = min(n_jobs, len(gpus)), Queue()
+    for k in range(n_jobs):
+        shares.put(",".join(gpus[k % parts :: parts]))
+    return shares
+
+
+def _run_on_share(job: Job, shares: Queue | None, **options) -> dict:
+    "Run a job on a share of the GPUs that no other job has at the time."
+    if shares is None or job.parameters.get("devices", "auto") not in ("auto", "cuda"):
+        return run_job(job, **options)
+    share = shares.get()
+    try:
+        return run_job(job, gpus=share, **options)
+    finally:
+        shares.put(share)
+
 # %% ../../nbs/experiments/03_sweep.ipynb #a557b97b
 @contextmanager
 def _executor(n_jobs: int, client) -> Iterator[tuple[Executor, Callable[[], bool]]]:
@@ -214,7 +246,12 @@ def sweep(
         )
     options = {"root": root, "notebook": notebook, "threads": threads or _threads_per_job(n_jobs, client)}
     with _executor(n_jobs, client) as (pool, stop):
-        rows = _rows(jobs, lambda job: pool.submit(run_job, job, stop=stop, **options))
+        run = (
+            run_job
+            if client
+            else partial(_run_on_share, shares=_shares(n_jobs, _gpus() if n_jobs > 1 else ()))
+        )
+        rows = _rows(jobs, lambda job: pool.submit(run, job, stop=stop, **options))
         found = {row["run"]: row for row in (_with_bar(rows, jobs, root) if progress else rows) if row}
     return pd.DataFrame([found[job.run] for job in jobs]).set_index("run")
 
