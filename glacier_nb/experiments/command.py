@@ -73,11 +73,25 @@ def _diagnose(options: argparse.Namespace) -> int:
     return int(any(f.severity == "fatal" for f in report.findings))
 
 # %% ../../nbs/experiments/08_command.ipynb #78041b95
+def _compare_folds(names: Sequence[str]) -> int:
+    "Print the scores of cross-validations and their differences."
+    from glacier_nb.runs.compare import compare_runs
+
+    found = compare_runs(names)
+    scores = found.intervals.assign(mcc=found.scores)[["mcc", "low", "high"]]
+    print(f"{found.tiles} tiles, each held out once; MCC and its 95 % interval over tiles:")
+    print(scores.round(4).to_string(), found.pairs.round(4).to_string(index=False), sep="\n\n")
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     "Print the table of runs, and which finished ones differ significantly."
+    from glacier_nb.files.paths import folds_folder
     from glacier_nb.runs.compare import comparable, compare_runs
     from glacier_nb.runs.folder import read_metrics, runs_table
 
+    if options.runs and all(folds_folder(name) for name in options.runs):
+        return _compare_folds(options.runs)
     table = runs_table(options.outputs, options.runs or None)
     print(table.round(3).to_string(na_rep="-"))
     finished = {
@@ -215,7 +229,8 @@ examples:
 Exit status: 0 no error found, 1 the report has an error, 2 it could not be made."""),
     "compare": (_compare, "table of runs, and which of them differ significantly", """
 example:
-  glacier-nb compare "0*" reference"""),
+  glacier-nb compare "0*" reference
+  glacier-nb compare one-cv other-cv                two cross-validations, over all of their tiles"""),
     "next": (_next, "propose the next run and write its parameter file", """
 example:
   glacier-nb next first-run second-run"""),

@@ -237,13 +237,28 @@ def _fold_names(
     return [f"{stem}-fold{k}{name[len(stem) :]}" for k in range(n)]
 
 # %% ../../nbs/experiments/07_cross_validate.ipynb #72381f08
+def _read_record(
+    folder: Path,  # of a cross-validation
+) -> dict:  # with runs and parameters
+    "The content of cross_validation.json; raises RunError when it is damaged."
+    path = folder / "cross_validation.json"
+    try:
+        record = read_json(path)
+        return {"runs": record["runs"], "parameters": record["parameters"], **record}
+    except (RunError, KeyError) as e:
+        raise RunError(
+            f"{path} is damaged: found {e}, expected runs and parameters. Delete this file and run the "
+            "cross-validation again with the same parameters: its finished folds are only read"
+        ) from e
+
+
 def _other_parameters(
     cfg: TrainConfig,  # asked for
     folder: Path,  # of a cross-validation; it may not exist
 ) -> str:  # names with both values; empty when nothing differs or the folder is new
     "The parameters in which a cross-validation that has begun differs."
-    path = folder / "cross_validation.json"
-    return cfg.differences(read_json(path).get("parameters", {})) if path.is_file() else ""
+    begun = (folder / "cross_validation.json").is_file()
+    return cfg.differences(_read_record(folder)["parameters"]) if begun else ""
 
 
 def _folder_for(
@@ -300,13 +315,11 @@ def cross_validate(
     outputs = project_root() / "outputs"
     folder = _folder_for(cfg, outputs)
     names = _fold_names(folder.name, cfg.n_folds)
+    record = {"runs": names, "parameters": asdict(cfg) | {"run": folder.name}}
     if any(run_state(outputs / name) not in ("finished", "trial") for name in names):
         check_plan(cfg, folder)
         run_tiles(cfg)  # raises here, not in each fold
-    record = {"runs": names, "parameters": asdict(cfg) | {"run": folder.name}}
-    if not (folder / "cross_validation.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _save(folder, record)
+        _save(folder, record)  # without scores until all folds are finished
     shared = {name: value for name, value in asdict(cfg).items() if name != "resume"}
     jobs = [shared | {"run": name, "fold": k} for k, name in enumerate(names)]
     _check_table(sweep(jobs, n_jobs, client, threads=threads, progress=progress), outputs)
@@ -315,6 +328,7 @@ def cross_validate(
 
 def _save(folder: Path, record: dict) -> CrossValidation:
     "Write cross_validation.json."
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "cross_validation.json", json.dumps(json_values(record), indent=1) + "\n")
     return CrossValidation(folder, record)
 
@@ -332,10 +346,7 @@ def read(
             f"no cross-validation {str(name)!r}: found {listing(known) or 'none'} in outputs/. Expected a "
             "folder that `cross_validate` has written"
         )
-    record = read_json(folder / "cross_validation.json")
-    if missing := [key for key in ("runs", "parameters") if key not in record]:
-        raise RunError(f"{folder / 'cross_validation.json'} has no {', '.join(missing)}: run it again")
-    return cls(folder, record)
+    return cls(folder, _read_record(folder))
 
 
 def _sentences(found: CrossValidation) -> list[str]:

@@ -296,8 +296,12 @@ def test_the_folds_are_one_model(first, tiles):
         load_ensemble("demo-cv, demo-cv-fold0")
     (first.folder / "copy").mkdir()
     write_text(first.folder / "copy/cross_validation.json", '{"runs": 3}')
-    with pytest.raises(PredictError, match=r"copy/cross_validation\.json is damaged"):
+    with pytest.raises(PredictError, match=r"copy/cross_validation\.json is damaged.*delete this file"):
         load_ensemble("demo-cv/copy")
+    with pytest.raises(
+        RunError, match=r"json is damaged: found .parameters., expected runs and .*Delete this"
+    ):
+        CrossValidation.read("demo-cv/copy")
 
 
 def test_scoring_a_tile_that_all_folds_but_one_trained_on_is_a_leak(first, tiles):
@@ -335,12 +339,14 @@ def test_display_and_reading(first, second):
     assert isinstance(first.folds, pd.DataFrame)
 
 
-def test_the_command_prints_the_scores_and_tells_failures_apart(first, capsys):
+def test_the_command_prints_the_scores_and_tells_failures_apart(first, second, capsys):
     given = [word for k, v in TINY.items() for word in ("-p", k, str(v))]
     assert main(["cross-validate", *given]) == 0
     assert "interval over 9 tiles" in capsys.readouterr().out
     assert main(["cross-validate", *given, "-p", "run", "mixed"]) == 1
     assert "1 of 3 folds failed" in capsys.readouterr().err
+    assert main(["compare", "demo-cv", "other"]) == 0
+    assert "9 tiles, each held out once" in capsys.readouterr().out
     assert main(["cross-validate", *given, "-p", "fold", "2"]) == 2
     assert "fold = 2 is not allowed" in capsys.readouterr().err
 
