@@ -248,8 +248,8 @@ def _fold_folders(
         runs, finished = [folder.parent / run for run in record["runs"]], "mcc" in record
     except (ValueError, KeyError, TypeError) as e:
         raise PredictError(
-            f"{folder / 'cross_validation.json'} is damaged ({type(e).__name__}: {e}): delete this "
-            "file and run the cross-validation again with the same parameters: its finished folds are only read"
+            f"{folder / 'cross_validation.json'} is damaged ({type(e).__name__}: {e}): delete it and "
+            "run the cross-validation again with the same parameters: finished folds are only read"
         ) from e
     if not finished:
         done = sum((run / "metrics.json").is_file() for run in runs)

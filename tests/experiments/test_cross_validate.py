@@ -296,7 +296,7 @@ def test_the_folds_are_one_model(first, tiles):
         load_ensemble("demo-cv, demo-cv-fold0")
     (first.folder / "copy").mkdir()
     write_text(first.folder / "copy/cross_validation.json", '{"runs": 3}')
-    with pytest.raises(PredictError, match=r"copy/cross_validation\.json is damaged.*delete this file"):
+    with pytest.raises(PredictError, match=r"copy/cross_validation\.json is damaged.*delete it and"):
         load_ensemble("demo-cv/copy")
     with pytest.raises(
         RunError, match=r"json is damaged: found .parameters., expected runs and .*Delete this"
