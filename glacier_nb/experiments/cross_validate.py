@@ -241,15 +241,18 @@ def _read_record(
     folder: Path,  # of a cross-validation
 ) -> dict:  # with runs and parameters
     "The content of cross_validation.json; raises RunError when it is damaged."
-    path = folder / "cross_validation.json"
+    path, record = folder / "cross_validation.json", {}
     try:
         record = read_json(path)
-        return {"runs": record["runs"], "parameters": record["parameters"], **record}
-    except (RunError, KeyError) as e:
-        raise RunError(
-            f"{path} is damaged: found {e}, expected runs and parameters. Delete this file and run the "
-            "cross-validation again with the same parameters: its finished folds are only read"
-        ) from e
+        found = " and ".join(f"no {key}" for key in ("runs", "parameters") if key not in record)
+    except RunError as e:
+        found = str(e)
+    if not found:
+        return record
+    raise RunError(
+        f"{path} is damaged: found {found}, expected runs and parameters. Delete this file and run the "
+        "cross-validation again with the same parameters: its finished folds are only read"
+    )
 
 
 def _other_parameters(
