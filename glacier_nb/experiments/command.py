@@ -90,7 +90,7 @@ def _compare(options: argparse.Namespace) -> int:
     from glacier_nb.runs.compare import comparable, compare_runs
     from glacier_nb.runs.folder import read_metrics, runs_table
 
-    if options.runs and all(folds_folder(name) for name in options.runs):
+    if any(map(folds_folder, options.runs)):
         return _compare_folds(options.runs)
     table = runs_table(options.outputs, options.runs or None)
     print(table.round(3).to_string(na_rep="-"))
