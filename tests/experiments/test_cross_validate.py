@@ -6,7 +6,9 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib as mpl
 import nbformat
 import numpy as np
 import pandas as pd
@@ -33,6 +35,7 @@ from glacier_nb.files.errors import TileError
 from glacier_nb.files.paths import write_text
 from glacier_nb.metrics.scores import bootstrap_ci, mcc, tile_confusion
 from glacier_nb.metrics.significance import paired_gain
+from glacier_nb.models.weights import InitialWeights, WeightKind
 from glacier_nb.prediction.evaluate import check_evaluation, tile_probs
 from glacier_nb.prediction.members import PredictError, load_ensemble
 from glacier_nb.runs import score
@@ -41,6 +44,7 @@ from glacier_nb.runs.folder import RunError, read_metrics, runs_table
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import LeakageError
 
+mpl.use("Agg")
 ROOT = Path(__file__).parents[2]
 TINY = {
     **{
@@ -56,7 +60,7 @@ TINY = {
         "warmup_epochs": 0.0,
         "lr": 0.01,
         "checks": "off",
-        "memory_format": "contiguous",
+        "memory_format": "channels_last",
     },
 }
 
@@ -77,6 +81,19 @@ def in_this_process(folder, parameters, cwd, lock=None, **how):
         os.environ.update(before)
 
 
+def network(cfg, data):
+    "A network of two levels in place of that of the config."
+    model, report = tiny_network(cfg, data)
+    model.started_from = InitialWeights(WeightKind.RANDOM, seed=cfg.seed)
+    return model, report
+
+
+def empty_network(cfg, channels, classes):
+    "The same with the channels and classes of a checkpoint."
+    stats = SimpleNamespace(names=range(channels))
+    return network(cfg, SimpleNamespace(stats=stats, classes=range(classes)))[0]
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "An empty working directory with nine small tiles; runs train in this process, with a tiny network."
@@ -86,21 +103,10 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr("glacier_nb.experiments.jobs._run_command", in_this_process)
-        patch.setattr("glacier_nb.training.callbacks.run_network", tiny_network)
-        patch.setattr(
-            "glacier_nb.prediction.members.empty_network",
-            lambda cfg, channels, classes: tiny_network(cfg, SimpleData(range(channels), range(classes)))[0],
-        )
+        patch.setattr("glacier_nb.training.callbacks.run_network", network)
+        patch.setattr("glacier_nb.prediction.members.empty_network", empty_network)
         patch.setattr(score, "baselines", partial(score.baselines, n_pixels=2000))
         yield root
-
-
-class SimpleData:
-    "What `tiny_network` reads of a run's data."
-
-    def __init__(self, names, classes):
-        self.stats, self.classes = self, classes
-        self.names = names
 
 
 @pytest.fixture(scope="module")
@@ -187,18 +193,22 @@ def test_the_same_command_finds_it_and_other_parameters_get_a_number(first, monk
         cross_validate(TrainConfig(**TINY, run="demo-cv-fold0"), progress=False)
 
 
-def test_a_fold_with_other_parameters_is_an_error(first, monkeypatch):
+@pytest.fixture(scope="module")
+def mixed(first):
+    "Finished folds of which one has another learning rate."
+    for k, path in enumerate(first.runs):
+        found = read_metrics(path)
+        parameters = found["parameters"] | {"lr": 0.5 if k == 1 else TINY["lr"]}
+        folder = path.with_name(f"mixed-fold{k}")
+        folder.mkdir()
+        write_text(folder / "metrics.json", json.dumps(found | {"parameters": parameters}))
+    return TrainConfig(**TINY, run="mixed")
+
+
+def test_a_fold_with_other_parameters_is_an_error(mixed, monkeypatch):
     monkeypatch.setattr("glacier_nb.experiments.jobs._run_command", lambda *a, **k: pytest.fail("trained"))
-    path = first.folder.parent
-    for k in range(3):
-        parameters = read_metrics(first.runs[k])["parameters"] | {"lr": 0.5 if k == 1 else TINY["lr"]}
-        (path / f"mixed-fold{k}").mkdir()
-        write_text(
-            path / f"mixed-fold{k}/metrics.json",
-            json.dumps(read_metrics(first.runs[k]) | {"parameters": parameters}),
-        )
     with pytest.raises(JobError, match=r"1 of 3 folds failed: mixed-fold1.*lr \(saved 0.5, requested 0.01"):
-        cross_validate(TrainConfig(**TINY, run="mixed"), progress=False)
+        cross_validate(mixed, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +289,8 @@ def test_each_tile_is_mapped_by_the_network_that_held_it_out(first, tiles):
     maps = first.held_out_maps(tiles)
     for tile in tiles:
         counts = tile_confusion(maps[tile.id], tile.label, tile.valid, 4)[0]
-        assert counts.tolist() == first.scores["tile_confusions"][tile.id]["all"]
+        recorded = np.array(first.scores["tile_confusions"][tile.id]["all"])
+        assert np.abs(counts - recorded).sum() <= 4, "two pixels for the rounding of sums"
     with pytest.raises(RunError, match="no fold held out elsewhere: expected tiles of data/demo"):
         first.held_out_maps([replace(tiles[0], id="elsewhere")])
 
@@ -337,7 +348,7 @@ def test_display_and_reading(first, second):
     assert isinstance(first.folds, pd.DataFrame)
 
 
-def test_the_command_prints_the_scores_and_tells_failures_apart(first, second, capsys):
+def test_the_command_prints_the_scores_and_tells_failures_apart(first, second, mixed, capsys):
     given = [word for k, v in TINY.items() for word in ("-p", k, str(v))]
     assert main(["cross-validate", *given]) == 0
     assert "interval over 9 tiles" in capsys.readouterr().out
@@ -367,9 +378,9 @@ def test_the_notebook_has_the_parameters_of_train():
     ]
 
 
-def run_notebook(shown=(), **given) -> dict:
+def run_notebook(**given) -> dict:
     "Run the notebook's cells in this process; its variables."
-    space = {"display": lambda *values: shown.extend(values)}
+    space = {}
     for cell in nbformat.read(ROOT / "nbs/cross_validate.ipynb", 4).cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, f"cell {cell.id}", "exec"), space)
@@ -378,12 +389,11 @@ def run_notebook(shown=(), **given) -> dict:
 
 
 def test_the_notebook_shows_scores_map_and_difference(first, second):
-    shown = []
-    space = run_notebook(shown, **TINY, compare_with="other")
+    space = run_notebook(**TINY, compare_with="other")
     assert space["found"].scores["mcc"] == first.scores["mcc"]
     for name in ("map", "tiles", "difference"):
         assert (first.folder / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert set(shown[-1]["better"]) | set(shown[-1]["worse"]) == {"demo-cv", "other"}
+    assert set(space["pair"].scores.index) == {"demo-cv", "other"}
 
 
 @pytest.mark.parametrize(
