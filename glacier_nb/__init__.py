@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config.training": ["TrainConfig"],
         "demo.tiles": ["make_demo"],
         "experiments.autopilot": ["autopilot"],
+        "experiments.cross_validate": ["CrossValidation", "cross_validate"],
         "experiments.proposals": ["next_run"],
         "experiments.run": ["Run", "load_run"],
         "experiments.sweep": ["sweep"],

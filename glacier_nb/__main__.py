@@ -1,4 +1,4 @@
-"""The command `python -m glacier_nb`, see nbs/experiments/07_command.ipynb."""
+"""The command `python -m glacier_nb`, see nbs/experiments/08_command.ipynb."""
 
 import sys
 

@@ -108,6 +108,8 @@ print(first)
 
 
 def test_the_front_door_lists_its_names():
-    assert {"train", "TrainConfig", "diagnose", "load_run", "read_tiles"} <= set(dir(glacier_nb))
+    assert {"train", "TrainConfig", "cross_validate", "diagnose", "load_run", "read_tiles"} <= set(
+        dir(glacier_nb)
+    )
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = glacier_nb.no_such_name

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -22,9 +23,12 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from glacier_nb.config.fields import ConfigError
+from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import make_demo
 from glacier_nb.experiments.command import _config, _parser, main
+from glacier_nb.experiments.cross_validate import CrossValidation, _pooled
 from glacier_nb.experiments.sweep import _plan
+from glacier_nb.prediction.members import load_member
 from glacier_nb.runs.folder import read_metrics, run_state
 
 ROOT = Path(__file__).parents[1]
@@ -82,13 +86,13 @@ def test_every_command_is_tested_here():
         r"make (demo|compare)",
         r"papermill nbs/train\.ipynb outputs/mine\.ipynb -p",
         r"papermill nbs/train\.ipynb out\.ipynb -(p mcc_wieght|f)",
-        r"papermill nbs/diagnose_run\.ipynb",
-        r"glacier-nb (train|diagnose|sweep|--help)",
+        r"papermill nbs/(diagnose_run|cross_validate)\.ipynb",
+        r"glacier-nb (train|diagnose|sweep|cross-validate|--help)",
         r"torchrun .* -m glacier_nb train",
         r"ConfigError: ",
     )
     assert [line for line in COMMANDS if not any(re.match(pattern, line) for pattern in tested)] == []
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
 
 
 def lines(beginning: str) -> list[str]:
@@ -118,12 +122,31 @@ def test_a_run_its_resumption_and_its_diagnosis(project):
     assert main(shlex.split(torchrun.partition("-m glacier_nb ")[2])) == 0
 
 
-def test_python_and_the_command(project):
-    code, texture = PYTHON
+class _Folds(CrossValidation):
+    "A finished cross-validation of one run."
+
+    def __init__(self, cfg: TrainConfig, run):
+        assert (cfg.run, cfg.epochs) == ("twelve", 12)
+        record = _pooled(cfg, [run.folder]) | {"runs": [run.name], "parameters": asdict(cfg)}
+        super().__init__(run.folder, record)
+
+    members = property(lambda self: [load_member(self.folder)])
+
+    def held_out_maps(self, tiles):
+        held_out = [t for t in tiles if t.id in self.held_out]
+        return super().held_out_maps(held_out[:0])
+
+
+def test_python_and_the_command(project, monkeypatch):
+    code, folds, texture = PYTHON
     names = {"band": np.full((32, 32), 9000.0), "valid": np.ones((32, 32), bool)}
     exec(code.replace("TrainConfig(", "TrainConfig(trial=True, "), names)
     assert names["pred"].shape == (64, 64)
     exec(texture, names)
+    with monkeypatch.context() as patch:  # its folds would take minutes: what is read of the result is there
+        patch.setattr("glacier_nb.cross_validate", lambda cfg: _Folds(cfg, names["run"]), raising=False)
+        exec(folds, names)
+    assert names["maps"] == {}
     assert names["contrast"].shape == (32, 32)
     shutil.move(project / "outputs/pure-mcc-trial", project / "outputs/pure-mcc")
     run(*lines("glacier-nb diagnose pure-mcc"))
@@ -148,6 +171,12 @@ def test_parameter_files_and_sweeps_are_read(project):
         ConfigError, match=r"epochs = 0 is not allowed"
     ):  # the last parameter, all others are right
         run(f"{command} -p epochs 0")
+    (folds,) = lines("papermill nbs/cross_validate.ipynb")
+    with pytest.raises(ConfigError, match=r"batch_size = 0 is not allowed"):
+        run(f"{folds} -p batch_size 0")
+    (command,) = lines("glacier-nb cross-validate")
+    options = _parser().parse_args(shlex.split(command)[1:])
+    assert (_config(options).epochs, options.n_jobs) == (12, 2)
     (sweep,) = lines("glacier-nb sweep")
     words = [sorted(map(str, Path().glob(w))) if "*" in w else [w] for w in shlex.split(sweep)[1:]]
     options = _parser().parse_args([*chain.from_iterable(words)])

@@ -19,7 +19,15 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.files import read_parameters
 from glacier_nb.experiments.command import main
 from glacier_nb.experiments.jobs import Job, _end_processes, run_job
-from glacier_nb.experiments.sweep import _plan, _rename_references, _threads_per_job, sweep
+from glacier_nb.experiments.sweep import (
+    _gpus,
+    _plan,
+    _rename_references,
+    _shares,
+    _threads_per_job,
+    _with_bar,
+    sweep,
+)
 from glacier_nb.files.locks import run_lock
 from glacier_nb.files.paths import write_text
 from glacier_nb.runs.folder import run_state
@@ -340,6 +348,59 @@ def test_other_text_is_left_alone(project, text):
     for key in ("ensemble", "init_from"):
         job = _plan([{"run": "a", key: text}, {"run": "b"}], prefix="x-")[0]
         assert (job.parameters[key], job.needs) == (text, ())
+
+
+def test_runs_at_the_same_time_share_the_gpus(project, monkeypatch):
+    seen = {}
+
+    def command(folder, parameters, cwd, gpus=None, **how):
+        seen[parameters["run"]] = gpus
+        write_text(folder / "metrics.json", json.dumps({"mcc": 0.5, "parameters": {}}))
+
+    monkeypatch.setattr("glacier_nb.experiments.jobs._run_command", command)
+    monkeypatch.setattr("glacier_nb.experiments.jobs._train_notebook", lambda root: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 3,5")
+    for n_jobs in (1, 2):
+        sweep([{"run": f"{n_jobs}a"}, {"run": f"{n_jobs}b", "devices": 2}], n_jobs=n_jobs, progress=False)
+    assert seen == {"1a": None, "1b": None, "2a": "0,5", "2b": None}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert _shares(2, _gpus()) is None
+    shares = _shares(3, ["a", "b"])
+    assert [shares.get() for _ in range(3)] == ["a", "b", "a"], "more runs than GPUs"
+
+
+def test_the_bar_counts_epochs_as_parts_of_runs(project, monkeypatch):
+    class Bar:
+        def __init__(self, **options):
+            shown.append(options)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def set_postfix_str(self, text, refresh):
+            shown.append(text)
+
+        def refresh(self):
+            shown.append(self.n)
+
+    shown, jobs = [], _plan([{"run": name, "epochs": 4} for name in "abc"])
+    monkeypatch.setattr("glacier_nb.experiments.sweep.progress_bar", Bar)
+    put(project / "outputs/a", metrics_json={})
+    (put(project / "outputs/b") / "history.jsonl").write_text("{}\n")
+
+    def rows():
+        yield jobs[0].row("skipped", mcc=0.5)
+        (project / "outputs/b/history.jsonl").write_text("{}\n{}\n{}\n")
+        yield None
+        yield jobs[1].row("resumed", mcc=0.25)
+        yield jobs[2].row("failed")
+
+    assert len(list(_with_bar(rows(), jobs, project))) == 4
+    start = {"total": 3, "initial": 1.25, "unit": "run", "smoothing": 0}
+    assert shown == [start, "last: a MCC 0.500", 1.25, 1.75, "last: b MCC 0.250", 2.0, "last: c failed", 3.0]
 
 
 def test_a_scheduler_without_workers_is_named(monkeypatch):
