@@ -62,6 +62,16 @@ class _Subject:
         return self.cfg.data_path if self.cfg.data_path.is_dir() else None
 
     @property
+    def held_out(self) -> RunData | None:  # None: no data, or no tile is held out
+        "The data, if tiles are held out."
+        return self.data if self.data is not None and len(self.data.val) else None
+
+    @property
+    def scores(self) -> dict:  # empty: the run is not finished, or has no score
+        "The metrics of the held-out tiles; where there are none, those of the test."
+        return self.metrics if self.metrics.get("mcc") is not None else self.metrics.get("test", {})
+
+    @property
     def label_source(self) -> Sequence[AnyTile] | Path | None:  # None: there are no label files
         "What knows the codes in the label files: tiles that were read from files, else the tile folder."
         return self.tiles if self.tiles and self.tiles[0].codes else self.files
@@ -119,7 +129,7 @@ _CHECKS = (
     _Check("alignment of bands", "tiles", lambda s: check_coregistration(s.tiles)),
     _Check("alignment of labels and images", "tiles", lambda s: check_registration(s.tiles)),
     _Check("tiles left out", "data", lambda s: _left_out(s.data)),
-    _Check("split", "data", lambda s: _split(s.cfg, s.data)),
+    _Check("split", "held_out", lambda s: _split(s.cfg, s.data)),
     _Check("network inputs", "data", lambda s: check_inputs(s.data)),
     _Check("steps and learning rate", "learner", lambda s: _budget(s.learner)),
     _Check("crops", "learner", lambda s: check_exposure(s.cfg, s.data.train, s.learner.sampler)),
@@ -128,8 +138,8 @@ _CHECKS = (
     _Check("loss", "learner", lambda s: _loss(s.learner)),
     _Check("one training step", "learner", lambda s: check_network(s.learner, trials=False), "quick"),
     _Check("overfitting a few crops", "learner", lambda s: check_network(s.learner), "full"),
-    _Check("history", "history", lambda s: check_history(s.history, s.cfg) + check_classes(s.metrics)),
-    _Check("per-pixel baselines", "metrics", lambda s: _baselines(s), "full"),
+    _Check("history", "history", lambda s: check_history(s.history, s.cfg) + check_classes(s.scores)),
+    _Check("per-pixel baselines", "scores", lambda s: _baselines(s), "full"),
 )
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #b53503e3
@@ -172,15 +182,16 @@ def _loss(learner: Learner) -> list[Finding]:
 
 def _baselines(subject: _Subject) -> list[Finding]:
     "The network among per-pixel baselines, which are computed where the run has not saved them."
-    sides = None if subject.data is None else subject.data.split
-    return check_baselines(subject.metrics, sides, subject.cfg.seed)
+    sides = None if subject.held_out is None else subject.data.split
+    return check_baselines(subject.scores, sides, subject.cfg.seed)
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #31bc28d4
 def _tile_facts(data: RunData) -> dict:
     "Number of tiles and class fractions."
     pixels = sum(tile.class_counts() for tile in data.train_tiles + data.val_tiles)
     shares = zip(data.classes, pixels / max(pixels.sum(), 1), strict=True)
-    tiles = f"{len(data.train)} training, {len(data.val)} held out"
+    tiles = f"{len(data.train)} training, {len(data.val) or 'none'} held out"
+    tiles += f", {len(data.test_tiles)} for the test" if data.test_tiles else ""
     return {"tiles": tiles, "classes": ", ".join(f"{name} {share:.2%}" for name, share in shares)}
 
 
@@ -196,12 +207,15 @@ def _score_facts(subject: _Subject) -> dict:
     "Epochs, MCC and baselines so far."
     facts = {}
     if subject.history:
+        facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
+    if subject.history and {"mcc_valid", "mcc"} & set(subject.history[0]):
         score = "mcc_valid" if "mcc_valid" in subject.history[0] else "mcc"
         best, last = max(subject.history, key=lambda epoch: epoch[score]), subject.history[-1]
-        facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
         scores = f"{best[score]:.3f} in epoch {best['epoch']}, {last[score]:.3f} in the last"
         facts["MCC on valid pixels" if score == "mcc_valid" else "MCC"] = scores
-    if baselines := subject.metrics.get("baselines"):
+    if "test" in subject.metrics:
+        facts["MCC of the test"] = f"{subject.metrics['test']['mcc']:.3f}"
+    if baselines := subject.scores.get("baselines"):
         facts["baselines"] = ", ".join(f"{name} {mcc:.3f}" for name, mcc in baselines.items())
     return facts
 
@@ -254,6 +268,8 @@ _MISSING = {
     "learner": "the network could not be built",
     "history": "no epoch is finished yet",
     "metrics": "the run is not finished",
+    "held_out": "no tile is held out (fold = none)",
+    "scores": "no score: the run is not finished, or holds out no tile and has no test",
 }
 
 
@@ -264,6 +280,8 @@ _NOT_IN_A_TRIAL = ("steps and learning rate", "crops", "history", "per-pixel bas
 def _run_check(check: _Check, subject: _Subject) -> tuple[list[Finding], CheckResult]:
     "Findings and result of a check; one that raises an error is skipped."
     start, found, reason = time.perf_counter(), [], _MISSING[check.needs]
+    if check.needs == "held_out" and not subject.data:
+        reason = _MISSING["data"]
     if subject.cfg.trial and check.name in _NOT_IN_A_TRIAL:
         reason = "a trial is short by intent"
     elif getattr(subject, check.needs):

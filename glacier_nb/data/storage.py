@@ -114,7 +114,7 @@ def _test_tiles(
     "The labelled tiles of `test_dir`. Raises `TileError` when it has none, or other classes."
     if cfg.test_path is None:
         return []
-    scheme = "binary" if classes == BINARY_CLASSES else "auto"
+    scheme = "binary" if classes == BINARY_CLASSES else cfg.classes
     found = read(cfg.test_path, scheme, partial=True)
     tiles = [t for t in found if not t.lacks]
     if not tiles:

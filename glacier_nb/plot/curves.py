@@ -24,19 +24,23 @@ def training_curves(
     history: Sequence[Mapping] | pd.DataFrame,  # epoch, lr, train_loss, val_loss, mcc, mcc_valid, loss_*
     monitor: str = "mcc_valid",  # the best epoch has the highest value of this column
 ) -> Figure:
-    "Losses, MCC and learning rate by epoch. Raises ValueError for a history that lacks a column."
+    "Losses, MCC and learning rate by epoch; no MCC where no tile was held out. Raises ValueError."
     table = pd.DataFrame(history)
-    needed = dict.fromkeys(("epoch", "lr", "train_loss", "val_loss", "mcc", "mcc_valid", monitor))
+    scored = bool(set(table) & {"val_loss", "mcc", "mcc_valid"})
+    of_val = ("val_loss", "mcc", "mcc_valid", monitor) if scored or "epoch" not in table else ()
+    needed = dict.fromkeys(("epoch", "lr", "train_loss", *of_val))
     missing = [c for c in needed if c not in table]
     if missing or table.empty:
         what = f"no {', '.join(missing)} among {list(table)}" if missing else "no epoch"
         raise ValueError(f"history: found {what}, expected a record for each epoch with {', '.join(needed)}")
     table = table.set_index("epoch").astype(float, errors="ignore")
     fig = plt.figure(figsize=(9, 3.6), layout="constrained", dpi=80)
-    axes = fig.subplot_mosaic([["loss", "mcc"], ["lr", "mcc"]], height_ratios=[3.2, 1])
-    best = table[monitor].idxmax() if table[monitor].notna().any() else None
+    rows = [["loss", "mcc"], ["lr", "mcc"]] if scored else [["loss"], ["lr"]]
+    axes = fig.subplot_mosaic(rows, height_ratios=[3.2, 1])
+    best = table[monitor].idxmax() if scored and table[monitor].notna().any() else None
     _loss_axes(axes["loss"], table)
-    _mcc_axes(axes["mcc"], table, best)
+    if scored:
+        _mcc_axes(axes["mcc"], table, best)
     _line(axes["lr"], table.lr, "", color="0.3")
     axes["lr"].set(xlabel="epoch", ylabel="learning\nrate", ylim=(0, None))
     axes["lr"].ticklabel_format(axis="y", scilimits=(-2, 3))
@@ -59,7 +63,8 @@ def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
     for name in (c.removeprefix("loss_") for c in table if c.startswith("loss_")):
         _line(ax, table[f"loss_{name}"], f"{name} (train)", lw=1, color=_TERMS.get(name, "0.6"))
     _line(ax, table.train_loss, "train", color="k")
-    _line(ax, table.val_loss, "validation", color=LINE_COLOURS[1])
+    if "val_loss" in table:
+        _line(ax, table.val_loss, "validation", color=LINE_COLOURS[1])
     ax.set(ylabel="loss")
     ax.legend(fontsize=8, frameon=False, ncols=2)
 
@@ -212,7 +217,8 @@ def curves_of_runs(
         look = {"color": LINE_COLOURS[k % 8], "ls": _STYLES[k // 8 % 4], "lw": 1.6}
         marks = (restarts or {}).get(name, ())
         for ax, column in zip(axes, (monitor, "train_loss"), strict=True):
-            _curve(ax, table[column].astype(float), marks, name, look)
+            values = table.get(column, pd.Series(np.nan, table.index))  # no MCC where no tile is held out
+            _curve(ax, values.astype(float), marks, name, look)
     for ax, label in zip(axes, ("validation MCC", "training loss"), strict=True):
         ax.set(xlabel="epoch", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -148,6 +148,12 @@ class Member:
         run = self.path.parent.name
         return run if self.path.name == "best.pt" else f"{run}/{self.path.name}"
 
+    @staticmethod
+    def check_coding(stats: BandStats, tiles: Sequence[Tile], name: str) -> None:
+        "Raise CodingError for the first tile in another coding than that of the training tiles of `name`."
+        for tile in tiles:
+            _check_coding(stats, tile, name)
+
     def image(self, tile: Tile) -> Tensor:  # (1, C, H, W) float32
         "The tile as input of this network: its channels, normalised with its statistics; raises CodingError."
         _check_coding(self.stats, tile, self.name)

@@ -38,6 +38,8 @@ def _tile_confusions(
     if pixels not in ("all", "valid"):
         raise ValueError(f"pixels = {pixels!r} is not allowed: expected all or valid")
     found = metrics.get("tile_confusions")
+    if found == {}:
+        raise RunError(f"{name} held out no tile (fold = none): expected runs with the same held-out tiles")
     if not found:
         raise RunError(
             f"{name}: metrics.json has no tile_confusions (an older version wrote it): train this run again"

@@ -76,7 +76,8 @@ def run_state(
 def class_scores(
     metrics: dict,  # from `read_metrics`
 ) -> pd.DataFrame:  # one row for all classes and one per class; all pixels of the held-out tiles
-    "MCC, IoU, precision and recall per class, with the pooled MCC on top."
+    "MCC, IoU, precision and recall per class, pooled MCC on top; of the test where no tile is held out."
+    metrics = metrics if metrics["mcc"] is not None else metrics.get("test", metrics)
     columns = ["mcc", "iou", "precision", "recall", "support"]
     pooled = {"mcc": metrics["mcc"], "support": sum(c["support"] for c in metrics["per_class"].values())}
     rows = {"all classes": pooled, **metrics["per_class"]}
@@ -85,12 +86,24 @@ def class_scores(
     return table.astype({"pixels": int})
 
 
+def _no_score(
+    metrics: dict,  # of a run with fold = none
+) -> str:
+    "The score of a run that holds out no tile, in one sentence."
+    if "test" not in metrics:
+        return "No tile is held out (fold = none) and test_dir is empty: this run has no score."
+    found, n = metrics["test"], metrics["test"]["tiles"]
+    return f"On the {n} test tile{'s' * (n > 1)} of {found['folder']}: {verdict(found)}"
+
+
 def verdict(
     metrics: dict,  # from `read_metrics`
 ) -> str:  # one sentence
     "Whether the network beats its per-pixel baseline, in one sentence."
     if metrics.get("trial"):
         return "This is a trial: a few steps on small crops, to see that all works. Its scores say nothing."
+    if metrics["mcc"] is None:
+        return _no_score(metrics)
     low, high = metrics["ci95"]
     interval = "" if low is None else f" (95 % interval over tiles: {low:.3f} to {high:.3f})"
     found = f"The network's MCC of {metrics['mcc']:.3f}{interval}"
@@ -206,26 +219,33 @@ def _run_row(folder: Path) -> dict:
             raise RunError(f"{folder / 'metrics.json'} has no {', '.join(missing)}: train this run again")
         row |= {key: metrics[key] for key in keys[:-1]}
         row["baseline_mcc"] = metrics.get("baseline_mcc")  # a pre-training run has none
+        row["test_mcc"] = metrics.get("test", {}).get("mcc")
         row |= dict(zip(("low", "high"), metrics["ci95"], strict=True))
         row["seconds"] = max(row["seconds"], metrics.get("seconds", 0.0))  # of all epochs, if resumed
     return row
 
 
-_SCORES = ("mcc", "low", "high", "mcc_valid", "baseline_mcc")
+_SCORES = ("mcc", "low", "high", "mcc_valid", "baseline_mcc", "test_mcc")
 _ORDER = ("finished", "trial", "running", "unfinished", "failed")
+
+
+def _shown(parameters: dict, name: str) -> object:
+    "The value of a parameter; a fold that is none as text, so that the others stay whole numbers."
+    value = parameters.get(name)
+    return "none" if name == "fold" and value is None and parameters else value
 
 
 def runs_table(
     outputs: str | os.PathLike = "outputs",  # folder of all runs, relative to the project root
     runs: str | Sequence[str] | None = None,  # names or patterns such as `0*`, comma-separated; None: all
 ) -> pd.DataFrame:  # one row per run: finished runs first, highest MCC on top
-    "All runs: state, parameters that differ, MCC with its 95 % interval, epochs, steps, seconds, error."
+    "All runs: state, parameters that differ, MCC with 95 % interval, MCC of the test, effort, error."
     names = find_runs(outputs, runs)
     folders = [project_root() / outputs / name for name in names]
     parameters = [run_parameters(f) for f in folders]
     differing = _differing_parameters(parameters)
     rows = [
-        {n: p.get(n) for n in (*differing, "data_dir")} | _run_row(f)
+        {n: _shown(p, n) for n in (*differing, "data_dir")} | _run_row(f)
         for f, p in zip(folders, parameters, strict=True)
     ]
     effort = ("best_epoch", "epochs_done", "steps_done", "seconds", "data_dir")
@@ -236,4 +256,5 @@ def runs_table(
         ["order", "mcc"], ascending=[True, False], kind="stable"
     )
     table = order.drop(columns="order")
-    return table.drop(columns=[] if (table["state"] == "failed").any() else "error")
+    unused = [] if (table["state"] == "failed").any() else ["error"]
+    return table.drop(columns=unused + ([] if table["test_mcc"].notna().any() else ["test_mcc"]))

@@ -8,7 +8,7 @@ __all__ = ['evaluation_members', 'score_run', 'save_metrics']
 # %% ../../nbs/runs/02_score.ipynb #d0354314
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,11 @@ from ..config.training import TrainConfig
 from ..files.paths import cache_folder, cached_json, digest, write_text
 from ..metrics.baseline import baseline_table, baselines
 from ..metrics.scores import summary
-from ..prediction.evaluate import check_evaluation, evaluation_record, tta_table
+from ..prediction.evaluate import check_evaluation, evaluate, evaluation_record, tta_table
 from ..prediction.members import Member, PredictError, load_ensemble, load_member
 from ..prediction.views import PLAIN, View, make_views
 from .folder import read_history, read_json
+from ..tiles.read import AnyTile
 from ..training.callbacks import drop_optimizer
 from ..training.checkpoints import read_checkpoint, saving
 from ..training.learner import Learner
@@ -29,15 +30,18 @@ from ..training.recipe import RunData
 # %% ../../nbs/runs/02_score.ipynb #11ea2802
 def evaluation_members(
     cfg: TrainConfig,  # tta, tta_scales, ensemble, devices and data_dir are read
-    data: RunData,  # its held-out tiles
+    data: RunData,  # its held-out tiles and those of test_dir
 ) -> tuple[Sequence[View], list[Member]]:  # views of each tile, networks beside the run's own
     "What is evaluated beside one plain pass; raises PredictError and LeakageError where that is impossible."
     views, others = make_views(cfg.tta, cfg.tta_scales), load_ensemble(cfg.ensemble, cfg.devices)
     trials = [str(m.path.parent.name) for m in others if m.cfg.trial and not cfg.trial]
     if trials:
         raise PredictError(f"ensemble: {', '.join(trials)} is a trial, of four steps: choose whole runs")
-    if others:
-        check_evaluation(others, data.val_tiles, cfg.data_path)
+    if data.test_tiles:
+        Member.check_coding(data.stats, data.test_tiles, "this run")
+    for tiles, folder in ((data.val_tiles, cfg.data_path), (data.test_tiles, cfg.test_path)):
+        if others and tiles:
+            check_evaluation(others, tiles, folder)
     return views, others
 
 # %% ../../nbs/runs/02_score.ipynb #4caf69d4
@@ -59,22 +63,22 @@ def score_run(
     pixel_rules: bool = True,  # also the per-pixel baselines
     progress: bool = True,  # show a bar for each way to predict
 ) -> dict:  # the content of metrics.json but for the seconds; empty on ranks above 0
-    "Score the best weights of a run on its held-out tiles; raises the errors of `evaluation_members`."
+    "Score the weights of a run on its held-out and test tiles; raises the errors of `evaluation_members`."
     folder = Path(folder)
     best = learner.ranks.broadcast(read_checkpoint(folder / "best.pt") if learner.ranks.rank == 0 else None)
     learner.eval_model.load_state_dict(best["weights"])
     learner.blocks = {tile: counts.numpy() for tile, counts in best["blocks"].items()}
     if learner.ranks.rank:
         return {}
-    cms = [{i: pair[k] for i, pair in learner.matrices.items()} for k in (0, 1)]
-    counts = {i: {"all": a.tolist(), "valid": v.tolist()} for i, (a, v) in learner.matrices.items()}
+    val, test, cfg = learner.data.val_tiles, learner.data.test_tiles, learner.cfg
+    rules, scored = pixel_rules and bool(val), test and not learner.interrupted
     return {
-        **summary(*cms, learner.data.classes, seed=learner.cfg.seed),
-        **(_pixel_rules(learner) if pixel_rules else {}),
+        **(_scores(learner, learner.matrices) if val else _NO_SCORES),
+        **(_pixel_rules(learner) if rules else {}),
         "best_epoch": best["metrics"]["epoch"],
-        "tile_confusions": counts,
-        **({"block_confusions": _block_texts(learner)} if len(counts) <= _FEW_TILES else {}),
-        "evaluation": _evaluation(learner, folder, progress),
+        **({"block_confusions": _block_texts(learner)} if val and len(val) <= _FEW_TILES else {}),
+        "evaluation": _evaluation(learner, folder, progress, val, cfg.data_path) if val else None,
+        **({"test": _test(learner, folder, pixel_rules, progress)} if scored else {}),
         "started_from": str(learner.model.started_from),
         "initial_weights": learner.model.started_from.to_dict(),
         "parameters": asdict(learner.cfg),
@@ -82,32 +86,63 @@ def score_run(
     }
 
 
-def _pixel_rules(learner: Learner) -> dict:
-    "MCC of rules that see one pixel at a time, cached: of boosting, the strongest, and of all."
-    sides, seed = learner.data.split, learner.cfg.seed
+_NO_SCORES = {
+    **{"mcc": None, "mcc_valid": None, "mcc_defined": False},
+    **{"ci95": [None, None], "ci95_valid": [None, None]},
+    **{"per_class": {}, "per_class_valid": {}, "per_tile": {}, "tile_confusions": {}},
+}  # of a run that holds out no tile
+
+
+def _scores(learner: Learner, matrices: Mapping[str, tuple]) -> dict:
+    "Scores from the counts of tiles, and the counts themselves."
+    cms = [{i: pair[k] for i, pair in matrices.items()} for k in (0, 1)]
+    counts = {i: {"all": a.tolist(), "valid": v.tolist()} for i, (a, v) in matrices.items()}
+    return summary(*cms, learner.data.classes, seed=learner.cfg.seed) | {"tile_confusions": counts}
+
+
+def _test(learner: Learner, folder: Path, pixel_rules: bool, progress: bool) -> dict:
+    "The score on the tiles of test_dir, with the weights that prediction loads."
+    cfg, tiles = learner.cfg, learner.data.test_tiles
+    members = [load_member(folder, cfg.devices)]
+    notes = check_evaluation(members, tiles, cfg.test_path)
+    if any(t.transform.is_identity for t in (*tiles, *learner.data.train_tiles)):
+        notes.append("tiles have no georeference: it is not known whether test tiles touch training tiles")
+    matrices, _seconds = evaluate(members, tiles, cfg.test_path, progress=progress)
+    return {
+        **{"folder": cfg.test_dir, "tiles": len(tiles)},
+        **_scores(learner, matrices),
+        **(_pixel_rules(learner, tiles) if pixel_rules else {}),
+        **{"evaluation": _evaluation(learner, folder, progress, tiles, cfg.test_path), "unchecked": notes},
+    }
+
+
+def _pixel_rules(learner: Learner, held: Sequence[AnyTile] | None = None) -> dict:
+    "MCC of rules that see one pixel at a time, cached: of boosting, the strongest, and of all; on `held`."
+    train, seed = learner.data.split.train, learner.cfg.seed
+    held = learner.data.split.val if held is None else held
 
     def compute() -> dict:
-        table = baseline_table(baselines(sides.train, sides.val, seed=seed), sides.val)
+        table = baseline_table(baselines(train, held, seed=seed), held)
         return {
             "baseline_mcc": float(table.loc["boosting", "mcc"]),
             "baselines": {rule: float(value) for rule, value in table["mcc"].items()},
             "baselines_valid": {rule: float(value) for rule, value in table["mcc_valid"].items()},
         }
 
-    keys = [[tile.key for tile in side] for side in sides]
+    keys = [[tile.key for tile in side] for side in (train, held)]
     name = digest("baselines 1", version("scikit-learn"), keys, list(learner.data.classes), seed)
     return cached_json(cache_folder() / "baselines" / f"{name}.json", compute)
 
 
-def _evaluation(learner: Learner, folder: Path, progress: bool) -> dict | None:
-    "Scores and cost of more views and networks; None where the config asks for neither."
-    cfg, tiles = learner.cfg, learner.data.val_tiles
+def _evaluation(learner: Learner, folder: Path, progress: bool, tiles, data_dir: Path) -> dict | None:
+    "Scores and cost of more views and networks on tiles; None where the config asks for neither."
+    cfg = learner.cfg
     views, others = evaluation_members(cfg, learner.data)
     if not others and tuple(views) == PLAIN:
         return None
     members = [load_member(folder, cfg.devices), *others]
-    notes = check_evaluation(members, tiles, cfg.data_path)
-    return evaluation_record(tta_table(members, tiles, cfg.data_path, views, cfg.seed, progress), notes)
+    notes = check_evaluation(members, tiles, data_dir)
+    return evaluation_record(tta_table(members, tiles, data_dir, views, cfg.seed, progress), notes)
 
 # %% ../../nbs/runs/02_score.ipynb #e4b96aa2
 def save_metrics(

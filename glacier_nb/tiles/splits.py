@@ -94,6 +94,14 @@ def _with_transforms(
     at = [Affine.translation(int(col) * w, int(row) * h) for row, col in grid]
     return [replace(t, transform=a) for t, a in zip(tiles, at, strict=True)]
 
+
+def _known_places(tiles: list[AnyTile]) -> list[AnyTile] | None:
+    "Tiles with a transform, as `_with_transforms`; None where places are not known."
+    try:
+        return _with_transforms(tiles)
+    except SplitError:
+        return None
+
 # %% ../../nbs/tiles/06_splits.ipynb #d097fb3d
 def _edges(tile: AnyTile) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
     "Pixels at the top, left, bottom and right, those behind them (5, n each), and where both are valid."
@@ -488,14 +496,6 @@ class LeakageError(SplitError):
 def _used(tile: AnyTile) -> np.ndarray:
     "The pixels (H, W) that training uses."
     return tile.valid if tile.label is None else tile.valid & (tile.label != IGNORE)
-
-
-def _known_places(tiles: list[AnyTile]) -> list[AnyTile] | None:
-    "Tiles with a transform, as `_with_transforms`; None where places are not known."
-    try:
-        return _with_transforms(tiles)
-    except SplitError:
-        return None
 
 
 def _content_finding(tile: AnyTile, other: AnyTile, overlap: Overlap | None, ids: bool) -> dict | None:

@@ -232,6 +232,10 @@ def _start(self: RunFolder, learner: Learner) -> None:
     sides = learner.data.split
     pixels = {"marks": {i: m.to_text() for i, m in sides.training_marks().items()}}
     record = _split(learner) | pixels | {"places": sides.training_places()}
+    if learner.data.test_tiles:
+        record |= {"test": [t.id for t in learner.data.test_tiles], "test_dir": learner.cfg.test_dir}
+    if sides.dropped:
+        record |= {"not_used": sides.dropped, "buffer": sides.buffer}
     if learner.data.tiles_left_out:
         record |= {"left_out": dict(learner.data.tiles_left_out)}
     write_text(self.folder / "splits.json", json.dumps(record, indent=1) + "\n")
@@ -303,7 +307,7 @@ class Progress(Callback):
     def _show(self, learner):
         "Loss behind the bar, and MCC on valid pixels, by which the best epoch is chosen."
         shown = {"loss": f"{learner.last['train_loss']:.3f}"}
-        if learner.history:
+        if learner.history and "mcc_valid" in learner.history[-1]:
             last, best = (f"{record['mcc_valid']:.3f}" for record in (learner.history[-1], learner.best))
             shown |= {"valid MCC": last, "best": best}
         self.bar.set_postfix(shown, refresh=False)
@@ -330,9 +334,11 @@ def _epoch_line(
     epochs: int,  # in the whole run
 ) -> str:
     "One epoch in one line."
+    end = f"lr {record['lr']:.1e}  {record['seconds']:.0f} s"
+    if "mcc" not in record:  # no tile is held out
+        return f"epoch {record['epoch']:>3}/{epochs}  loss {record['train_loss']:.3f}  {end}"
     score = f"MCC {record['mcc']:.3f} (valid {record['mcc_valid']:.3f})"
     losses = f"loss {record['train_loss']:.3f}  val {record['val_loss']:.3f}"
-    end = f"lr {record['lr']:.1e}  {record['seconds']:.0f} s"
     return f"epoch {record['epoch']:>3}/{epochs}  {losses}  {score}  {end}"
 
 # %% ../../nbs/training/06_callbacks.ipynb #7ab43bdc

@@ -155,7 +155,9 @@ class Learner:
 
     @property
     def best(self) -> dict | None:
-        "The record of the epoch with the highest MCC on valid pixels, the first of equals."
+        "The record of the epoch with the highest MCC on valid pixels, or without MCC of the last."
+        if not len(self.data.val):
+            return self.history[-1] if self.history else None
         return max(self.history, key=lambda r: r["mcc_valid"], default=None)
 
     @property
@@ -247,7 +249,8 @@ def run_epoch(self: Learner) -> None:
     record = {"epoch": self.epoch + 1, "step": self.step, **trained, **self.validate()}
     self.record = {**record, "seconds": round(time.perf_counter() - start, 3)}
     self.history.append(self.record)
-    self.rate.after_epoch(self.record["mcc_valid"], self.step)
+    if len(self.data.val):
+        self.rate.after_epoch(self.record["mcc_valid"], self.step)
     self.epoch, self.records, self.epoch_seconds = self.epoch + 1, [], 0.0
     self.notify("after_epoch")
     self._stop_or_save()
@@ -398,8 +401,11 @@ def predict(
 
 
 @patch
-def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid
+def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid; empty without tiles
     "Loss and pooled MCC on the validation tiles; stores the counts of their `blocks`."
+    if not len(self.data.val):
+        self.blocks = {}
+        return {}
     if not self.cfg.sync_batchnorm:  # the statistics of rank 0 for all
         _broadcast_buffers(self.eval_model, self.ranks)
     scores, self.blocks = _validate_tiles(self.data.val, self.predict, self.loss, self.device, self.ranks)

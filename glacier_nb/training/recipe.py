@@ -74,8 +74,8 @@ def _few_tiles(
     "The tiles of a trial: of each class the one with most of its pixels, then the first ones."
     chosen = []
     for tiles, most in zip(sides, n, strict=True):
-        counts = np.array([tile.class_counts() for tile in tiles]).reshape(len(tiles), -1)
-        richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1]] if tiles else []
+        counts = np.array([tile.class_counts() for tile in tiles or sides.train])
+        richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1] if tiles]
         chosen.append([tiles[k] for k in sorted(list(dict.fromkeys([*richest, *range(len(tiles))]))[:most])])
     labels = round(sum(int(tile.class_counts().sum()) for tile in chosen[0]) / sides.left)
     test = sides.test[: n[1]]
