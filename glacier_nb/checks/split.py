@@ -103,7 +103,7 @@ def _few_left(
         return []
     evidence = (
         f"Only {sides.left:.0%} of the labelled training pixels are left, none in {len(sides.dropped)} of "
-        f"{n} training tiles: the others are nearer than a tile ({sides.buffer} pixels) to the held-out region. "
+        f"{n} training tiles: the others are within a tile ({sides.buffer} pixels) of the held-out region. "
         f"Usual: over {_LEFT_BY_REGIONS:.0%}."
     )
     fix = 'Set split = "blocks", and read its score as that of a neighbouring tile; or add tiles.'

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .scores import confusion
 from ..landsat import IGNORE
-from ..tiles.read import AnyTile
+from .scores import confusion
 from ..tiles.splits import Split, tile_boxes
 
 # %% ../../nbs/metrics/03_distance.ipynb #3097b9f3
