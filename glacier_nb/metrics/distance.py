@@ -7,26 +7,34 @@ __all__ = ['confusion_by_distance']
 
 # %% ../../nbs/metrics/03_distance.ipynb #67e51867
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from ..landsat import IGNORE
 from .scores import confusion
+from ..tiles.read import AnyTile
 from ..tiles.splits import Split, tile_boxes
 
 # %% ../../nbs/metrics/03_distance.ipynb #3097b9f3
-_CELL = 4  # pixels: distances are right to about as much
+_CELL = 4  # pixels: held-out pixels are measured in cells of so many
 
 
-def _cells(
-    pixels: np.ndarray,  # (H, W) bool
-    box: np.ndarray,  # top, left, bottom, right of the tile
-) -> np.ndarray:  # (n, 2) row and column
-    "Centres of the cells of a tile that hold such a pixel, where the tile lies."
-    h, w = pixels.shape
-    padded = np.pad(pixels, ((0, -h % _CELL), (0, -w % _CELL)))
-    cells = padded.reshape(padded.shape[0] // _CELL, _CELL, -1, _CELL).any((1, 3))
-    return box[:2] + (np.argwhere(cells) + 0.5) * _CELL * (box[2:] - box[:2]) / (h, w)
+def _placed(
+    at: np.ndarray,  # (n, 2) rows and columns of a tile, pixels
+    tile: AnyTile,  # of any size
+    box: np.ndarray,  # top, left, bottom, right: where it lies
+) -> np.ndarray:  # (n, 2)
+    "Where points of a tile lie among the tiles."
+    return box[:2] + at * (box[2:] - box[:2]) / tile.shape
+
+
+def _trained_on(tile: AnyTile) -> np.ndarray:  # (n, 2) rows and columns of their centres
+    "The outermost of the pixels that training uses: the nearest of all is one of them."
+    from scipy.ndimage import binary_erosion
+
+    used = tile.valid & (tile.label != IGNORE)
+    return np.argwhere(used & ~binary_erosion(used)) + 0.5
 
 
 def _distances(
@@ -37,11 +45,11 @@ def _distances(
 
     boxes = tile_boxes([*sides.train, *sides.val])
     own, held = boxes[: len(sides.train)], boxes[len(sides.train) :]
-    used = ((t.valid & (t.label != IGNORE), box) for t, box in zip(sides.train, own, strict=True))
-    tree, found = cKDTree(np.concatenate([_cells(*pair) for pair in used])), []
+    used = [_placed(_trained_on(t), t, box) for t, box in zip(sides.train, own, strict=True)]
+    tree, found = cKDTree(np.concatenate(used)), []
     for tile, box in zip(sides.val, held, strict=True):
-        every = np.ones(tile.shape, bool)
-        far = tree.query(_cells(every, box))[0].reshape([-(-n // _CELL) for n in tile.shape])
+        cells = np.stack(np.mgrid[: tile.shape[0] : _CELL, : tile.shape[1] : _CELL], -1) + _CELL / 2
+        far = tree.query(_placed(cells, tile, box))[0]
         found.append(far.repeat(_CELL, 0).repeat(_CELL, 1)[: tile.shape[0], : tile.shape[1]])
     return found
 
@@ -54,8 +62,6 @@ def confusion_by_distance(
     "Confusion counts of held-out pixels by their distance to the nearest training label."
     n, counts = len(sides.val[0].classes), []
     for tile, far in zip(sides.val, _distances(sides), strict=True):
-        bins = np.searchsorted(edges, far, side="right") - 1
-        counts.append(
-            [confusion(maps[tile.id], tile.label, n, tile.valid & (bins == k)) for k in range(len(edges))]
-        )
+        inside = [(far >= a) & (far < b) for a, b in pairwise([*edges, np.inf])]
+        counts.append([confusion(maps[tile.id], tile.label, n, tile.valid & near) for near in inside])
     return np.sum(counts, 0)

@@ -66,27 +66,28 @@ def _worth(
     folds: np.ndarray,  # (n,) fold of each tile
     near: np.ndarray,  # (n, n) bool, of `_near`
     pixels: np.ndarray,  # (n, n_classes) labels of each tile
-) -> tuple[int, int, float]:  # classes and labels left in the worst fold; labels left in the mean
+) -> tuple[bool, int, int, float]:  # possible; classes left, over all folds; labels left: fewest, mean
     "What a way to cut leaves for training."
     away = [(folds != k) & ~near[:, folds == k].any(1) for k in range(folds.max() + 1)]
     left = np.array([pixels[a].sum(0) for a in away])
-    return int((left > 0).sum(1).min()), int(left.sum(1).min()), float(left.sum(1).mean())
+    labels = left.sum(1)
+    return bool(labels.all()), int((left > 0).sum()), int(labels.min()), float(labels.mean())
 
 
 def _best(
     tiles: list[AnyTile],  # sorted by id
     n_folds: int,  # 2 or more
-) -> tuple[np.ndarray, int]:  # (n,) fold of each tile; labels that are left in the worst fold
+) -> tuple[np.ndarray, bool]:  # (n,) fold of each tile; whether every fold leaves labels
     "The way to cut that leaves most."
     boxes, pixels = tile_boxes(tiles), np.array([t.class_counts() for t in tiles])
     near, ways = _near(boxes, _width(tiles)), list(_candidates(tiles, boxes, n_folds))
     best = max(ways, key=lambda folds: _worth(folds, near, pixels))
-    return best, _worth(best, near, pixels)[1]
+    return best, _worth(best, near, pixels)[0]
 
 # %% ../../nbs/tiles/07_regions.ipynb #f3cb2fb5
 def _check_left(
     tiles: list[AnyTile],  # sorted by id
-    left: int,  # labels in the worst fold
+    left: bool,  # whether every fold leaves labels
     n_folds: int,  # that were tried
 ) -> None:
     "Raise `SplitError` when a fold has no training label."

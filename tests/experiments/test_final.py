@@ -1,4 +1,4 @@
-"""A final model in one command: all tiles for training, tiles of another folder scored once; and what reads such a run."""
+"""A final model in one command: all tiles for training, tiles of another folder scored once."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from glacier_nb.plot.curves import curves_of_runs, training_curves
 from glacier_nb.prediction.members import CodingError
 from glacier_nb.report.findings import Status
 from glacier_nb.runs.compare import compare_runs
-from glacier_nb.runs.folder import RunError, class_scores, read_history, read_metrics, runs_table, verdict
+from glacier_nb.runs.folder import RunError, class_scores, read_history, runs_table, verdict
 from glacier_nb.runs.score import evaluation_members
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import LeakageError
@@ -166,7 +166,7 @@ def test_other_classes_are_named_and_the_fix_works(project, south):
     for path in (south / "label").iterdir():
         rewrite(path, lambda a: np.where(a > 0, 255, 0).astype(a.dtype))
     with pytest.raises(
-        TileError, match="labels of background/glacier. Expected background/glacier/debris/lake"
+        TileError, match=r"labels of background/glacier\. Expected background/glacier/debris/lake"
     ) as e:
         run_tiles(config(fold=None, test_dir=str(south)))
     assert 'set classes = "binary"' in str(e.value)
@@ -198,13 +198,10 @@ def test_a_test_tile_that_is_trained_on_is_an_error(project, south):
     assert len(prepare_data(cfg, run_tiles(cfg)).test_tiles) == 3
 
 
-def test_regions_of_the_config(project):
-    data = prepare_data(
-        config(split="regions", data_dir=str(cached_demo(25, 64, 0)), n_folds=5),
-        read_tiles(cached_demo(25, 64, 0)),
-    )
+def test_regions_of_the_config():
+    folder = cached_demo(25, 64, 0)
+    data = prepare_data(config(split="regions", data_dir=str(folder), n_folds=5), read_tiles(folder))
     assert data.split.regions
     assert data.split.buffer == 64
     assert len(data.split.dropped) + len(data.train) + len(data.val) == 25
     assert "not used, within 64 pixels of these: " in repr(data)
-    assert read_metrics  # the same names as in the table of runs

@@ -61,14 +61,15 @@ def test_a_training_tile_within_the_buffer_is_named(own, south):
     assert e.value.cause is SplitCause.IMPOSSIBLE
 
 
+def turned(tile):
+    return replace(tile, bands=tile.bands[:, ::-1], valid=tile.valid[::-1])
+
+
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
         ("same pixels", lambda t: replace(t, id="copy", transform=FAR)),
-        (
-            "turned copy",
-            lambda t: replace(t, id="turned", bands=t.bands[:, ::-1], valid=t.valid[::-1], transform=FAR),
-        ),
+        ("turned copy", lambda t: replace(turned(t), id="turned", transform=FAR)),
         ("overlap", lambda t: replace(t, id="later", bands=t.bands + 7)),
         ("same id", lambda t: replace(t, bands=t.bands + 7, transform=NOWHERE)),
         ("same pixels", lambda t: replace(t, id="copy", transform=NOWHERE)),
