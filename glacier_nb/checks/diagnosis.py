@@ -145,7 +145,8 @@ _CHECKS = (
 # %% ../../nbs/checks/14_diagnosis.ipynb #b53503e3
 def _left_out(data: RunData) -> list[Finding]:
     "Finding `tiles-left-out`: tiles that have no label or no valid pixel; a warning above a quarter of them."
-    unused, used = data.tiles_left_out, len(data.split.folds) or len(data.train) + len(data.val)
+    unused, sides = data.tiles_left_out, data.split
+    used = len(sides.folds) or len(data.train) + len(data.val) + len(sides.dropped)
     if not unused:
         return []
     why, n = listing((f"{i} ({cause})" for i, cause in unused.items()), 12), len(unused) + used
