@@ -233,7 +233,7 @@ def _start(self: RunFolder, learner: Learner) -> None:
     pixels = {"marks": {i: m.to_text() for i, m in sides.training_marks().items()}}
     record = _split(learner) | pixels | {"places": sides.training_places()}
     if learner.data.test_tiles:
-        record |= {"test": [t.id for t in learner.data.test_tiles], "test_dir": learner.cfg.test_dir}
+        record |= {"test_dir": learner.cfg.test_dir}
     if sides.dropped:
         record |= {"not_used": sides.dropped, "buffer": sides.buffer}
     if learner.data.tiles_left_out:
@@ -242,8 +242,10 @@ def _start(self: RunFolder, learner: Learner) -> None:
 
 
 def _split(learner: Learner) -> dict[str, list[str]]:
-    "The tiles a run trains and validates on."
-    return {"train": list(learner.data.train.ids), "val": list(learner.data.val.ids)}
+    "The tiles a run trains and validates on, and those of its test, whose neighbours it does not train on."
+    test = [t.id for t in learner.data.test_tiles]
+    sides = {"train": list(learner.data.train.ids), "val": list(learner.data.val.ids)}
+    return sides | ({"test": test} if test else {})
 
 
 @patch
@@ -263,8 +265,9 @@ def _resume(self: RunFolder, learner: Learner) -> None:
         )
     if state["split"] != _split(learner) or BandStats.from_dict(state["stats"]) != learner.data.stats:
         raise ConfigError(
-            f"{path} is from other tiles than those in {learner.cfg.data_path}: resume with the tiles that "
-            "its splits.json lists, or start a new run"
+            f"{path} is from other tiles than those in {learner.cfg.data_path}"
+            f"{' and ' * bool(learner.cfg.test_dir)}{learner.cfg.test_dir}: resume with the tiles that its "
+            "splits.json lists, or start a new run"
         )
     learner.restore(state)
 

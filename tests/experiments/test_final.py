@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from glacier_nb.runs.folder import RunError, class_scores, read_history, runs_ta
 from glacier_nb.runs.score import evaluation_members
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.tiles.splits import LeakageError
+from glacier_nb.training.callbacks import make_learner, run_path
 from glacier_nb.training.recipe import prepare_data
 
 SMALL = TINY | {"include_glcm": False, "decoder_attention": "none", "devices": "cpu", "epochs": 1}
@@ -173,6 +175,20 @@ def test_other_classes_are_named_and_the_fix_works(project, south):
     for folder in (south, project / "data/south"):
         tiles = run_tiles(config(fold=None, test_dir=str(folder), classes="binary"))
         assert {t.classes for t in tiles.test} == {("background", "glacier")}
+
+
+def test_a_run_is_not_resumed_with_other_test_tiles(project, south):
+    "Its training labels depend on them."
+    cfg = config(run="cut", fold=None, test_dir=str(south))
+    make_learner(cfg, prepare_data(cfg, run_tiles(cfg)), run_path(cfg), progress=False).fit()
+    for path in south.rglob("*_03_01.tif"):
+        path.unlink()
+    again = replace(cfg, resume=True)
+    learner = make_learner(again, prepare_data(again, run_tiles(again)), run_path(again), progress=False)
+    with pytest.raises(
+        ConfigError, match=r"is from other tiles than those in .*north and .*south: resume with"
+    ):
+        learner.fit()
 
 
 def test_another_coding_is_named_before_training(project, south):
