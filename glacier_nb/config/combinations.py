@@ -60,7 +60,7 @@ def _check_held_out(cfg) -> None:
         "schedule = 'cosine', or another that needs no score",
     )
     more = [f"{n} = {getattr(cfg, n)!r}" for n in ("tta", "ensemble") if getattr(cfg, n) not in ("none", "")]
-    more += [f"tta_scales = {cfg.tta_scales!r}"] if parse_scales(cfg.tta_scales) != [1.0] else []
+    more += [f"tta_scales = {cfg.tta_scales!r}"] if set(parse_scales(cfg.tta_scales)) != {1.0} else []
     _raise_if(
         more and not cfg.test_dir,
         f"{', '.join(more)}: there is nothing to evaluate, as fold = none holds out no tile: expected "

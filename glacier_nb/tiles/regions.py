@@ -66,12 +66,12 @@ def _worth(
     folds: np.ndarray,  # (n,) fold of each tile
     near: np.ndarray,  # (n, n) bool, of `_near`
     pixels: np.ndarray,  # (n, n_classes) labels of each tile
-) -> tuple[bool, int, int, float]:  # possible; classes left, over all folds; labels left: fewest, mean
+) -> tuple[bool, int, int, float]:  # possible; classes left; labels left: fewest (twentieths), mean
     "What a way to cut leaves for training."
     away = [(folds != k) & ~near[:, folds == k].any(1) for k in range(folds.max() + 1)]
     left = np.array([pixels[a].sum(0) for a in away])
-    labels = left.sum(1)
-    return bool(labels.all()), int((left > 0).sum()), int(labels.min()), float(labels.mean())
+    labels = left.sum(1) / max(pixels.sum(), 1)
+    return bool(labels.all()), int((left > 0).sum()), round(20 * labels.min()), float(labels.mean())
 
 
 def _best(
