@@ -47,7 +47,7 @@ def _check_test(
         fix = f"move the files of {listing(known, len(known))} out of the folder of test tiles"
     texts = "; ".join(f"{f['kind']} of {f['train']} and {f['val']} ({f['pixels']} pixels)" for f in worst)
     raise LeakageError(
-        f"{len(known)} of {len(pair.val)} test tiles are known from tiles of the run, {len(found)} findings: "
+        f"{len(known)} of {len(pair.val)} test tiles are known from tiles of the run: "
         f"{texts}. Expected test tiles that share no pixel and no ground with them, and "
         f"{max(pair.buffer, 1)} pixels between them and any training label",
         fix,
