@@ -412,7 +412,7 @@ class Split:
         self, overlaps: bool = True
     ) -> list[AnyTile]:  # overlaps: also where tiles overlap; False: these labels stay
         "The training tiles with labels ignored within the buffer of validation tiles, if any are left."
-        places = _known_places([*self.train, *self.val])
+        places = (_known_places if self.elsewhere else _with_transforms)([*self.train, *self.val])
         if places is None:
             return self.train
         own, others, left = places[: len(self.train)], places[len(self.train) :], []
