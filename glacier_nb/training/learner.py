@@ -156,8 +156,8 @@ class Learner:
     @property
     def best(self) -> dict | None:
         "The record of the epoch with the highest MCC on valid pixels, or without MCC of the last."
-        if not len(self.data.val):
-            return self.history[-1] if self.history else None
+        if self.history and "mcc_valid" not in self.history[-1]:
+            return self.history[-1]
         return max(self.history, key=lambda r: r["mcc_valid"], default=None)
 
     @property
