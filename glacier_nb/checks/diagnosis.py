@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 from fastcore.basics import patch
 
 from .alignment import check_coregistration, check_registration
@@ -31,13 +33,15 @@ from ..config.training import TrainConfig
 from ..data.stats import DataError
 from ..data.storage import run_tiles
 from ..files.errors import TileError, listing
+from ..prediction.evaluate import tile_probs
+from ..prediction.members import load_member
 from ..progress import progress_bar
 from ..report.findings import CheckResult, Finding, Status
 from ..report.report import Report
 from ..runs.folder import read_history, read_metrics, run_config, run_folder, run_state
 from ..sampling.index import SamplerError
 from ..tiles.index import TileFiles
-from ..tiles.read import AnyTile
+from ..tiles.read import AnyTile, Tile
 from ..tiles.splits import LeakageError, SplitError
 from ..training.learner import Learner
 from ..training.recipe import RunData, prepare_data, run_network
@@ -53,6 +57,7 @@ class _Subject:
     learner: Learner | None = None  # before its first step
     history: list[dict] = field(default_factory=list)  # of the finished epochs
     metrics: dict = field(default_factory=dict)  # of a finished run
+    folder: Path | None = None  # of a run that has been started
     build_findings: list[Finding] = field(default_factory=list)  # why something could not be built
     error: Exception | None = None  # that stopped the building
 
@@ -60,6 +65,16 @@ class _Subject:
     def files(self) -> Path | None:  # None: the tiles are not on disk
         "The tile folder."
         return self.cfg.data_path if self.cfg.data_path.is_dir() else None
+
+    @property
+    def held_out(self) -> RunData | None:  # None: no data, or no tile is held out
+        "The data, if tiles are held out."
+        return self.data if self.data is not None and len(self.data.val) else None
+
+    @property
+    def scores(self) -> dict:  # empty: the run is not finished, or has no score
+        "The metrics of the held-out tiles; where there are none, those of the test."
+        return self.metrics if self.metrics.get("mcc") is not None else self.metrics.get("test", {})
 
     @property
     def label_source(self) -> Sequence[AnyTile] | Path | None:  # None: there are no label files
@@ -86,7 +101,7 @@ def of(
     learner: Learner | None = None,  # None: built from the config
 ) -> _Subject:
     "The subject of a config, a run or a learner; raises errors that do not come from the tiles."
-    subject = cls(cfg)
+    subject = cls(cfg, folder=folder)
     if folder is not None:
         subject.history = read_history(folder)
         subject.metrics = read_metrics(folder) if run_state(folder) == "finished" else {}
@@ -119,7 +134,7 @@ _CHECKS = (
     _Check("alignment of bands", "tiles", lambda s: check_coregistration(s.tiles)),
     _Check("alignment of labels and images", "tiles", lambda s: check_registration(s.tiles)),
     _Check("tiles left out", "data", lambda s: _left_out(s.data)),
-    _Check("split", "data", lambda s: _split(s.cfg, s.data)),
+    _Check("split", "held_out", lambda s: _split(s.cfg, s.data)),
     _Check("network inputs", "data", lambda s: check_inputs(s.data)),
     _Check("steps and learning rate", "learner", lambda s: _budget(s.learner)),
     _Check("crops", "learner", lambda s: check_exposure(s.cfg, s.data.train, s.learner.sampler)),
@@ -128,14 +143,16 @@ _CHECKS = (
     _Check("loss", "learner", lambda s: _loss(s.learner)),
     _Check("one training step", "learner", lambda s: check_network(s.learner, trials=False), "quick"),
     _Check("overfitting a few crops", "learner", lambda s: check_network(s.learner), "full"),
-    _Check("history", "history", lambda s: check_history(s.history, s.cfg) + check_classes(s.metrics)),
-    _Check("per-pixel baselines", "metrics", lambda s: _baselines(s), "full"),
+    _Check("history", "history", lambda s: check_history(s.history, s.cfg)),
+    _Check("classes in the maps", "scores", lambda s: check_classes(s.scores, _maps(s))),
+    _Check("baselines", "scores", lambda s: _baselines(s), "full"),
 )
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #b53503e3
 def _left_out(data: RunData) -> list[Finding]:
     "Finding `tiles-left-out`: tiles that have no label or no valid pixel; a warning above a quarter of them."
-    unused, used = data.tiles_left_out, len(data.split.folds) or len(data.train) + len(data.val)
+    unused, sides = data.tiles_left_out, data.split
+    used = len(sides.folds) or len(data.train) + len(data.val) + len(sides.dropped)
     if not unused:
         return []
     why, n = listing((f"{i} ({cause})" for i, cause in unused.items()), 12), len(unused) + used
@@ -170,18 +187,34 @@ def _loss(learner: Learner) -> list[Finding]:
     return check_loss(learner.loss, pixels, learner.data.classes, crops, edge)
 
 
+def _maps(subject: _Subject) -> Callable[[str], tuple[Tile, np.ndarray]] | None:
+    "Held-out tiles and their maps with the run's weights; None where these are not at hand."
+    weights = weights_file(subject.folder) if subject.folder else None
+    if weights is None or not weights.is_file() or subject.data is None:
+        return None
+
+    @cache
+    def of(tile_id: str) -> tuple[Tile, np.ndarray]:
+        tiles = (*subject.data.val_tiles, *subject.data.test_tiles)
+        tile = next(t for t in tiles if t.id == tile_id)
+        return tile, tile_probs([load_member(weights, subject.cfg.devices)], tile).argmax(0)
+
+    return of
+
+
 def _baselines(subject: _Subject) -> list[Finding]:
-    "The network among per-pixel baselines, which are computed where the run has not saved them."
-    sides = None if subject.data is None else subject.data.split
-    return check_baselines(subject.metrics, sides, subject.cfg.seed)
+    "The network among the baselines, which are computed where the run has not saved them."
+    sides = None if subject.held_out is None else subject.data.split
+    return check_baselines(subject.scores, sides, subject.cfg.seed)
 
 # %% ../../nbs/checks/14_diagnosis.ipynb #31bc28d4
 def _tile_facts(data: RunData) -> dict:
     "Number of tiles and class fractions."
     pixels = sum(tile.class_counts() for tile in data.train_tiles + data.val_tiles)
     shares = zip(data.classes, pixels / max(pixels.sum(), 1), strict=True)
-    tiles = f"{len(data.train)} training, {len(data.val)} held out"
+    tiles = f"{len(data.train)} training, {len(data.val) or 'none'} held out"
     tiles += "" if data.inner is None else f", {len(data.inner)} choose the epoch"
+    tiles += f", {len(data.test_tiles)} for the test" if data.test_tiles else ""
     return {"tiles": tiles, "classes": ", ".join(f"{name} {share:.2%}" for name, share in shares)}
 
 
@@ -197,13 +230,16 @@ def _score_facts(subject: _Subject) -> dict:
     "Epochs, MCC and baselines so far."
     facts = {}
     if subject.history:
+        facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
+    if subject.history and {"mcc_valid", "mcc"} & set(subject.history[0]):
         score = "mcc_valid" if "mcc_valid" in subject.history[0] else "mcc"
         best, last = max(subject.history, key=lambda epoch: epoch[score]), subject.history[-1]
-        facts["epochs"] = f"{len(subject.history)} of {subject.cfg.epochs}"
         scores = f"{best[score]:.3f} in epoch {best['epoch']}, {last[score]:.3f} in the last"
         where = " of the inner block" if subject.cfg.select == "inner" else ""
         facts[("MCC on valid pixels" if score == "mcc_valid" else "MCC") + where] = scores
-    if baselines := subject.metrics.get("baselines"):
+    if "test" in subject.metrics:
+        facts["MCC of the test"] = f"{subject.metrics['test']['mcc']:.3f}"
+    if baselines := subject.scores.get("baselines"):
         facts["baselines"] = ", ".join(f"{name} {mcc:.3f}" for name, mcc in baselines.items())
     return facts
 
@@ -256,16 +292,20 @@ _MISSING = {
     "learner": "the network could not be built",
     "history": "no epoch is finished yet",
     "metrics": "the run is not finished",
+    "held_out": "no tile is held out (fold = none)",
+    "scores": "no score: the run is not finished, or holds out no tile and has no test",
 }
 
 
 _OF_FEW_STEPS = ("norm-lag",)
-_NOT_IN_A_TRIAL = ("steps and learning rate", "crops", "history", "per-pixel baselines")
+_NOT_IN_A_TRIAL = ("steps and learning rate", "crops", "history", "classes in the maps", "baselines")
 
 
 def _run_check(check: _Check, subject: _Subject) -> tuple[list[Finding], CheckResult]:
     "Findings and result of a check; one that raises an error is skipped."
     start, found, reason = time.perf_counter(), [], _MISSING[check.needs]
+    if check.needs == "held_out" and not subject.data:
+        reason = _MISSING["data"]
     if subject.cfg.trial and check.name in _NOT_IN_A_TRIAL:
         reason = "a trial is short by intent"
     elif getattr(subject, check.needs):
@@ -301,7 +341,7 @@ def diagnose(
     cfg: TrainConfig | str | os.PathLike,  # before the start; or a run folder or its name under outputs/
     run: str | os.PathLike | None = None,  # the run of a config; None: not started
     learner: Learner | None = None,  # assembled by hand; None: built from the config
-    live: bool = True,  # with the checks that take minutes: overfitting a few crops, per-pixel baselines
+    live: bool = True,  # with the checks that take minutes: overfitting a few crops, baselines
     progress: bool = False,  # show a bar
 ) -> Report:
     "What is wrong with a run, before, during or after it. Raises errors that are no finding."

@@ -53,12 +53,17 @@ def _input_table(
 ) -> pd.DataFrame:  # one row per channel: centre, scale and largest value of both sets
     "Centre, scale and largest value of the network inputs, measured as the run normalises."
     columns = {}
-    for name, tiles in (("train", data.train), ("val", data.val)):
+    for name, tiles in _sets(data).items():
         x = _values(tiles)[0]
         columns[f"{name} centre"], columns[f"{name} scale"] = _centre_scale(x, data.stats.method)
         columns[f"{name} largest"] = np.abs(np.where(np.isfinite(x), x, 0)).max(1, initial=0)
     names = [*data.stats.names, *(f"channel {k}" for k in range(len(data.stats.names), len(x)))][: len(x)]
     return pd.DataFrame(columns, index=pd.Index(names, name="channel"))
+
+
+def _sets(data: RunData) -> dict[str, TileSet]:
+    "The training set and, if tiles are held out, the validation set."
+    return {"train": data.train} | ({"val": data.val} if len(data.val) else {})
 
 # %% ../../nbs/checks/04_inputs.ipynb #i007
 _OFF_CENTRE, _OFF_SCALE = 0.3, 1.5  # healthy: at most 0.05 and 1.05
@@ -69,7 +74,7 @@ _EXTREME = 200.0  # training scales; healthy: at most 22, robust texture 73
 
 def _not_finite(data: RunData) -> list[Finding]:
     "The finding about NaN and infinite inputs, if any."
-    counts = {name: _values(tiles)[1] for name, tiles in (("train", data.train), ("val", data.val))}
+    counts = {"train": 0, "val": 0} | {name: _values(tiles)[1] for name, tiles in _sets(data).items()}
     if not any(counts.values()):
         return []
     evidence = f"{counts['train']} training and {counts['val']} validation inputs are NaN or infinite."
@@ -92,6 +97,8 @@ def _input_faults(data: RunData, table: pd.DataFrame) -> tuple[list[str], bool]:
         ("validation", _VAL_CENTRE, _VAL_SCALE, (4 * _VAL_CENTRE, 4 * _VAL_SCALE)),
     ):
         key = "train" if who == "training" else "val"
+        if f"{key} centre" not in table:
+            continue
         shift, ratio = table[f"{key} centre"].abs(), _off(table[f"{key} scale"])
         bad = (shift > centre) | (ratio > scale)
         fatal |= bool(((shift > far[0]) | (ratio > far[1])).any())
@@ -99,9 +106,10 @@ def _input_faults(data: RunData, table: pd.DataFrame) -> tuple[list[str], bool]:
         rows = [f"{n} {c:.2g} and {s:.2g}" for n, c, s in pairs.itertuples()]
         usual = "expected are 0 and 1" if key == "train" else f"usual are at most {centre:g} and {scale:g}"
         texts += [f"Centre and scale of the {who} inputs are {', '.join(rows)}; {usual}."] if rows else []
-    if (largest := table[["train largest", "val largest"]].max().max()) > _EXTREME:
+    if (largest := table.filter(like="largest").max().max()) > _EXTREME:
         texts.append(f"The largest input is {largest:.3g} scales from the centre; usual is less than 80.")
-    filled = {name: _values(t)[2] for name, t in (("training", data.train), ("validation", data.val))}
+    names = {"train": "training", "val": "validation"}
+    filled = {names[key]: _values(tiles)[2] for key, tiles in _sets(data).items()}
     texts += [f"{n} {name} nodata pixels are not 0." for name, n in filled.items() if n]
     if data.train.stats != data.val.stats:
         texts.append("Training and validation tiles were normalised with different statistics.")

@@ -91,12 +91,34 @@ def _parts(
 _LEFT, _DROPPED = 0.6, 0.1  # labels that the buffer leaves at least, training tiles that it drops at most
 
 
+_LEFT_BY_REGIONS = 0.25  # regions a tile apart leave less: 0.5 to 0.9 on the competition's tiles
+
+
+def _few_left(
+    sides: Split,  # regions
+    n: int,  # training tiles before the buffer
+) -> list[Finding]:  # labels-lost
+    "Check what the width between regions costs."
+    if sides.left >= _LEFT_BY_REGIONS:
+        return []
+    evidence = (
+        f"Only {sides.left:.0%} of the labelled training pixels are left, none in {len(sides.dropped)} of "
+        f"{n} training tiles: the others are within a tile ({sides.buffer} pixels) of the held-out region. "
+        f"Usual: over {_LEFT_BY_REGIONS:.0%}."
+    )
+    fix = 'Set split = "blocks", and read its score as that of a neighbouring tile; or add tiles.'
+    numbers = {"left": sides.left, "dropped": sides.dropped, "overlap": sides.overlap, "buffer": sides.buffer}
+    return [Finding("labels-lost", "warning", evidence, fix, numbers, {"split": "blocks"})]
+
+
 def _check_places(
     sides: Split,  # of a run
 ) -> list[Finding]:  # labels-lost, split-names
     "Check what the buffer costs, and say where the places come from."
     found, n = [], len(sides.train) + len(sides.spare) + len(sides.dropped)
-    if sides.left < _LEFT or len(sides.dropped) > _DROPPED * n:
+    if sides.regions:
+        found += _few_left(sides, n)
+    elif sides.left < _LEFT or len(sides.dropped) > _DROPPED * n:
         overlap, (h, w) = sides.overlap, sides.train[0].shape
         evidence = (
             f"Only {sides.left:.0%} of the labelled training pixels are left, none in {len(sides.dropped)} "

@@ -37,11 +37,29 @@ def _check_run(cfg) -> None:
         f"threads = {cfg.threads!r} is not allowed: expected auto or a whole number of threads",
     )
     _raise_if(
-        cfg.fold >= cfg.n_folds,
+        cfg.fold is not None and cfg.fold >= cfg.n_folds,
         f"fold = {cfg.fold} is not allowed: expected 0 to {cfg.n_folds - 1}, because n_folds = {cfg.n_folds}",
     )
     _raise_if(
         cfg.glcm_window % 2 == 0, f"glcm_window = {cfg.glcm_window} is not allowed: expected an odd number"
+    )
+
+# %% ../../nbs/config/01_combinations.ipynb #9853bfec
+def _check_held_out(cfg) -> None:
+    "Check what needs held-out tiles, where `fold` is none."
+    if cfg.fold is not None:
+        return
+    _raise_if(
+        cfg.select == "best",
+        "select = 'best' is not allowed with fold = none, which holds out no tile to choose the epoch: expected "
+        "select = 'last', or 'inner', where a block of the training tiles chooses",
+    )
+    more = [f"{n} = {getattr(cfg, n)!r}" for n in ("tta", "ensemble") if getattr(cfg, n) not in ("none", "")]
+    more += [f"tta_scales = {cfg.tta_scales!r}"] if set(parse_scales(cfg.tta_scales)) != {1.0} else []
+    _raise_if(
+        more and not cfg.test_dir,
+        f"{', '.join(more)}: there is nothing to evaluate, as fold = none holds out no tile: expected "
+        "labelled tiles in test_dir",
     )
 
 # %% ../../nbs/config/01_combinations.ipynb #92ca87e6
@@ -131,5 +149,6 @@ def check_combinations(
         len(set(named)) < len(named),
         f"glcm_features = {cfg.glcm_features!r} is not allowed: expected each feature once",
     )
-    for check in (_check_run, _check_loss, _check_sampling, _check_optimisation, _check_select):
+    checks = (_check_run, _check_loss, _check_held_out, _check_sampling, _check_optimisation, _check_select)
+    for check in checks:
         check(cfg)

@@ -55,6 +55,7 @@ def allowed(
         "str | None": "None or text",
         "float | str": "a number or comma-separated numbers",
         "int | str": "a whole number or text",
+        "int | None": "none or a whole number",
     }[_kind(f)] + span
 
 # %% ../../nbs/config/00_fields.ipynb #2d018324

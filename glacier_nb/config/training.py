@@ -99,8 +99,14 @@ class TrainConfig:
     # data
     ids: str = param("", "tiles to use, comma-separated ids or a list; empty: all of the folder", holds="ids")
     classes: str = param("auto", "label scheme", choices=("auto", "four", "binary"))
-    fold: int = param(0, "spatial fold held out for validation", low=0, high=99)
+    fold: int | None = param(0, "spatial fold held out for validation; none: train on all", low=0, high=99)
     n_folds: int = param(5, "number of spatial folds", low=2, high=100)
+    split: str = param(
+        "blocks",
+        "folds: blocks 32 pixels apart, or regions a whole tile apart",
+        choices=("blocks", "regions"),
+    )
+    test_dir: str = param("", "folder of labelled tiles scored once, at the end; empty: none", holds="path")
     include_glcm: bool = param(True, "texture channels behind the five bands")
     glcm_band: str = param("B6", "band of the texture channels", choices=BANDS)
     glcm_window: int = param(7, "pixels, odd, 3 to 31", low=3, high=31)
@@ -487,6 +493,12 @@ def differences(
 def data_path(self: TrainConfig) -> Path:  # absolute
     "The tile folder, resolved against the project's root."
     return (project_root() / Path(self.data_dir).expanduser()).resolve()
+
+
+@patch(as_prop=True)
+def test_path(self: TrainConfig) -> Path | None:  # absolute
+    "The folder of test tiles, resolved against the project's root; None: there is none."
+    return (project_root() / Path(self.test_dir).expanduser()).resolve() if self.test_dir else None
 
 # %% ../../nbs/config/02_training.ipynb #85030202
 RECIPE = TrainConfig(schedule="linear_warmup")

@@ -8,14 +8,14 @@ __all__ = ['RunTiles', 'run_tiles', 'store_folder', 'run_stats']
 # %% ../../nbs/data/02_storage.ipynb #85d3a8d1
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..config.training import TrainConfig
 from .stats import BandStats, fit_stats
 from ..files.errors import TileCause, TileError, listing
 from ..files.paths import cache_folder, cached_json, digest
-from ..landsat import BANDS, CLASSES
+from ..landsat import BANDS, BINARY_CLASSES, CLASSES
 from ..texture.channels import GlcmConfig
 from ..texture.glcm import feature_names
 from ..tiles.index import TileFiles
@@ -75,15 +75,16 @@ def _chosen_store(
 
 # %% ../../nbs/data/02_storage.ipynb #56cf23bf
 class RunTiles(list):
-    "The tiles of a run, and why others of its folder are left out."
+    "The tiles of a run, why others of its folder are left out, and the tiles of `test_dir`."
 
     def __init__(
         self,
         tiles: Iterable[AnyTile],  # that the run uses
         left_out: Mapping[str, TileCause],  # tile id -> why it is not used
+        test: Sequence[AnyTile] = (),  # labelled tiles that are scored once, at the end
     ):
         super().__init__(tiles)
-        self.left_out = dict(left_out)
+        self.left_out, self.test = dict(left_out), list(test)
 
 
 def _usable(
@@ -95,17 +96,41 @@ def _usable(
     if not any(t.labelled for t in tiles):
         return RunTiles(tiles, {})  # a folder without labels, which `split` refuses
     usable = [t for t in tiles if t.id not in left_out]
-    if left_out and len(usable) < cfg.n_folds:
+    if left_out and len(usable) < (1 if cfg.fold is None else cfg.n_folds):
         found = f"{len(usable)} usable tiles, and others without label or data: "
         found += listing((f"{i} ({why})" for i, why in left_out.items()), 12)
         fix = "add their labels and data" + (f", or set n_folds={len(usable)}" if len(usable) > 1 else "")
         cause = next(iter(left_out.values()))
-        raise TileError(cfg.data_path, found, f"at least n_folds = {cfg.n_folds}", fix, cause=cause)
+        expected = "at least one" if cfg.fold is None else f"at least n_folds = {cfg.n_folds}"
+        raise TileError(cfg.data_path, found, expected, fix, cause=cause)
     return RunTiles(usable, left_out)
 
 
+def _test_tiles(
+    cfg: TrainConfig,  # test_dir
+    read: Callable[..., list[AnyTile]],  # `read_tiles` or `open_tiles`
+    classes: tuple[str, ...],  # of the run's own tiles
+) -> list[AnyTile]:  # empty without test_dir
+    "The labelled tiles of `test_dir`. Raises `TileError` when it has none, or other classes."
+    if cfg.test_path is None:
+        return []
+    scheme = "binary" if classes == BINARY_CLASSES else cfg.classes
+    found = read(cfg.test_path, scheme, partial=True)
+    tiles = [t for t in found if not t.lacks]
+    if not tiles:
+        cause, lacking = found[0].lacks, listing(f"{t.id} ({t.lacks})" for t in found)
+        fix = "add a folder label/ with their labels, or set test_dir to a folder that has one"
+        raise TileError(cfg.test_path, f"tiles that cannot be scored: {lacking}", "labels", fix, cause=cause)
+    if tiles[0].classes != classes:
+        own, other = ("/".join(names) for names in (classes, tiles[0].classes))
+        fix = 'set classes = "binary", so that the run learns the two classes that these labels have'
+        cause = TileCause.LABEL_BINARY
+        raise TileError(cfg.test_path, f"labels of {other}", f"{own}, as in {cfg.data_dir}", fix, cause=cause)
+    return tiles
+
+
 def run_tiles(
-    cfg: TrainConfig,  # reads data_dir, ids, classes, n_folds, tile_store, and for `_bytes_per_pixel`
+    cfg: TrainConfig,  # reads data_dir, ids, classes, fold, n_folds, test_dir, tile_store, and for the size
 ) -> RunTiles:  # lazy tiles if the run stores them on disk
     "The tiles of a run; those without label or data are left out. Raises `TileError` for damaged files."
     folder = cfg.data_path
@@ -113,7 +138,9 @@ def run_tiles(
     largest = max(files, key=lambda tile: tile.bands[0].stat().st_size)
     pixels = len(files) * math.prod(largest.shape)
     read = open_tiles if _chosen_store(cfg, pixels) == "disk" else read_tiles
-    return _usable(cfg, read(folder, cfg.classes, ids=cfg.ids, partial=True))
+    tiles = _usable(cfg, read(folder, cfg.classes, ids=cfg.ids, partial=True))
+    labelled = next((t for t in tiles if t.labelled), None)
+    return RunTiles(tiles, tiles.left_out, _test_tiles(cfg, read, labelled.classes) if labelled else ())
 
 
 def store_folder(

@@ -162,6 +162,16 @@ def build(
     columns = [tuple(a[name] for a in arrays) for name in arrays[0]]
     return cls(ids, classes[0], stats, *columns)
 
+# %% ../../nbs/data/01_tileset.ipynb #7dc36243
+@patch(cls_method=True)
+def empty(
+    cls: TileSet,
+    classes: tuple[str, ...],  # names of the class indices
+    stats: BandStats,  # of the training tiles
+) -> TileSet:
+    "A set without a tile."
+    return cls((), classes, stats, (), (), (), ())
+
 # %% ../../nbs/data/01_tileset.ipynb #922c1cff
 @patch
 def crop(

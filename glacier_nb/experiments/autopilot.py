@@ -140,6 +140,8 @@ def _read_start(start: str | os.PathLike, root: Path) -> tuple[str, dict, Path |
 def _write_start(path: Path, steps: list[dict], start: str | os.PathLike, root: Path) -> None:
     "Write the first step; raises RunError when this folder has another start."
     name, parameters, folder = _read_start(start, root)
+    if TrainConfig.coerced({"fold": parameters.get("fold", 0)})["fold"] is None:
+        raise ConfigError(f"start = {str(start)!r} has fold = none, and no score to raise: set fold = 0")
     if steps:
         if names := TrainConfig(**parameters).differences(steps[0]["parameters"]):
             raise RunError(f"{path} has another start: {names}. Choose another folder, or delete this one")

@@ -77,9 +77,11 @@ def _run_process(
     threads: int | None = None,  # of each library; None: as the environment sets
     stop: Callable[[], bool] = lambda: False,  # called twice a second; True ends the job
     lock: Lock | None = None,  # of the run folder; the job's processes inherit it
+    gpus: str | None = None,  # numbers of the CUDA devices that it may use; None: as the environment sets
 ) -> int:  # exit status
     "Run a command in a session of its own; raises JobStopped when stopped."
     environment = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
+    environment |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
     how = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     if lock:
         environment, how["pass_fds"] = environment | lock.environment, lock.files
@@ -112,7 +114,7 @@ def _run_notebook(
     output: str | os.PathLike,  # the executed notebook; its folder is created, its log lies beside it
     parameters: Mapping,  # injected after the cell tagged `parameters`
     cwd: str | os.PathLike,  # working directory of the kernel
-    **how,  # threads, stop, lock: see `_run_process`
+    **how,  # threads, stop, lock, gpus: see `_run_process`
 ) -> None:
     "Run a notebook in processes of its own. Raises JobError with its last error, JobStopped when stopped."
     output = Path(output).resolve()
@@ -128,7 +130,7 @@ def _run_command(
     folder: Path,  # run folder; the parameters and the log are written there
     parameters: Mapping,  # with `run`
     cwd: str | os.PathLike,  # working directory of the command: the project's root
-    **how,  # threads, stop, lock: see `_run_process`
+    **how,  # threads, stop, lock, gpus: see `_run_process`
 ) -> None:
     "Train by the command, without a notebook. Raises JobError with its last error, JobStopped when stopped."
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,6 +241,7 @@ def run_job(
     notebook: str | os.PathLike | None = None,  # relative to the root; None: see `_train_notebook`
     threads: int | None = None,  # of each library; None: as the environment sets
     stop: Callable[[], bool] = lambda: False,  # True ends the job
+    gpus: str | None = None,  # numbers of the CUDA devices that it may use; None: as the environment sets
 ) -> dict:  # run, status, MCC, seconds, error
     "Run one job and return its row, also when it failed; raises JobStopped when stopped."
     if stop():
@@ -250,7 +253,7 @@ def run_job(
         with run_lock(folder) as lock:
             status = _planned_status(folder, cfg)
             if status != "skipped":
-                how = {"threads": threads, "stop": stop, "lock": lock}
+                how = {"threads": threads, "stop": stop, "lock": lock, "gpus": gpus}
                 _attempt(job, folder, status, root, notebook or _train_notebook(root), **how)
         score = read_metrics(folder).get("mcc")
     except (RunError, LockError, ConfigError, JobError, OSError) as e:

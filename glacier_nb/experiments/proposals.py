@@ -113,7 +113,7 @@ def _html(template: str, p) -> str:
     return environment.from_string(template).render(p=p).strip()
 
 # %% ../../nbs/experiments/05_proposals.ipynb #85e0067f
-_SAME_TILES = ("data_dir", "classes", "fold", "n_folds")
+_SAME_TILES = ("data_dir", "classes", "fold", "n_folds", "split")
 
 
 def _has_fix(base: RunRecord, finding: Finding) -> bool:
@@ -197,6 +197,9 @@ def next_run(
                 raise RunError(
                     f"{pair} were scored on different tiles: expected runs of one data_dir and fold"
                 )
+    if any(record.cfg.fold is None for record in scored):
+        why = "a run with fold = none holds out no tile, and a test score must not choose."
+        return NoProposal(why, ("Compare recipes on a fold; train the final model with the best.",))
     _check_selection(scored)
     base = max((r for r in records if r.metrics), key=lambda r: r.score, default=records[-1])
     findings = sorted(base.findings if report is None else report.findings)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..checks.scores import check_classes
 from ..config.training import RECIPE, TrainConfig
 from .jobs import FailureCause
 from ..files.paths import project_root
@@ -276,15 +277,28 @@ def _equal_fractions(case: Case) -> str:
     return ",".join(f"{1 / len(held):.12g}" if n in held else "0" for n in classes)
 
 
+_RARE_RESULT = (
+    "Measured on the demo tiles, one seed: lakes have a class MCC of 0.37 with class weights and 0.29 with a "
+    "Lovász term (ResNet18, 320 steps of 8 crops), and 0 with neither (ResNet34, 256 steps of 16)."
+)
+
+
+def _missed(case: Case) -> list[Finding]:
+    "What the maps miss: of the diagnosis, else from the metrics of the run."
+    known = case.found("class-missed", "class-below-baseline")
+    return known or check_classes({**case.base.metrics, "parameters": dict(case.base.parameters)})
+
+
 def _balance(case: Case) -> Iterator[Option]:
-    "Draw all classes equally often when one with labels is never mapped."
-    classes = case.base.metrics.get("per_class", {})
-    low = {n: c["mcc"] for n, c in classes.items() if c.get("support") and (c.get("mcc") or 0.0) < 0.05}
-    if low and not case.found("class-missing") and case.base.score >= 0.05:
-        reasons = [f"{n} has MCC {v or 0.0:.3f} on held-out tiles that contain it." for n, v in low.items()]
-        fractions = _equal_fractions(case)
-        expected = f"Their MCC rises above zero within half of the run. {_measured('19_class_fractions')}"
-        yield Option({"sampler": "pixel", "class_fractions": fractions}, reasons, expected)
+    "The recipe for rare classes, then more steps, when the maps miss a class."
+    found = _missed(case)
+    if found and not case.found("class-missing"):
+        change = {k: v for f in reversed(found) for k, v in f.change.items()}
+        expected = "More of the class in the maps; the MCC of all classes hardly moves."
+        if change:
+            yield Option(change, evidence_and_fix(found), f"{expected} {_RARE_RESULT}")
+        more = {"epochs": 2 * case.base.cfg.epochs}
+        yield Option(more, evidence_and_fix(found), f"{expected} A rare class is learned last. Not measured.")
 
 
 def _warnings(case: Case) -> Iterator[Option]:
@@ -392,7 +406,7 @@ RULES = (
         _schedule,
     ),
     Rule("regularise", "overfitting", "stronger augmentation, then averaged weights", _regularise),
-    Rule("balance", "a class of the training tiles is never mapped", "equal class fractions", _balance),
+    Rule("balance", "the maps miss a class", "the recipe for rare classes, then more steps", _balance),
     Rule("warnings", "other warnings name parameters", "these, one at a time", _warnings),
     Rule("measured", "no finding", "the next measured improvement", _measured_gains),
     Rule("network", "every other change was tried", "another network", _network),

@@ -114,7 +114,9 @@ def predict(
 @patch
 def __repr__(self: Run) -> str:
     "One line."
-    score = f", MCC {self.metrics['mcc']:.3f}" if self.state in ("finished", "trial") else ""
+    metrics = self.metrics if self.state in ("finished", "trial") else {}
+    found = {"MCC": metrics.get("mcc"), "test MCC": metrics.get("test", {}).get("mcc")}
+    score = "".join(f", {name} {value:.3f}" for name, value in found.items() if value is not None)
     return f"Run({short_path(self.folder).as_posix()!r}, {self.state or 'no run is there'}{score})"
 
 
@@ -130,16 +132,25 @@ def _score_lines(run: Run) -> list[str]:
     if run.state in ("finished", "trial"):
         metrics = run.metrics
         table = class_scores(metrics).to_string(float_format="{:.3f}".format, na_rep="-")
-        return ["", table, "", f"{verdict(metrics)} The run took {metrics['seconds'] / 60:.1f} minutes.", ""]
+        took = f"The run took {metrics['seconds'] / 60:.1f} minutes."
+        return ["", table, "", f"{verdict(metrics)} {took}", *_test_lines(metrics), ""]
     history = run.history if run.state else ()
     if not len(history):
         return []
-    best, last = history.loc[history["mcc_valid"].idxmax()], history.iloc[-1]
     done, select = f"{len(history)} of {run.config.epochs} epochs", run.config.select
+    if "mcc_valid" not in history:
+        return [f"{done}, no tile is held out"]
+    best, last = history.loc[history["mcc_valid"].idxmax()], history.iloc[-1]
     if select == "last":
         return [f"{done}, MCC {last['mcc_valid']:.3f} (valid pixels) in epoch {last['epoch']:.0f}"]
     where = "valid pixels of the inner block" if select == "inner" else "valid pixels"
     return [f"{done}, best MCC {best['mcc_valid']:.3f} ({where}) in epoch {best['epoch']:.0f}"]
+
+
+def _test_lines(metrics: dict) -> list[str]:
+    "The score on test tiles beside that on held-out tiles, if there are both."
+    both = metrics["mcc"] is not None and "test" in metrics
+    return [f"On the test tiles of {metrics['test']['folder']}: {verdict(metrics['test'])}"] if both else []
 
 
 _FILES = {
@@ -167,7 +178,8 @@ def _repr_html_(self: Run) -> str:
     parts = [f"<b>{escape(self.name)}</b>: {self.state or 'no run is there'}"]
     if self.state in ("finished", "trial"):
         table = class_scores(self.metrics).to_html(float_format="{:.3f}".format, na_rep="–", border=0)
-        parts += [table, f"<p>{escape(verdict(self.metrics))}</p>"]
+        lines = [verdict(self.metrics), *_test_lines(self.metrics)]
+        parts += [table, *(f"<p>{escape(line)}</p>" for line in lines)]
     else:
         parts += [f"<p>{escape(line)}</p>" for line in _score_lines(self)]
     curves = self.folder / "figures" / "curves.png"

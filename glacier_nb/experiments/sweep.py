@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from queue import Queue
 
 import pandas as pd
 from joblib import cpu_count
@@ -139,6 +140,37 @@ def _event_is_set(name: str) -> bool:
 
     return Event(name).is_set()
 
+# %% ../../nbs/experiments/03_sweep.ipynb #524873ed
+def _gpus() -> list[str]:
+    "The CUDA devices that this process may use."
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [part.strip() for part in given.split(",") if part.strip()]
+    from torch import cuda  # seconds, and only several runs at a time need it
+
+    return [str(k) for k in range(cuda.device_count())]
+
+
+def _shares(n_jobs: int, gpus: Sequence[str]) -> Queue | None:
+    "A share of the GPUs for each of the runs at the same time; None: there is nothing to divide."
+    if n_jobs < 2 or len(gpus) < 2:
+        return None
+    parts, shares = min(n_jobs, len(gpus)), Queue()
+    for k in range(n_jobs):
+        shares.put(",".join(gpus[k % parts :: parts]))
+    return shares
+
+
+def _run_on_share(job: Job, shares: Queue | None, **options) -> dict:
+    "Run a job on a share of the GPUs that no other job has at the time."
+    if shares is None or job.parameters.get("devices", "auto") not in ("auto", "cuda"):
+        return run_job(job, **options)
+    share = shares.get()
+    try:
+        return run_job(job, gpus=share, **options)
+    finally:
+        shares.put(share)
+
 # %% ../../nbs/experiments/03_sweep.ipynb #a557b97b
 @contextmanager
 def _executor(n_jobs: int, client) -> Iterator[tuple[Executor, Callable[[], bool]]]:
@@ -214,21 +246,41 @@ def sweep(
         )
     options = {"root": root, "notebook": notebook, "threads": threads or _threads_per_job(n_jobs, client)}
     with _executor(n_jobs, client) as (pool, stop):
-        rows = _rows(jobs, lambda job: pool.submit(run_job, job, stop=stop, **options))
-        found = {row["run"]: row for row in (_with_bar(rows, len(jobs)) if progress else rows) if row}
+        run = (
+            run_job
+            if client
+            else partial(_run_on_share, shares=_shares(n_jobs, _gpus() if n_jobs > 1 else ()))
+        )
+        rows = _rows(jobs, lambda job: pool.submit(run, job, stop=stop, **options))
+        found = {row["run"]: row for row in (_with_bar(rows, jobs, root) if progress else rows) if row}
     return pd.DataFrame([found[job.run] for job in jobs]).set_index("run")
 
 
-def _with_bar(rows: Iterator[dict | None], total: int) -> Iterator[dict | None]:
-    "The same rows, with a bar that shows the last run and the time left."
-    with progress_bar(total=total, unit="run", smoothing=0) as bar:
+def _done(job: Job, root: Path) -> float:
+    "The fraction of a run's epochs that are finished, 0 to 1."
+    folder = root / "outputs" / job.run
+    if (folder / "metrics.json").is_file():
+        return 1.0
+    history = folder / "history.jsonl"
+    lines = history.read_bytes().count(b"\n") if history.is_file() else 0
+    return min(lines / TrainConfig(**job.parameters).epochs, 0.99)
+
+
+def _with_bar(
+    rows: Iterator[dict | None],  # from `_rows`
+    jobs: Sequence[Job],  # of these rows
+    root: Path,  # the project's root
+) -> Iterator[dict | None]:  # the same rows
+    "Show a bar that counts epochs as parts of runs, the last run and the time left."
+    done = {job.run: _done(job, root) for job in jobs}
+    start = round(sum(done.values()), 2)  # took no time now: left out of the estimate
+    with progress_bar(total=len(jobs), initial=start, unit="run", smoothing=0) as bar:
         for row in rows:
             yield row
-            if row is None:
-                bar.refresh()
-                continue
-            if row["status"] == "skipped":
-                bar.initial += 1  # took no time: left out of the estimate
-            score = "failed" if row["status"] == "failed" else f"MCC {row['MCC']:.3f}"
-            bar.set_postfix_str(f"last: {row['run']} {score}", refresh=False)
-            bar.update()
+            if row is not None:
+                done[row["run"]] = 1.0
+                score = "failed" if row["status"] == "failed" else f"MCC {row['MCC']:.3f}"
+                bar.set_postfix_str(f"last: {row['run']} {score}", refresh=False)
+            done |= {job.run: _done(job, root) for job in jobs if done[job.run] < 1}
+            bar.n = round(sum(done.values()), 2)
+            bar.refresh()

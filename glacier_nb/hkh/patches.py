@@ -20,6 +20,7 @@ import pandas as pd
 from affine import Affine
 from fastcore.basics import patch
 
+from ..config.fields import ConfigError
 from ..config.training import TrainConfig
 from ..data.stats import fit_stats
 from ..data.tileset import TileSet
@@ -253,7 +254,7 @@ def hkh_split(
     "Split by scene. Raises `TileError` when there are too few paths, or nothing is left to train on."
     paths = sorted({p.path_row[0] for p in patches}, reverse=True)
     where = f"{len(patches)} patches of the paths {listing(paths)}"
-    if not 2 <= n_folds <= len(paths) or not 0 <= fold < n_folds:
+    if not 2 <= n_folds <= len(paths) or fold is None or not 0 <= fold < n_folds:
         expected = f"2 to {len(paths)} folds, and a fold below their number"
         raise TileError(where, f"fold {fold} of {n_folds}", expected, "choose other folds, or add scenes")
     folds = _path_folds(patches, n_folds)
@@ -312,6 +313,9 @@ def hkh_run_data(
     reading: HkhReading = HkhReading(),  # which patches, and how they are read
 ) -> RunData:  # as from `glacier_nb.training.recipe.prepare_data`
     "The data of a run on HKH: split by scene, statistics of the training part, arrays in the cache folder."
+    for name in ("split", "test_dir"):
+        if (value := getattr(cfg, name)) != TrainConfig.__dataclass_fields__[name].default:
+            raise ConfigError(f"{name} = {value!r} is not possible with HKH patches: leave {name} out")
     patches = hkh_patches(cfg.data_path, reading.min_glacier)
     (train, val), inner = hkh_split(patches, cfg.fold, cfg.n_folds), []
     if cfg.select == "inner":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['confusion', 'mcc', 'class_mccs', 'macro_mcc', 'tile_confusion', 'block_confusions', 'tile_table', 'bootstrap_mcc',
-           'bootstrap_ci', 'summary']
+           'bootstrap_ci', 'missed_classes', 'summary']
 
 # %% ../../nbs/metrics/00_scores.ipynb #a7029fd1
 import math
@@ -237,6 +237,29 @@ def bootstrap_ci(
         return math.nan, math.nan
     low, high = np.quantile(bootstrap_mcc(cms, n, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+# %% ../../nbs/metrics/00_scores.ipynb #5069a4eb
+_HANDFUL = 50  # true pixels; of fewer, the recall says nothing about a class
+_LEAST_RECALL, _LEAST_SHOWN, _LEAST_MCC = 0.1, 0.25, 0.05  # shown: predicted pixels over true ones
+
+
+def missed_classes(
+    cm,  # (C, C) counts of valid pixels, integers
+    classes: Sequence[str],  # C names, in the order of the class indices
+) -> dict[str, dict]:  # class -> truth, predicted, found, instead (class -> pixels), recall, precision, mcc
+    "The classes that maps never show, or far less than the labels; none of a map with an MCC below 0.05."
+    exact, missed = _matrix(cm), {}
+    rows = _class_table(cm, classes).iterrows() if mcc(cm) >= _LEAST_MCC else ()
+    for k, (name, row) in enumerate(rows):
+        truth, predicted = int(exact[k].sum()), int(exact[:, k].sum())
+        least = row["recall"] < _LEAST_RECALL or predicted < _LEAST_SHOWN * truth or row["mcc"] < _LEAST_MCC
+        if truth >= _HANDFUL and least:
+            instead = {c: int(exact[k, i]) for i, c in enumerate(classes) if i != k and exact[k, i]}
+            counts = {"truth": truth, "predicted": predicted, "found": int(exact[k, k])}
+            instead = dict(sorted(instead.items(), key=lambda item: -item[1]))
+            ratios = {score: float(row[score]) for score in ("recall", "precision", "mcc")}
+            missed[name] = json_values({**counts, "instead": instead, **ratios})
+    return dict(sorted(missed.items(), key=lambda item: -item[1]["truth"]))
 
 # %% ../../nbs/metrics/00_scores.ipynb #66489c2a
 def summary(

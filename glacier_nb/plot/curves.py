@@ -25,9 +25,11 @@ def training_curves(
     monitor: str = "mcc_valid",  # the best epoch has the highest value of this column
     select: str = "best",  # what chose the epoch that is marked, see `TrainConfig`: last, best or inner
 ) -> Figure:
-    "Losses, MCC of all and of each class, learning rate. Raises ValueError for a history without a column."
+    "Losses, MCC of all and of each class, learning rate; no MCC without held-out tiles. Raises ValueError."
     table = pd.DataFrame(history)
-    needed = dict.fromkeys(("epoch", "lr", "train_loss", "val_loss", "mcc", "mcc_valid", monitor))
+    scored = bool(set(table) & {"val_loss", "mcc", "mcc_valid"})
+    of_val = ("val_loss", "mcc", "mcc_valid", monitor) if scored or "epoch" not in table else ()
+    needed = dict.fromkeys(("epoch", "lr", "train_loss", *of_val))
     missing = [c for c in needed if c not in table]
     if missing or table.empty:
         what = f"no {', '.join(missing)} among {list(table)}" if missing else "no epoch"
@@ -35,12 +37,13 @@ def training_curves(
     table = table.set_index("epoch").astype(float, errors="ignore")
     by_class = [c for c in table if c.startswith(_CLASS_MCC)]
     fig = plt.figure(figsize=(9 + 3.5 * bool(by_class), 3.6), layout="constrained", dpi=80)
-    panels = ["mcc", *["classes"] * bool(by_class)]
+    panels = [*["mcc"] * scored, *["classes"] * bool(by_class)]
     axes = fig.subplot_mosaic([["loss", *panels], ["lr", *panels]], height_ratios=[3.2, 1])
-    best = table[monitor].idxmax() if table[monitor].notna().any() else None
+    best = table[monitor].idxmax() if scored and table[monitor].notna().any() else None
     best = table.index[-1] if select == "last" and best is not None else best
     _loss_axes(axes["loss"], table)
-    _mcc_axes(axes["mcc"], table, best, select)
+    if scored:
+        _mcc_axes(axes["mcc"], table, best, select)
     if by_class:
         _class_axes(axes["classes"], table, by_class)
     _line(axes["lr"], table.lr, "", color="0.3")
@@ -65,7 +68,8 @@ def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
     for name in (c.removeprefix("loss_") for c in table if c.startswith("loss_")):
         _line(ax, table[f"loss_{name}"], f"{name} (train)", lw=1, color=_TERMS.get(name, "0.6"))
     _line(ax, table.train_loss, "train", color="k")
-    _line(ax, table.val_loss, "validation", color=LINE_COLOURS[1])
+    if "val_loss" in table:
+        _line(ax, table.val_loss, "validation", color=LINE_COLOURS[1])
     ax.set(ylabel="loss")
     ax.legend(fontsize=8, frameon=False, ncols=2)
 
@@ -245,7 +249,8 @@ def curves_of_runs(
         look = {"color": LINE_COLOURS[k % 8], "ls": _STYLES[k // 8 % 4], "lw": 1.6}
         marks = (restarts or {}).get(name, ())
         for ax, column in zip(axes, (monitor, "train_loss"), strict=True):
-            _curve(ax, table[column].astype(float), marks, name, look)
+            values = table.get(column, pd.Series(np.nan, table.index))  # no MCC where no tile is held out
+            _curve(ax, values.astype(float), marks, name, look)
     for ax, label in zip(axes, ("validation MCC", "training loss"), strict=True):
         ax.set(xlabel="epoch", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from ..config.training import TrainConfig
 from ..data.stats import BandStats
 from ..files.errors import listing
-from ..files.paths import project_root
+from ..files.paths import folds_folder, project_root, short_path
 from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
 from ..models.build import predict_logits
-from ..models.weights import WeightsError, load_matching
+from ..models.weights import WeightsError, load_matching, weights_file
 from ..parallel.device import pick_device
 from ..parallel.threads import fit_threads
 from ..tiles.overlaps import Marks, find_overlaps
@@ -57,20 +57,20 @@ def _checkpoint_path(
     source: str | os.PathLike,  # run name, run folder or checkpoint; paths relative to the project root
     outputs: str | os.PathLike | None = None,  # folder of all runs; `outputs/` of the project if None
 ) -> Path:  # absolute
-    "The checkpoint file of a run or path; raises PredictError that suggests similar runs when there is none."
+    "The checkpoint of a run or path; raises PredictError that suggests runs, WeightsError for an old name."
     outputs = Path(outputs or project_root() / "outputs").resolve()
     tried = [outputs / source, project_root() / Path(source).expanduser()]
-    files = [path / "best.pt" if path.is_dir() else path for path in tried]
+    files = [weights_file(path) for path in tried]
     for path in files:
         if path.is_file():
             return path.resolve()
-    runs = sorted(path.parent.name for path in outputs.glob("*/best.pt"))
+    runs = sorted(path.name for path in outputs.glob("*") if path.is_dir() and weights_file(path).is_file())
     near = get_close_matches(Path(source).name, runs, n=3, cutoff=0.5) or runs[:3]
     missed = " nor ".join(map(str, dict.fromkeys(files)))
     raise PredictError(
         f"{str(source)!r} is not a checkpoint: found neither {missed}; expected a run under outputs/ with a "
         "finished epoch, a run folder or the path of a .pt file. "
-        + (f"Existing runs: {', '.join(near)}" if runs else "No run has a best.pt yet")
+        + (f"Existing runs: {', '.join(near)}" if runs else "No run has a model.pt yet")
     )
 
 # %% ../../nbs/prediction/01_members.ipynb #e25f5d99
@@ -142,12 +142,19 @@ class Member:
     codes: tuple[int, ...]  # label codes of the classes on disk
     device: torch.device
     dtype: torch.dtype  # precision of the network
+    folds: str = ""  # name of the cross-validation that it was loaded with; empty: none
 
     @property
     def name(self) -> str:
-        "The name of the run, and of the file unless it is best.pt."
-        run = self.path.parent.name
-        return run if self.path.name == "best.pt" else f"{run}/{self.path.name}"
+        "The name of the run, and of the file unless it holds the run's selected weights."
+        run = self.path.parent
+        return run.name if self.path.name == weights_file(run).name else f"{run.name}/{self.path.name}"
+
+    @staticmethod
+    def check_coding(stats: BandStats, tiles: Sequence[Tile], name: str) -> None:
+        "Raise CodingError for the first tile in another coding than that of the training tiles of `name`."
+        for tile in tiles:
+            _check_coding(stats, tile, name)
 
     def image(self, tile: Tile) -> Tensor:  # (1, C, H, W) float32
         "The tile as input of this network: its channels, normalised with its statistics; raises CodingError."
@@ -238,6 +245,27 @@ def load_member(
     dtype = Precision.choose(precision or cfg.precision, "channels_last", device).dtype
     return Member(path, model, cfg, stats, classes, codes, device, dtype)
 
+# %% ../../nbs/prediction/01_members.ipynb #d2b8e389
+def _fold_folders(
+    folder: Path,  # of a cross-validation
+) -> list[Path]:  # the run folder of each fold
+    "The runs of a cross-validation; raises PredictError before the last one is finished."
+    try:
+        record = json.loads((folder / "cross_validation.json").read_text(encoding="utf-8"))
+        runs, finished = [folder.parent / run for run in record["runs"]], "mcc" in record
+    except (ValueError, KeyError, TypeError) as e:
+        raise PredictError(
+            f"{folder / 'cross_validation.json'} is damaged ({type(e).__name__}: {e}): delete it and "
+            "run the cross-validation again with the same parameters: finished folds are only read"
+        ) from e
+    if not finished:
+        done = sum((run / "metrics.json").is_file() for run in runs)
+        raise PredictError(
+            f"{folder} is a cross-validation of which {done} of {len(runs)} folds are finished: run it again "
+            f"with the same parameters to train the others, or name single folds such as {runs[0].name}"
+        )
+    return runs
+
 # %% ../../nbs/prediction/01_members.ipynb #255f8911
 def check_members(
     members: Sequence[Member],  # networks to average
@@ -258,27 +286,36 @@ def check_members(
 
 
 def load_ensemble(
-    sources: str,  # run names or paths, comma-separated, see `_checkpoint_path`; empty: none
+    sources: str,  # runs, cross-validations or checkpoints, comma-separated; empty: none
     devices: str = "auto",  # auto, cpu or cuda
     outputs: str | os.PathLike | None = None,  # folder of all runs; `outputs/` of the project if None
 ) -> list[Member]:  # in the order given
     "The networks of an ensemble; raises the errors of `load_member` and `check_members`."
     names = [name.strip() for name in sources.split(",")] if sources.strip() else []
-    members = [load_member(name, devices, outputs=outputs) for name in names]
+    members = []
+    for name in names:
+        folder = folds_folder(name, outputs)
+        for source in _fold_folders(folder) if folder else [name]:
+            member = load_member(source, devices, outputs=outputs)
+            members.append(replace(member, folds=folder.name) if folder else member)
     if members:
         check_members(members)
     return members
 
 # %% ../../nbs/prediction/01_members.ipynb #12ec001b
 def _trained_on(member: Member) -> dict | None:
-    "Record of a run's training tiles; None without `splits.json`; raises PredictError for a damaged one."
+    "The tiles that trained a run or chose its epoch; None without `splits.json`; PredictError if damaged."
     path = member.path.parent / "splits.json"
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         marks = {i: Marks.of_text(text) for i, text in record.get("marks", {}).items()}
-        return {"train": set(record["train"]), "marks": marks, "places": dict(record.get("places", {}))}
+        return {
+            "train": {*record["train"], *record.get("inner", ())},
+            "marks": marks,
+            "places": dict(record.get("places", {})),
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise PredictError(
             f"{path} is damaged: expected lists of tile ids under 'train' and 'val'; train this run again"
@@ -341,6 +378,17 @@ def _unchecked(
     return notes
 
 
+def _of_folds(member: Member) -> str:
+    "What can be scored with all folds of a cross-validation; empty for a single run."
+    if not member.folds:
+        return ""
+    path = short_path(member.path.parent.with_name(member.folds) / "cross_validation.json")
+    return (
+        f"It is a fold of {member.folds}, and each tile is training data of all folds but one: expected "
+        f"tiles that no fold trained on. What the folds reach on tiles that they held out is in {path}"
+    )
+
+
 def check_leakage(
     members: Sequence[Member],  # networks to average
     tiles: Sequence[Tile],  # tiles to score
@@ -352,9 +400,10 @@ def check_leakage(
         record, same_folder = _trained_on(m), m.cfg.data_path == here
         leaks = sorted(record["train"] & ids) if record and same_folder else []
         if leaks:
+            expected = "Expected a run that held them out: same data_dir, fold and n_folds"
             raise LeakageError(
                 f"{m.name} ({m.path}) trained on {len(leaks)} of the {len(ids)} tiles to be scored: "
-                f"{', '.join(leaks[:8])}. Expected a run that held them out: same data_dir, fold and n_folds"
+                f"{', '.join(leaks[:8])}. {_of_folds(m) or expected}"
             )
         shared = _shared(record, tiles) if record else []
         if shared:

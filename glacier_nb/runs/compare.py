@@ -7,6 +7,7 @@ __all__ = ['comparable', 'Comparison', 'compare_runs', 'restart_epochs']
 
 # %% ../../nbs/runs/01_compare.ipynb #b89235d1
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..config.training import TrainConfig
+from ..files.paths import folds_folder
 from ..metrics.scores import bootstrap_ci, mcc
 from glacier_nb.metrics.significance import (
     ComparisonError,
@@ -25,7 +27,7 @@ from glacier_nb.metrics.significance import (
     paired_permutation_p,
     smallest_p,
 )
-from .folder import RunError, chosen_on_scored, read_metrics, run_folder
+from .folder import RunError, chosen_on_scored, read_json, read_metrics, run_folder
 from ..training.recipe import run_schedule
 
 # %% ../../nbs/runs/01_compare.ipynb #5f83049a
@@ -38,6 +40,8 @@ def _tile_confusions(
     if pixels not in ("all", "valid"):
         raise ValueError(f"pixels = {pixels!r} is not allowed: expected all or valid")
     found = metrics.get("tile_confusions")
+    if found == {}:
+        raise RunError(f"{name} held out no tile (fold = none): expected runs with the same held-out tiles")
     if not found:
         raise RunError(
             f"{name}: metrics.json has no tile_confusions (an older version wrote it): train this run again"
@@ -177,8 +181,22 @@ def _units(
     return dict(cms), False
 
 
+def _scored(
+    run: str | os.PathLike,  # name or folder of a finished run or a cross-validation
+) -> tuple[str, dict]:  # name, content of metrics.json or cross_validation.json
+    "The scores of a run or of all folds; raises RunError where there are none yet."
+    if (folder := folds_folder(run)) is None:
+        folder = run_folder(run)
+        return folder.name, read_metrics(folder)
+    record = read_json(folder / "cross_validation.json")
+    if "mcc" not in record:
+        raise RunError(f"{folder}: not all folds are finished: run this cross-validation again to train them")
+    return folder.name, record
+
+
 def compare_runs(
-    runs: Mapping[str, Mapping] | Sequence,  # names or folders of finished runs, or name -> metrics
+    runs: Mapping[str, Mapping]
+    | Sequence,  # names or folders of finished runs or cross-validations, or name -> metrics
     n: int = 10_000,  # bootstrap draws and random swaps
     seed: int = 0,  # of both
     level: float = 0.05,  # probability of at least one false positive, 0 to 1
@@ -186,7 +204,7 @@ def compare_runs(
 ) -> Comparison:
     "Pairwise differences of runs on the same tiles; raises RunError and ComparisonError."
     if not isinstance(runs, Mapping):
-        runs = {folder.name: read_metrics(folder) for folder in map(run_folder, runs)}
+        runs = dict(map(_scored, runs))
     if trials := [name for name, metrics in runs.items() if metrics.get("trial")]:
         raise RunError(f"{', '.join(trials)} is a trial, whose scores say nothing: expected whole runs")
     if len(runs) < 2:

@@ -19,8 +19,8 @@ import pandas as pd
 
 from ..config.training import TrainConfig
 from ..files.locks import Lock
-from ..files.paths import project_root
-from ..metrics.scores import macro_mcc
+from ..files.paths import folds_folder, project_root
+from ..metrics.scores import macro_mcc, missed_classes
 
 # %% ../../nbs/runs/00_folder.ipynb #8c79b1df
 class RunError(ValueError):
@@ -93,7 +93,8 @@ def _macro(metrics: dict) -> float:
 def class_scores(
     metrics: dict,  # from `read_metrics`
 ) -> pd.DataFrame:  # one row for all classes and one per class; all pixels of the held-out tiles
-    "MCC, IoU, precision and recall per class; on top the pooled MCC and the mean of the class MCCs."
+    "MCC, IoU, precision, recall per class, on top of all and the mean; of the test where no tile is held out."
+    metrics = metrics if metrics["mcc"] is not None else metrics.get("test", metrics)
     columns = ["mcc", "iou", "precision", "recall", "support"]
     pooled = {"mcc": metrics["mcc"], "support": sum(c["support"] for c in metrics["per_class"].values())}
     mean = pooled | {"mcc": _macro(metrics)}
@@ -103,24 +104,53 @@ def class_scores(
     return table.astype({"pixels": int})
 
 
+def _no_score(
+    metrics: dict,  # of a run with fold = none
+) -> str:
+    "The score of a run that holds out no tile, in one sentence."
+    if "test" not in metrics:
+        return "No tile is held out (fold = none) and test_dir is empty: this run has no score."
+    found, n = metrics["test"], metrics["test"]["tiles"]
+    return f"On the {n} test tile{'s' * (n > 1)} of {found['folder']}: {verdict(found)}"
+
+
 def verdict(
     metrics: dict,  # from `read_metrics`
-) -> str:  # one or two sentences
-    "Whether the network beats its per-pixel baseline, and whether its epoch was chosen on the scored tiles."
+) -> str:  # one to three sentences
+    "Compare the network with the strongest baseline; name missed classes, and an epoch chosen on these tiles."
     if metrics.get("trial"):
         return "This is a trial: a few steps on small crops, to see that all works. Its scores say nothing."
+    if metrics["mcc"] is None:
+        return _no_score(metrics)
     low, high = metrics["ci95"]
     interval = "" if low is None else f" (95 % interval over tiles: {low:.3f} to {high:.3f})"
     found = f"The network's MCC of {metrics['mcc']:.3f}{interval}"
-    chosen = " Its epoch was chosen on the tiles it is scored on." if chosen_on_scored(metrics) else ""
+    notes = _missed(metrics)
+    notes += " Its epoch was chosen on the tiles it is scored on." if chosen_on_scored(metrics) else ""
     if metrics.get("baseline_mcc") is None:
-        return f"{found} has no per-pixel baseline to compare with.{chosen}"
+        return f"{found} has no baseline to compare with.{notes}"
     gain = metrics["mcc"] - metrics["baseline_mcc"]
-    baseline = f"the per-pixel baseline's {metrics['baseline_mcc']:.3f}"
+    baseline = f"the strongest baseline's {metrics['baseline_mcc']:.3f}{_strongest(metrics)}"
     if gain > 0:
-        return f"{found} beats {baseline} by {gain:.3f}.{chosen}"
+        return f"{found} beats {baseline} by {gain:.3f}.{notes}"
     why = "too few steps, or a fault in data or training: see glacier-nb diagnose, or diagnose_run.ipynb"
-    return f"{found} does not beat {baseline}: it is {-gain:.3f} lower ({why}).{chosen}"
+    return f"{found} does not beat {baseline}: it is {-gain:.3f} lower ({why}).{notes}"
+
+
+def _strongest(metrics: dict) -> str:
+    "The name of the strongest baseline in brackets; empty where only its score is known."
+    rules = metrics.get("baselines") or {}
+    name = next((rule for rule, value in rules.items() if value == metrics["baseline_mcc"]), None)
+    return f" ({name})" if name else ""
+
+
+def _missed(metrics: dict) -> str:
+    "A sentence about classes that the maps miss; empty without any."
+    if not metrics.get("confusion_valid"):
+        return ""
+    missed = missed_classes(metrics["confusion_valid"], list(metrics["per_class"])).items()
+    texts = [f"{name} ({row['found']:,} of {row['truth']:,} pixels found)" for name, row in missed]
+    return f" The maps miss {' and '.join(texts)}." if texts else ""
 
 # %% ../../nbs/runs/00_folder.ipynb #47018a5d
 def read_lines(
@@ -196,6 +226,9 @@ def run_folder(
     for folder in (named, project_root() / run, given):
         if run_state(folder):
             return folder.resolve()
+    if folds := folds_folder(run):
+        names = ", ".join(read_json(folds / "cross_validation.json").get("runs", ()))
+        raise RunError(f"{folds} is a cross-validation, not a run: name one of its folds ({names})")
     near = get_close_matches(str(run), find_runs(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"found {', '.join(find_runs()) or 'none'} in outputs/"
     raise RunError(f"no run {str(run)!r}: {named} is not a run folder; {hint}")
@@ -235,26 +268,33 @@ def _run_row(folder: Path) -> dict:
             raise RunError(f"{folder / 'metrics.json'} has no {', '.join(missing)}: train this run again")
         row |= {key: metrics[key] for key in keys[:-1]} | {"macro_mcc": _macro(metrics)}
         row["baseline_mcc"] = metrics.get("baseline_mcc")  # a pre-training run has none
+        row["test_mcc"] = metrics.get("test", {}).get("mcc")
         row |= dict(zip(("low", "high"), metrics["ci95"], strict=True))
         row["seconds"] = max(row["seconds"], metrics.get("seconds", 0.0))  # of all epochs, if resumed
     return row
 
 
-_SCORES = ("mcc", "low", "high", "macro_mcc", "mcc_valid", "baseline_mcc")
+_SCORES = ("mcc", "low", "high", "macro_mcc", "mcc_valid", "baseline_mcc", "test_mcc")
 _ORDER = ("finished", "trial", "running", "unfinished", "failed")
+
+
+def _shown(parameters: dict, name: str) -> object:
+    "The value of a parameter; a fold that is none as text, so that the others stay whole numbers."
+    value = parameters.get(name)
+    return "none" if name == "fold" and value is None and parameters else value
 
 
 def runs_table(
     outputs: str | os.PathLike = "outputs",  # folder of all runs, relative to the project root
     runs: str | Sequence[str] | None = None,  # names or patterns such as `0*`, comma-separated; None: all
 ) -> pd.DataFrame:  # one row per run: finished runs first, highest MCC on top
-    "All runs: state, what differs, MCC with its 95 % interval, what chose the epoch, epochs, seconds, error."
+    "All runs: state, what differs, MCC with 95 % interval, MCC of the test, what chose the epoch, effort, error."
     names = find_runs(outputs, runs)
     folders = [project_root() / outputs / name for name in names]
     parameters = [run_parameters(f) for f in folders]
     differing = _differing_parameters(parameters)
     rows = [
-        {n: p.get(n) for n in (*differing, "data_dir", "select")} | _run_row(f)
+        {n: _shown(p, n) for n in (*differing, "data_dir", "select")} | _run_row(f)
         for f, p in zip(folders, parameters, strict=True)
     ]
     effort = ("select", "selected_epoch", "epochs_done", "steps_done", "seconds", "data_dir")
@@ -265,4 +305,5 @@ def runs_table(
         ["order", "mcc"], ascending=[True, False], kind="stable"
     )
     table = order.drop(columns="order")
-    return table.drop(columns=[] if (table["state"] == "failed").any() else "error")
+    unused = [] if (table["state"] == "failed").any() else ["error"]
+    return table.drop(columns=unused + ([] if table["test_mcc"].notna().any() else ["test_mcc"]))

@@ -84,15 +84,23 @@ def _with_transforms(
     mixed = len(missing) < len(tiles) or len({t.shape for t in tiles}) > 1
     grid = None if mixed else _grid(tiles)
     if grid is None:
+        fix = "write the transform of each tile into its files (rio edit-info --transform)"
         raise SplitError(
-            f"no georeference: {', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}. "
-            "Expected every tile to have one, or none of them, with one size and ids like 02_07 (row and "
-            "column on their grid)",
-            "georeference the files, or rename them by row and column",
+            f"no georeference: {listing(missing)}. Expected every tile to have one, or none of them, with "
+            "one size and ids like 02_07 (row and column on their grid)",
+            fix if mixed else "rename the files by row and column on their grid, such as 02_07",
         )
     h, w = tiles[0].shape
     at = [Affine.translation(int(col) * w, int(row) * h) for row, col in grid]
     return [replace(t, transform=a) for t, a in zip(tiles, at, strict=True)]
+
+
+def _known_places(tiles: list[AnyTile]) -> list[AnyTile] | None:
+    "Tiles with a transform, as `_with_transforms`; None where places are not known."
+    try:
+        return _with_transforms(tiles)
+    except SplitError:
+        return None
 
 # %% ../../nbs/tiles/06_splits.ipynb #d097fb3d
 def _edges(tile: AnyTile) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
@@ -387,6 +395,10 @@ class Split:
     labels: int = 0  # labelled training pixels before the buffer; 0: not known
     overlap: float = 0.0  # of a tile, in the median, with the tile that covers most of it
     spare: Collection[str] = ()  # ids of training tiles with labels that a trial does without
+    regions: bool = False  # whether the sides are a whole tile apart, see `glacier_nb.tiles.regions`
+    elsewhere: bool = False  # `val` is another folder: places may be unknown, ids may occur in both
+    test: Sequence[AnyTile] = ()  # tiles that are scored once, at the end, see `glacier_nb.tiles.testing`
+    lost: Collection[str] = ()  # ids of training tiles that lie within the buffer of test tiles
 
     def __iter__(self) -> Iterator[list[AnyTile]]:
         return iter((self.train, self.val))
@@ -394,7 +406,20 @@ class Split:
     @cached_property
     def audit(self) -> pd.DataFrame:  # empty if clean
         "Information about validation tiles in training tiles, found when it is first asked for."
-        return _leakage_audit(self.train, self.val, self.buffer)
+        return _leakage_audit(self.train, self.val, self.buffer, self.elsewhere)
+
+    def cut(
+        self, overlaps: bool = True
+    ) -> list[AnyTile]:  # overlaps: also where tiles overlap; False: these labels stay
+        "The training tiles with labels ignored within the buffer of validation tiles, if any are left."
+        places = (_known_places if self.elsewhere else _with_transforms)([*self.train, *self.val])
+        if places is None:
+            return self.train
+        own, others, left = places[: len(self.train)], places[len(self.train) :], []
+        for tile, at, near in zip(self.train, own, _near_tiles(own, others, self.buffer), strict=True):
+            chosen = [others[k] for k in near if overlaps or _near_box(at, others[k], 0) is None]
+            left.append(tile.ignore_boxes(filter(None, (_near_box(at, o, self.buffer) for o in chosen))))
+        return [t for t in left if t.class_counts().any()]
 
 
 def _typical_overlap(boxes: np.ndarray) -> float:
@@ -412,12 +437,18 @@ def _typical_overlap(boxes: np.ndarray) -> float:
 
 def split(
     tiles: list[AnyTile],  # all labelled tiles
-    fold: int,  # fold that is held out
+    fold: int | None,  # fold that is held out; None: all tiles are for training, wherever they lie
     n_folds: int = 5,  # number of folds
     buffer: int = 32,  # pixels between any training label and any validation tile
     folds: dict[str, int] | None = None,  # tile id -> fold; None: those of `spatial_folds`
 ) -> Split:
     "Training and validation tiles of one fold. Raises `SplitError` when no training label is left."
+    unlabelled = [t.id for t in tiles if not t.labelled]
+    if unlabelled:
+        what = f"tiles without a label cannot be split: {', '.join(unlabelled)}"
+        raise SplitError(what, "add their label files")
+    if fold is None:
+        return Split(list(tiles), [], buffer, labels=sum(int(t.class_counts().sum()) for t in tiles))
     named = any(t.transform.is_identity for t in tiles)
     if folds is not None and named:
         _check_names(_with_transforms(tiles))
@@ -425,16 +456,8 @@ def split(
     if fold not in folds.values():
         known = sorted(set(folds.values()))
         raise SplitError(f"fold {fold} does not exist: expected one of {known}", f"set fold = {known[0]}")
-    unlabelled = [t.id for t in tiles if not t.labelled]
-    if unlabelled:
-        what = f"tiles without a label cannot be split: {', '.join(unlabelled)}"
-        raise SplitError(what, "add their label files")
-    places, own = _with_transforms(tiles), {t.id: t for t in tiles}
-    train, val = ([t for t in places if (folds[t.id] == fold) == held] for held in (False, True))
-    near = _near_tiles(train, val, buffer)
-    boxes = [[_near_box(t, val[k], buffer) for k in ks] for t, ks in zip(train, near, strict=True)]
-    cut = [own[t.id].ignore_boxes(filter(None, b)) for t, b in zip(train, boxes, strict=True)]
-    remaining = [t for t in cut if t.class_counts().any()]
+    train, val = ([t for t in tiles if (folds[t.id] == fold) == held] for held in (False, True))
+    remaining = Split(train, val, buffer).cut()
     if not remaining:
         wide = " x ".join(map(str, train[0].shape)) if train else ""
         raise SplitError(
@@ -443,8 +466,7 @@ def split(
             f"cut tiles of more than {2 * buffer} rows and columns, or add some that lie further away",
         )
     labels = sum(int(t.class_counts().sum()) for t in train)
-    overlap = _typical_overlap(np.array([_pixel_box(places[0], t) for t in places]))
-    return Split(remaining, [own[t.id] for t in val], buffer, folds, named, labels, overlap)
+    return Split(remaining, val, buffer, folds, named, labels, _typical_overlap(tile_boxes(tiles)))
 
 # %% ../../nbs/tiles/06_splits.ipynb #59c6a1fc
 @patch(as_prop=True)
@@ -455,10 +477,10 @@ def left(self: Split) -> float:  # fraction; 1: not known
 
 @patch(as_prop=True)
 def dropped(self: Split) -> list[str]:  # ids
-    "The training tiles that the buffer leaves no label."
+    "The training tiles that the buffer around held-out and test tiles leaves no label."
     held = {self.folds.get(t.id) for t in self.val}
     away = {i for i, fold in self.folds.items() if fold not in held}
-    return sorted(away.difference(self.spare, [t.id for t in self.train]))
+    return sorted(away.difference(self.spare, [t.id for t in self.train]).union(self.lost))
 
 # %% ../../nbs/tiles/06_splits.ipynb #c4f42c0b
 _PARTS = ("shared pixels", "turned copy")  # kinds that are found by content alone
@@ -476,9 +498,9 @@ def _used(tile: AnyTile) -> np.ndarray:
     return tile.valid if tile.label is None else tile.valid & (tile.label != IGNORE)
 
 
-def _content_finding(tile: AnyTile, other: AnyTile, overlap: Overlap | None) -> dict | None:
-    "The finding for a training tile with used pixels that a validation tile has too, or None."
-    if tile.id == other.id or tile.bands_digest == other.bands_digest:
+def _content_finding(tile: AnyTile, other: AnyTile, overlap: Overlap | None, ids: bool) -> dict | None:
+    "The finding for a training tile with used pixels, or the id, that a validation tile has too, or None."
+    if (ids and tile.id == other.id) or tile.bands_digest == other.bands_digest:
         kind = "same id" if tile.id == other.id else "same pixels"
         return {"kind": kind, "gap": 0, "pixels": int(tile.class_counts().sum())}
     if overlap is None or tile.ignores(overlap.box):
@@ -504,16 +526,19 @@ def _leakage_audit(
     train: list[AnyTile],  # training tiles, with the ignored labels of the split
     val: list[AnyTile],  # validation tiles
     buffer: int = 32,  # pixels that must lie in between; 0 counts as 1, so that a shared edge is always found
+    elsewhere: bool = False,  # `val` is another folder: places may be unknown, placed tiles may have one id
 ) -> pd.DataFrame:  # one row a finding: train, val, kind, gap (pixels), pixels; empty if clean
     "Find the information about validation tiles in training tiles."
-    buffer = max(buffer, 1)
-    places, found = _with_transforms([*train, *val]), []
-    val_places = places[len(train) :]
+    tiles, buffer, found = [*train, *val], max(buffer, 1), []
+    places = (_known_places if elsewhere or not val else _with_transforms)(tiles)
+    ids = not elsewhere or places is None or any(t.transform.is_identity for t in tiles)
+    val_places, nearby = places and places[len(train) :], [set()] * len(train)
     shared = {(o.a, o.b): o for o in find_overlaps([t.marks for t in train], [v.marks for v in val])}
-    nearby = [set(near.tolist()) for near in _near_tiles(places[: len(train)], val_places, buffer)]
+    if val_places:
+        nearby = [set(near.tolist()) for near in _near_tiles(places[: len(train)], val_places, buffer)]
     for i, t in enumerate(train):
         for k, v in enumerate(val):
-            pair = _content_finding(t, v, shared.get((i, k)))
+            pair = _content_finding(t, v, shared.get((i, k)), ids)
             if k in nearby[i] and (pair is None or pair["kind"] in _PARTS):
                 pair = _pair_finding(places[i], val_places[k], buffer) or pair
             found += [{"train": t.id, "val": v.id} | pair] if pair else []

@@ -235,15 +235,22 @@ def _start(self: RunFolder, learner: Learner) -> None:
         sides = replace(sides, train=sides.train + inner.val)
     pixels = {"marks": {i: m.to_text() for i, m in sides.training_marks().items()}}
     record = _split(learner) | pixels | {"places": sides.training_places()}
+    if learner.data.test_tiles:
+        record |= {"test_dir": learner.cfg.test_dir}
+    if sides.dropped:
+        record |= {"not_used": sides.dropped, "buffer": sides.buffer}
     if learner.data.tiles_left_out:
         record |= {"left_out": dict(learner.data.tiles_left_out)}
     write_text(self.folder / "splits.json", json.dumps(record, indent=1) + "\n")
 
 
 def _split(learner: Learner) -> dict[str, list[str]]:
-    "The tiles a run trains on, those held out and, with select = inner, those that choose the epoch."
-    sides = {"train": learner.data.train, "val": learner.data.val, "inner": learner.data.inner}
-    return {name: list(side.ids) for name, side in sides.items() if side is not None}
+    "The tiles a run trains on, those held out, those that choose the epoch, and those of its test."
+    data = learner.data
+    sides = {"train": data.train.ids, "val": data.val.ids}
+    sides |= {} if data.inner is None else {"inner": data.inner.ids}
+    sides |= {"test": [t.id for t in data.test_tiles]} if data.test_tiles else {}
+    return {name: list(ids) for name, ids in sides.items()}
 
 
 @patch
@@ -263,8 +270,9 @@ def _resume(self: RunFolder, learner: Learner) -> None:
         )
     if state["split"] != _split(learner) or BandStats.from_dict(state["stats"]) != learner.data.stats:
         raise ConfigError(
-            f"{path} is from other tiles than those in {learner.cfg.data_path}: resume with the tiles that "
-            "its splits.json lists, or start a new run"
+            f"{path} is from other tiles than those in {learner.cfg.data_path}"
+            f"{' and ' * bool(learner.cfg.test_dir)}{learner.cfg.test_dir}: resume with the tiles that its "
+            "splits.json lists, or start a new run"
         )
     learner.restore(state)
 
@@ -312,7 +320,7 @@ class Progress(Callback):
     def _show(self, learner):
         "Loss behind the bar, MCC on valid pixels, and the best of it where it chooses the epoch."
         shown, where = {"loss": f"{learner.last['train_loss']:.3f}"}, _INNER.get(learner.cfg.select, "")
-        if learner.history:
+        if learner.history and "mcc_valid" in learner.history[-1]:
             shown[f"{where}valid MCC"] = f"{learner.history[-1]['mcc_valid']:.3f}"
             shown |= {} if learner.cfg.select == "last" else {"best": f"{learner.best['mcc_valid']:.3f}"}
         self.bar.set_postfix(shown, refresh=False)
@@ -341,11 +349,13 @@ def _epoch_line(
     where: str = "",  # of the scores: "inner " for the block that chooses the epoch
 ) -> str:
     "One epoch in one line."
+    end = f"lr {record['lr']:.1e}  {record['seconds']:.0f} s"
+    if "mcc" not in record:  # no tile is held out
+        return f"epoch {record['epoch']:>3}/{epochs}  loss {record['train_loss']:.3f}  {end}"
     score = (
         f"{where}MCC {record['mcc']:.3f} (valid {record['mcc_valid']:.3f}) macro {record['macro_mcc']:.3f}"
     )
     losses = f"loss {record['train_loss']:.3f}  val {record['val_loss']:.3f}"
-    end = f"lr {record['lr']:.1e}  {record['seconds']:.0f} s"
     return f"epoch {record['epoch']:>3}/{epochs}  {losses}  {score}  {end}"
 
 # %% ../../nbs/training/06_callbacks.ipynb #7ab43bdc

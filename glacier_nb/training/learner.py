@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.training import TrainConfig
 from ..data.tileset import TileSet
-from ..metrics.scores import block_confusions, mcc
+from ..metrics.scores import block_confusions, class_mccs, macro_mcc, mcc
 from ..models.build import predict_logits
 from ..parallel.batchnorm import synchronise_norms
 from ..parallel.device import pick_device
@@ -86,8 +86,8 @@ def _validate_tiles(
     loss: nn.Module,  # a `CombinedLoss`
     device: torch.device,  # where `predict` expects its batch
     ranks: Ranks = Ranks(),  # processes that divide the tiles; all hold the same network
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    "val_loss, mcc and mcc_valid; and for each tile id the confusion matrices of its blocks (n, 2, C, C)."
+) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:  # None: the tiles and maps lack this class
+    "val_loss, mcc, mcc_valid, macro_mcc, class_mcc_*; of each tile the counts of its blocks (n, 2, C, C)."
     mine = {}
     for i in range(ranks.rank, len(tiles), ranks.size):
         batch = _tile_batch(tiles, i, device)
@@ -100,7 +100,10 @@ def _validate_tiles(
     blocks = {tile: found[tile][1] for tile in tiles.ids}
     pooled, pooled_valid = sum(counts.sum(0) for counts in blocks.values())
     losses = float(np.mean([found[tile][0] for tile in tiles.ids]))
-    return {"val_loss": losses, "mcc": mcc(pooled), "mcc_valid": mcc(pooled_valid)}, blocks
+    scores = {"mcc": mcc(pooled), "mcc_valid": mcc(pooled_valid), "macro_mcc": macro_mcc(pooled)}
+    by_class = dict(zip(tiles.classes, class_mccs(pooled).tolist(), strict=True))
+    by_class = {f"class_mcc_{name}": None if math.isnan(v) else v for name, v in by_class.items()}
+    return {"val_loss": losses, **scores, **by_class}, blocks
 
 # %% ../../nbs/training/05_learner.ipynb #75b5b8d5
 def _broadcast_buffers(
@@ -156,8 +159,16 @@ class Learner:
 
     @property
     def best(self) -> dict | None:
-        "The record of the epoch with the highest MCC on valid pixels, the first of equals."
+        "The record of the epoch with the highest MCC on valid pixels, or without MCC of the last."
+        if self.history and "mcc_valid" not in self.history[-1]:
+            return self.history[-1]
         return max(self.history, key=lambda r: r["mcc_valid"], default=None)
+
+    @property
+    def selected(self) -> dict | None:
+        "The record of the epoch whose weights are saved and scored, the last or the best; None: no epoch."
+        last = self.history[-1] if self.history else None
+        return last if self.cfg.select == "last" else self.best
 
     @property
     def matrices(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -248,7 +259,8 @@ def run_epoch(self: Learner) -> None:
     record = {"epoch": self.epoch + 1, "step": self.step, **trained, **self.validate()}
     self.record = {**record, "seconds": round(time.perf_counter() - start, 3)}
     self.history.append(self.record)
-    self.rate.after_epoch(self.record["mcc_valid"], self.step)
+    if len(self.data.val):
+        self.rate.after_epoch(self.record["mcc_valid"], self.step)
     self.epoch, self.records, self.epoch_seconds = self.epoch + 1, [], 0.0
     self.notify("after_epoch")
     self._stop_or_save()
@@ -415,11 +427,18 @@ def predict(
 
 
 @patch
-def validate(self: Learner) -> dict[str, float]:  # val_loss, mcc, mcc_valid
-    "Loss and pooled MCC on the validation tiles; stores the counts of their `blocks`."
+def validate(
+    self: Learner,
+    tiles: TileSet | None = None,  # None: those that each epoch is validated on
+) -> dict[str, float | None]:  # val_loss, mcc, mcc_valid, macro_mcc, class_mcc_* of each class; empty without tiles
+    "Loss and pooled MCC on whole tiles; stores the counts of their `blocks`."
+    tiles = self.data.watched if tiles is None else tiles
+    if not len(tiles):
+        self.blocks = {}
+        return {}
     if not self.cfg.sync_batchnorm:  # the statistics of rank 0 for all
         _broadcast_buffers(self.eval_model, self.ranks)
-    scores, self.blocks = _validate_tiles(self.data.val, self.predict, self.loss, self.device, self.ranks)
+    scores, self.blocks = _validate_tiles(tiles, self.predict, self.loss, self.device, self.ranks)
     return scores
 
 # %% ../../nbs/training/05_learner.ipynb #7a1a0002

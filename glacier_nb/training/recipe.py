@@ -33,7 +33,9 @@ from ..models.build import build_unet, leave_out
 from ..models.weights import init_from
 from ..sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
 from ..tiles.read import AnyTile
+from ..tiles.regions import region_split
 from ..tiles.splits import Split, SplitError, spatial_folds, split
+from ..tiles.testing import apart_from
 from .schedules import Schedule, schedule
 
 # %% ../../nbs/training/03_recipe.ipynb #3c8e5a73
@@ -42,7 +44,7 @@ class RunData:
     "The tiles a run trains and validates on."
 
     train: TileSet  # normalised training tiles
-    val: TileSet  # normalised validation tiles, labels complete
+    val: TileSet  # normalised validation tiles, labels complete; empty: fold = none
     split: Split  # the same tiles as DN, for baselines and figures; folds and leakage audit
     stats: BandStats  # of the training tiles' valid pixels
     classes: tuple[str, ...]  # names of the class indices
@@ -63,8 +65,13 @@ class RunData:
 
     @property
     def val_tiles(self) -> list[AnyTile]:
-        "The validation tiles."
+        "The validation tiles; none with fold = none."
         return self.split.val
+
+    @property
+    def test_tiles(self) -> list[AnyTile]:
+        "The tiles of test_dir, which are scored once, at the end."
+        return list(self.split.test)
 
 
 def _few_tiles(
@@ -74,12 +81,13 @@ def _few_tiles(
     "The tiles of a trial: of each class the one with most of its pixels, then the first ones."
     chosen = []
     for tiles, most in zip(sides, n, strict=True):
-        counts = np.array([tile.class_counts() for tile in tiles])
-        richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1]]
+        counts = np.array([tile.class_counts() for tile in tiles or sides.train])
+        richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1] if tiles]
         chosen.append([tiles[k] for k in sorted(list(dict.fromkeys([*richest, *range(len(tiles))]))[:most])])
     labels = round(sum(int(tile.class_counts().sum()) for tile in chosen[0]) / sides.left)
+    test = sides.test[: n[1]]
     spare = {*sides.spare, *(tile.id for tile in sides.train)} - {tile.id for tile in chosen[0]}
-    return replace(sides, train=chosen[0], val=chosen[1], labels=labels, spare=spare)
+    return replace(sides, train=chosen[0], val=chosen[1], labels=labels, spare=spare, test=test)
 
 
 def _inner_split(
@@ -118,12 +126,13 @@ def _without_inner(
 
 
 def prepare_data(
-    cfg: TrainConfig,  # fold, n_folds, select, normalisation, glcm_*, loss weights and tile_store are read
+    cfg: TrainConfig,  # fold, n_folds, split, select, normalisation, glcm_*, loss weights, tile_store
     tiles: list[AnyTile],  # labelled tiles, see `glacier_nb.data.storage.run_tiles`
 ) -> RunData:
     "Split tiles spatially, fit the statistics on the training part, normalise both."
-    sides = split(tiles, cfg.fold, cfg.n_folds)
+    sides = (region_split if cfg.split == "regions" else split)(tiles, cfg.fold, cfg.n_folds)
     sides.check()
+    sides = apart_from(sides, getattr(tiles, "test", ()))
     inner = _inner_split(sides, cfg.n_folds) if cfg.select == "inner" else None
     sides = sides if inner is None else _without_inner(sides, inner)
     if cfg.trial:
@@ -133,36 +142,43 @@ def prepare_data(
     classes = sides.train[0].classes
     boundary = cfg.loss_weights()["boundary"] > 0
     distance = partial(signed_distance, n_classes=len(classes)) if boundary else None
-    parts = [*sides, *([inner.val] if inner else [])]
-    train, val, *block = (TileSet.build(t, stats, distance, folder) for t in parts)
+    build = partial(TileSet.build, stats=stats, distance_fn=distance, cache_dir=folder)
+    train, val = build(sides.train), build(sides.val) if sides.val else TileSet.empty(classes, stats)
     unused = tiles.left_out if isinstance(tiles, RunTiles) else {}
-    more = {"inner": block[0], "inner_split": inner} if inner else {}
+    more = {"inner": build(inner.val), "inner_split": inner} if inner else {}
     return RunData(train, val, sides, stats, classes, tiles_left_out=unused, **more)
 
 # %% ../../nbs/training/03_recipe.ipynb #0da7a002
 def _fractions(data: RunData) -> pd.DataFrame:
-    "The fraction of each class among the labelled valid pixels of both sides."
-    counts = [sum(tile.class_counts() for tile in tiles) for tiles in (data.train_tiles, data.val_tiles)]
-    shares = {side: n / max(n.sum(), 1) for side, n in zip(("training", "validation"), counts, strict=True)}
+    "The fraction of each class among the labelled valid pixels of training, validation and test, if any."
+    sides = {"training": data.train_tiles, "validation": data.val_tiles, "test": data.test_tiles}
+    counts = {side: sum(tile.class_counts() for tile in tiles) for side, tiles in sides.items() if tiles}
+    shares = {side: n / max(n.sum(), 1) for side, n in counts.items()}
     return pd.DataFrame(shares, index=list(data.classes))
 
 
 def _tiles(data: RunData, n: int) -> str:
     "How many tiles there are, and the first `n` of those held out and left out."
     unused = listing((f"{i} ({why})" for i, why in data.tiles_left_out.items()), n)
-    held_out = f"{len(data.train)} training tiles, {len(data.val)} for validation: {listing(data.val.ids, n)}"
+    val = f"{len(data.val)} for validation: {listing(data.val.ids, n)}" if len(data.val) else "none held out"
+    text, dropped = f"{len(data.train)} training tiles, {val}", data.split.dropped
     if data.inner is not None:
-        held_out += f"; {len(data.inner)} choose the epoch: {listing(data.inner.ids, n)}"
-    return held_out + (f"; left out: {unused}" if unused else "")
+        text += f"; {len(data.inner)} choose the epoch: {listing(data.inner.ids, n)}"
+    if data.test_tiles:
+        text += f"; {len(data.test_tiles)} for the test: {listing((t.id for t in data.test_tiles), n)}"
+    if dropped:
+        text += f"; not used, within {data.split.buffer} pixels of these: {listing(dropped, n)}"
+    return text + (f"; left out: {unused}" if unused else "")
 
 
 @patch
 def __repr__(self: RunData) -> str:
     "Tiles, classes and channels, in a line each."
-    shares = [f"{name} {a:.1%} / {b:.1%}" for name, a, b in _fractions(self).itertuples()]
+    shares = _fractions(self)
+    rows = [f"{name} {' / '.join(f'{a:.1%}' for a in row)}" for name, *row in shares.itertuples()]
     return (
         f"RunData: {_tiles(self, 9)}\n"
-        f"  pixels of training / validation: {', '.join(shares)}\n"
+        f"  pixels of {' / '.join(shares)}: {', '.join(rows)}\n"
         f"  {len(self.stats.names)} channels: {', '.join(self.stats.names)}"
     )
 

@@ -52,6 +52,11 @@ def test_out_of_range(f, value):
         {"patience": 3},
         {"schedule": "plateau"},
         {"select": "last", "patience": 1, "schedule": "plateau"},
+        {"fold": None, "patience": 3},
+        {"fold": "none", "schedule": "plateau"},
+        {"fold": "none", "tta": "flips"},
+        {"fold": "none", "ensemble": "demo"},
+        {"fold": None, "tta_scales": "0.75,1"},
         {"batch_size": 9, "accumulate": 2},
         {"crop_size": 48 + 1},
         {"lr_min": 1.0},
@@ -188,6 +193,9 @@ def test_a_config_shows_what_differs_from_the_defaults(changed):
         ("lr: 1e-3\nlr_min: '1e-06'", {}),
         ("tta_scales: 1\ndata_dir: no", {"data_dir": "no"}),
         ("compile: yes\ndevices: 2", {"compile": True, "devices": 2}),
+        ("fold: none\ntest_dir: data/south", {"fold": None, "test_dir": "data/south"}),
+        ("fold: null", {"fold": None}),
+        ("fold: 2\nsplit: regions", {"fold": 2, "split": "regions"}),
     ],
 )
 def test_plain_words_of_a_file_mean_what_their_parameter_says(tmp_path, text, values):
@@ -199,11 +207,13 @@ def test_plain_words_of_a_file_mean_what_their_parameter_says(tmp_path, text, va
 
 
 @pytest.mark.parametrize(
-    "text", ["save_minutes: 1:30", "seed: 02_07", "lr: 0_1", "epochs: true", "fold: none", "checks: yes"]
+    "text", ["save_minutes: 1:30", "seed: 02_07", "lr: 0_1", "epochs: true", "fold: some", "checks: yes"]
 )
 def test_words_that_are_no_number_are_shown_as_written(tmp_path, text):
     name, value = text.split(": ")
-    with pytest.raises(ConfigError, match=f"{name} = '{value}' is not allowed: expected (a|one of)"):
+    with pytest.raises(
+        ConfigError, match=f"{name} = '{value}' is not allowed: expected (a|one of|none or a)"
+    ):
         read_config(write_text(tmp_path / "some.yaml", text))
 
 
@@ -215,6 +225,8 @@ def test_words_that_are_no_number_are_shown_as_written(tmp_path, text):
         ({"checks": False, "decoder_attention": None}, {"checks": "off", "decoder_attention": "none"}),
         ({"lr_min": "1e-06", "init_from": None}, {}),
         ({"epochs": 1}, {"warmup_epochs": 0.25, "epochs": 1}),
+        ({"fold": "none", "test_dir": None}, {"fold": None}),
+        ({"fold": None, "tta": "flips", "test_dir": "x"}, {"fold": None, "tta": "flips", "test_dir": "x"}),
         ({"lr": 1e-8}, {"lr": 1e-8, "lr_min": 1e-8}),
         ({"PAPERMILL_INPUT_PATH": "a.ipynb", "PAPERMILL_OUTPUT_PATH": "b.ipynb"}, {}),
     ],

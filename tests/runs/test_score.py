@@ -11,9 +11,9 @@ import torch
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.paths import write_text
-from glacier_nb.prediction.members import _trained_on
 from glacier_nb.metrics import baseline
 from glacier_nb.metrics.scores import mcc
+from glacier_nb.prediction.members import _trained_on
 from glacier_nb.runs import score
 from glacier_nb.runs.folder import chosen_on_scored, read_history, read_json
 from glacier_nb.tiles.read import read_tiles
