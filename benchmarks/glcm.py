@@ -28,7 +28,7 @@ from scipy import ndimage
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from glacier_nb.config.training import GLCM_FEATURES as FEATURES
+from glacier_nb.config.combinations import GLCM_FEATURES as FEATURES
 from glacier_nb.demo.landscape import fractal
 from glacier_nb.texture.glcm import glcm
 from glacier_nb.tiles.read import read_raster

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from tqdm import tqdm
 
-from glacier_nb.config.training import GLCM_FEATURES as FEATURES
+from glacier_nb.config.combinations import GLCM_FEATURES as FEATURES
 from glacier_nb.texture.glcm import glcm
 
 THREADS = 2

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import xlogy
 from skimage.feature import graycomatrix, graycoprops
 
-from glacier_nb.config.training import GLCM_FEATURES as FEATURES
+from glacier_nb.config.combinations import GLCM_FEATURES as FEATURES
 
 STEPS = {0: (0, 1), 45: (1, 1), 90: (1, 0), 135: (1, -1)}  # degrees to (rows, columns), as in scikit-image
 # where mahotas keeps those of its thirteen features that are ours too

@@ -33,6 +33,7 @@ from ..config.training import TrainConfig
 from ..data.stats import DataError
 from ..data.storage import run_tiles
 from ..files.errors import TileError, listing
+from ..models.weights import weights_file
 from ..prediction.evaluate import tile_probs
 from ..prediction.members import load_member
 from ..progress import progress_bar

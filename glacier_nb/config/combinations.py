@@ -51,7 +51,7 @@ def _check_held_out(cfg) -> None:
         return
     _raise_if(
         cfg.select == "best",
-        "select = 'best' is not allowed with fold = none, which holds out no tile to choose the epoch: expected "
+        "select = 'best' is not allowed with fold = none, which holds out no tile to choose by: expected "
         "select = 'last', or 'inner', where a block of the training tiles chooses",
     )
     more = [f"{n} = {getattr(cfg, n)!r}" for n in ("tta", "ensemble") if getattr(cfg, n) not in ("none", "")]

@@ -93,7 +93,7 @@ def _macro(metrics: dict) -> float:
 def class_scores(
     metrics: dict,  # from `read_metrics`
 ) -> pd.DataFrame:  # one row for all classes and one per class; all pixels of the held-out tiles
-    "MCC, IoU, precision, recall per class, on top of all and the mean; of the test where no tile is held out."
+    "MCC, IoU, precision, recall per class, on top all and the mean; of the test where no tile is held out."
     metrics = metrics if metrics["mcc"] is not None else metrics.get("test", metrics)
     columns = ["mcc", "iou", "precision", "recall", "support"]
     pooled = {"mcc": metrics["mcc"], "support": sum(c["support"] for c in metrics["per_class"].values())}
@@ -117,7 +117,7 @@ def _no_score(
 def verdict(
     metrics: dict,  # from `read_metrics`
 ) -> str:  # one to three sentences
-    "Compare the network with the strongest baseline; name missed classes, and an epoch chosen on these tiles."
+    "Compare network and strongest baseline; name missed classes, and an epoch chosen on the scored tiles."
     if metrics.get("trial"):
         return "This is a trial: a few steps on small crops, to see that all works. Its scores say nothing."
     if metrics["mcc"] is None:
@@ -288,7 +288,7 @@ def runs_table(
     outputs: str | os.PathLike = "outputs",  # folder of all runs, relative to the project root
     runs: str | Sequence[str] | None = None,  # names or patterns such as `0*`, comma-separated; None: all
 ) -> pd.DataFrame:  # one row per run: finished runs first, highest MCC on top
-    "All runs: state, what differs, MCC with 95 % interval, MCC of the test, what chose the epoch, effort, error."
+    "All runs: state, what differs, MCC with 95 % interval and of the test, what chose the epoch, effort, error."
     names = find_runs(outputs, runs)
     folders = [project_root() / outputs / name for name in names]
     parameters = [run_parameters(f) for f in folders]

@@ -13,8 +13,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from ..config.training import TrainConfig
 from ..files.paths import cache_folder, cached_json, digest, write_text
 from ..metrics.baseline import baseline_counts, baselines

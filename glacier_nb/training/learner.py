@@ -430,7 +430,9 @@ def predict(
 def validate(
     self: Learner,
     tiles: TileSet | None = None,  # None: those that each epoch is validated on
-) -> dict[str, float | None]:  # val_loss, mcc, mcc_valid, macro_mcc, class_mcc_* of each class; empty without tiles
+) -> dict[
+    str, float | None
+]:  # val_loss, mcc, mcc_valid, macro_mcc, class_mcc_* of each class; empty without tiles
     "Loss and pooled MCC on whole tiles; stores the counts of their `blocks`."
     tiles = self.data.watched if tiles is None else tiles
     if not len(tiles):
