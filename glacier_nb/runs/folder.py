@@ -288,7 +288,7 @@ def runs_table(
     outputs: str | os.PathLike = "outputs",  # folder of all runs, relative to the project root
     runs: str | Sequence[str] | None = None,  # names or patterns such as `0*`, comma-separated; None: all
 ) -> pd.DataFrame:  # one row per run: finished runs first, highest MCC on top
-    "All runs: state, what differs, MCC with 95 % interval and of the test, what chose the epoch, effort, error."
+    "All runs: state, what differs, MCC with interval and of the test, what chose the epoch, effort, error."
     names = find_runs(outputs, runs)
     folders = [project_root() / outputs / name for name in names]
     parameters = [run_parameters(f) for f in folders]
