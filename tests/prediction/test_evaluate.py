@@ -568,7 +568,7 @@ def test_the_weights_of_an_older_run_are_found_and_an_old_name_gets_the_new_one(
     for source in ("old", "old/model.pt", "old/best.pt"):
         assert _checkpoint_path(source, tmp_path) == tmp_path / "old/best.pt"
     assert load_member("old", outputs=tmp_path).name == "old"
-    with pytest.raises(WeightsError, match=r"a run's weights are in model\.pt\. To fix: name (.*)") as error:
+    with pytest.raises(WeightsError, match=r"weights of a run are in model\.pt\. To fix: name (.*)") as error:
         _checkpoint_path("new/best.pt", tmp_path)
     named = str(error.value).rsplit(" ", 1)[1]
     assert _checkpoint_path(named, tmp_path) == tmp_path / "new/model.pt"
