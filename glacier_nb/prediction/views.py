@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..augment.geometry import turn
-from ..config.fields import check_known
 from ..config.combinations import parse_scales
+from ..config.fields import check_known
 
 # %% ../../nbs/prediction/00_views.ipynb #e574b6f0
 @dataclass(frozen=True)
