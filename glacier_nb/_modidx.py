@@ -547,6 +547,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'glacier_nb/checks/scores.py'),
                                           'glacier_nb.checks.scores._missed_window': ( 'checks/scores.html#_missed_window',
                                                                                        'glacier_nb/checks/scores.py'),
+                                          'glacier_nb.checks.scores._natural': ( 'checks/scores.html#_natural',
+                                                                                 'glacier_nb/checks/scores.py'),
                                           'glacier_nb.checks.scores._one_change': ( 'checks/scores.html#_one_change',
                                                                                     'glacier_nb/checks/scores.py'),
                                           'glacier_nb.checks.scores._one_class': ( 'checks/scores.html#_one_class',

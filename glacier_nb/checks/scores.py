@@ -20,7 +20,7 @@ from ..landsat import IGNORE
 from ..metrics.baseline import baseline_counts, baselines
 from ..metrics.scores import mcc, missed_classes
 from ..metrics.significance import paired_gain, paired_permutation_p, smallest_p
-from ..plot.colours import handles
+from ..plot.colours import colours, handles
 from ..report.figures import bar_chart, image_row
 from ..report.findings import Finding
 from ..runs.compare import comparable
@@ -221,22 +221,29 @@ def _missed_window(missed: np.ndarray, margin: int = 24) -> tuple[slice, slice]:
     return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
 
 
+def _natural(tile: Tile) -> np.ndarray:  # (H, W, 3) 0 to 1
+    "Red, green and blue between the percentiles 2 and 98 of the valid pixels."
+    rgb = tile.bands[[2, 1, 0]]
+    low, high = np.percentile(rgb[:, tile.valid], (2, 98), axis=1)[..., None, None]
+    image = np.moveaxis(np.clip((rgb - low) / np.maximum(high - low, 1e-6), 0, 1), 0, -1)
+    return np.where(tile.valid[..., None], image, colours(["no data"]))
+
+
 def _missed_picture(
     tile: Tile,  # labelled
     pred: np.ndarray,  # (H, W) class index
     name: str,  # of the class
 ) -> "Figure":
     "Image, label and map around the largest piece of a class that the map misses, and where all of it is."
-    from glacier_nb.plot.tiles import class_image, composite
-
-    names = [*tile.classes[1:], "no data"]
+    names = [*tile.classes, "no data"]
     missed = tile.valid & (tile.label == tile.classes.index(name)) & (pred != tile.classes.index(name))
-    at = _missed_window(missed)
-    images = {f"tile {tile.id}": composite(tile), "label": class_image(tile.label, tile.classes, tile.valid)}
-    images["map"] = class_image(pred, tile.classes, tile.valid)
+    at, table = _missed_window(missed), colours(names)
+    unknown = len(tile.classes)
+    shown = [table[np.where(tile.valid, np.minimum(found, unknown), unknown)] for found in (tile.label, pred)]
+    images = {f"tile {tile.id}": _natural(tile), "label": shown[0], "map": shown[1]}
     figure = image_row({title: image[at] for title, image in images.items()} | {f"missed {name}": missed})
     legend = {"loc": "outside lower center", "ncols": len(names), "frameon": False, "fontsize": 9}
-    figure.legend(handles=handles(names), **legend)
+    figure.legend(handles=handles(names[1:]), **legend)
     return figure
 
 
