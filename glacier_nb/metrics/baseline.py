@@ -225,7 +225,7 @@ class _Windows:
 
 # %% ../../nbs/metrics/01_baseline.ipynb #5fcd8a46
 _RADII = {1: "", 3: "ts", 8: "ts", 20: "t"}  # pixels of a window -> t: with texture, s: with slopes
-_FAR = 100  # pixels: largest distance to nodata that is told apart
+_FAR = 100  # pixels: distances to nodata beyond it are all this
 
 
 def _layers(tile: Tile) -> np.ndarray:  # (4, H, W) float32
