@@ -32,6 +32,7 @@ class _Object:
     "A connected part of a class and its surroundings."
 
     code: int  # class index
+    around: int  # class index of most pixels of the rim
     image: Tensor  # (C, h, w) normalised channels
     inside: Tensor  # (h, w) bool, its pixels
     copied: Tensor  # (h, w) bool, its pixels and the rim
@@ -50,8 +51,11 @@ def _objects_of(
         inside = parts[wide] == number
         if inside.sum() >= _SMALLEST:
             copied = ndimage.binary_dilation(inside, np.ones((3, 3)), _RIM) & valid[wide]
-            image = np.array(tileset.images[i][:, *wide])
-            found.append(_Object(code, *map(torch.from_numpy, (image, inside, copied))))
+            rim = label[wide][copied & ~inside]
+            around = np.bincount(rim[(rim != IGNORE) & (rim != code)], minlength=1)
+            arrays = np.array(tileset.images[i][:, *wide]), inside, copied
+            if around.any():
+                found.append(_Object(code, int(around.argmax()), *map(torch.from_numpy, arrays)))
     return found
 
 # %% ../../nbs/augment/03_pasting.ipynb #282e480b
@@ -99,7 +103,7 @@ class PasteObjects:
         if not self.objects:
             return batch
         shard = Shard.of(len(batch["label"]), shard)
-        draws = torch.rand((shard.total, 6), generator=batch_generator(self.seed, epoch, number, 2))
+        draws = torch.rand((shard.total, 5), generator=batch_generator(self.seed, epoch, number, 2))
         batch = {name: x.clone() if name != "valid" else x for name, x in batch.items()}
         for k, (chance, *place) in enumerate(shard.take(draws).tolist()):
             if chance < self.probability:
@@ -111,21 +115,22 @@ class PasteObjects:
 def _paste(
     self: PasteObjects,
     crop: dict[str, Tensor],  # changed: image (C, h, w), label and valid (h, w), perhaps distance
-    which: float,  # of the objects; this and the others 0 to 1
+    which: float,  # of the objects; this and the others from 0 to 1
+    where: float,  # of the pixels of the class around it
     turn: float,  # by 0, 90, 180 or 270 degrees
     mirror: float,  # below 0.5: mirrored
-    top: float,  # of the room above
-    left: float,  # of the room at the left
 ) -> None:
     "Paste one object where 90 % of its pixels are known; else nothing."
     found = self.objects[int(which * len(self.objects))]
     arrays = [torch.rot90(x, int(4 * turn), (-2, -1)) for x in (found.image, found.inside, found.copied)]
     arrays = [x.flip(-1) if mirror < 0.5 else x for x in arrays]
     image, inside, copied = (x.to(crop["label"].device) for x in arrays)
-    room = [n - m + 1 for n, m in zip(crop["label"].shape, inside.shape, strict=True)]
-    if min(room) < 1:
+    places = ((crop["label"] == found.around) & crop["valid"]).nonzero()
+    room = [n - m for n, m in zip(crop["label"].shape, inside.shape, strict=True)]
+    if min(room) < 0 or not len(places):
         return
-    first = int(top * room[0]), int(left * room[1])
+    middle = places[int(where * len(places))].tolist()
+    first = [min(max(x - n // 2, 0), r) for x, n, r in zip(middle, inside.shape, room, strict=True)]
     box = tuple(slice(a, a + n) for a, n in zip(first, inside.shape, strict=True))
     free = copied & crop["valid"][box] & (crop["label"][box] != IGNORE)
     if free.sum() < 0.9 * copied.sum():

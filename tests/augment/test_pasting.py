@@ -36,14 +36,14 @@ def lakes():
 @pytest.fixture
 def batch():
     g = torch.Generator().manual_seed(0)
-    label, valid = torch.zeros(8, 32, 32, dtype=torch.int64), torch.ones(8, 32, 32, dtype=torch.bool)
+    label, valid = torch.ones(8, 32, 32, dtype=torch.int64), torch.ones(8, 32, 32, dtype=torch.bool)
     image = torch.randn(8, 5, 32, 32, generator=g)
     return {"image": image, "label": label, "valid": valid, "distance": torch.ones(8, 4, 32, 32)}
 
 
 def test_objects_are_the_parts_of_rare_classes(lakes):
     (found,) = _rare_objects(lakes)  # the others are too small, and without data
-    assert (found.code, int(found.inside.sum()), int(found.copied.sum())) == (3, 15, 7 * 9)
+    assert (found.code, found.around, int(found.inside.sum()), int(found.copied.sum())) == (3, 1, 15, 7 * 9)
     np.testing.assert_array_equal(found.image, lakes.images[0][:, 18:25, 28:37])
 
 
@@ -68,12 +68,22 @@ def test_pixels_label_and_distance_are_pasted_together(lakes, batch):
     lake = out["label"] == 3
     assert lake.sum((1, 2)).tolist() == [15] * 8
     changed = (out["image"] != batch["image"]).all(1) & (out["distance"] == 0).all(1)
-    assert changed.sum((1, 2)).tolist() == [63] * 8 and not (lake & ~changed).any()
+    assert changed.sum((1, 2)).tolist() == [63] * 8
+    assert not (lake & ~changed).any()
     wanted = torch.from_numpy(lakes.images[0][0, 20:23, 30:35]).flatten()
     for k in range(8):
         assert torch.equal(out["image"][k, 0][lake[k]].sort()[0], wanted)
     shapes = {tuple(int(np.ptp(x)) + 1 for x in torch.where(one)) for one in lake}
     assert shapes == {(3, 5), (5, 3)}  # turned
+
+
+def test_a_lake_on_ice_is_pasted_on_ice(lakes, batch):
+    batch["label"][:] = 0
+    paste = PasteObjects.of(lakes, 1.0)
+    assert torch.equal(paste(batch, 0, 0)["label"], batch["label"])
+    batch["label"][:, 9, 20] = 1
+    lake = paste(batch, 0, 0)["label"] == 3
+    assert lake[:, 9, 20].all()
 
 
 def test_nothing_is_pasted_where_pixels_are_unknown_or_room_is_missing(lakes, batch):
