@@ -187,9 +187,6 @@ class TrainConfig:
     )
     mixup: float = param(0.0, "alpha of MixUp; 0: off", low=0, high=100)
     cutmix: float = param(0.0, "alpha of CutMix; 0: off", low=0, high=100)
-    copy_paste: float = param(
-        0.0, "probability that a crop receives an object of a rare class; 0: off", low=0, high=1
-    )
     # optimisation
     epochs: int = param(13, "passes over samples_per_epoch crops", low=1, high=100_000)
     batch_size: int = param(8, "crops per optimizer step, accumulation included", low=1, high=65536)

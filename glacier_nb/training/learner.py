@@ -40,7 +40,6 @@ from glacier_nb.training.recipe import (
     run_loss,
     run_mixer,
     run_optimizer,
-    run_paste,
     run_sampler,
     run_schedule,
 )
@@ -130,7 +129,6 @@ class Learner:
         self.network = self.model  # called in the steps, see `prepare_network`
         self.loss = run_loss(cfg, data)
         self.sampler = run_sampler(cfg, data.train)
-        self.paste = run_paste(cfg, data.train)
         self.augment = run_augment(cfg)
         self.mix = run_mixer(cfg, len(data.classes))
         self.steps_per_epoch = cfg.steps_per_epoch(len(data.train))
@@ -261,7 +259,7 @@ def batches(
     epoch: int,  # from 0
     start: int = 0,  # batches to skip at its beginning
 ):  # iterator of dicts: image, label, valid and perhaps distance, with a leading batch dimension
-    "This rank's shard of the batches of one epoch, on the device, with pasted objects and augmented."
+    "This rank's shard of the batches of one epoch, on the device and augmented."
     cfg, positions = self.cfg, self.sampler.positions(epoch)
     size = cfg.batch_size // cfg.accumulate
     parts = [positions[k : k + size] for k in range(start * size, len(positions), size)]
@@ -270,8 +268,7 @@ def batches(
     loader = CropLoader(self.data.train, mine, cfg.crop_size, cfg.workers, self.device.type == "cuda")
     for number, (shard, batch) in enumerate(zip(shards, loader, strict=True), start):
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
-        batch = self.augment(self.paste(batch, epoch, number, shard), epoch, number, shard)
-        yield self.mix(batch, epoch, number, self.ranks.rank)
+        yield self.mix(self.augment(batch, epoch, number, shard), epoch, number, self.ranks.rank)
 
 # %% ../../nbs/training/05_learner.ipynb #92a3fe96
 @patch
@@ -429,7 +426,7 @@ def trial(
     trial.model, trial.optimizer, trial.scaler = copy.deepcopy((self.model, self.optimizer, self.scaler))
     trial.optimizer.state.clear()
     trial.network, trial.average, trial.rate, trial.step = trial.model, None, rate, 0
-    for name in ("sampler", "paste", "augment", "mix", "loss"):
+    for name in ("sampler", "augment", "mix", "loss"):
         setattr(trial, name, _copied(getattr(self, name), self))
     trial.model.train()
     states = np.random.get_state(), random.getstate()  # noqa: NPY002 - a user's augmentation may draw here

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunData', 'prepare_data', 'empty_network', 'run_network', 'run_loss', 'run_sampler', 'run_augment', 'run_mixer',
-           'run_paste', 'run_schedule', 'run_optimizer']
+           'run_schedule', 'run_optimizer']
 
 # %% ../../nbs/training/03_recipe.ipynb #6003fed1
 import html
@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..augment.mixing import make_mixer
-from ..augment.pasting import PasteObjects
 from ..augment.photometric import make_augment
 from ..config.fields import parse_numbers
 from ..config.training import TrainConfig
@@ -216,14 +215,6 @@ def run_mixer(
 ) -> Callable:  # (batch, epoch, number of the batch, rank=0) -> batch
     "The mixing of a config."
     return make_mixer(cfg.mixup, cfg.cutmix, n_classes, cfg.seed)
-
-
-def run_paste(
-    cfg: TrainConfig,  # copy_paste and seed
-    train: TileSet,  # the training tiles, whose objects are pasted
-) -> Callable:  # (batch, epoch, number of the batch, shard=None) -> batch
-    "The pasting of rare objects of a config, which comes before its augmentation."
-    return PasteObjects.of(train, cfg.copy_paste, cfg.seed)
 
 # %% ../../nbs/training/03_recipe.ipynb #2a9b83a6
 def run_schedule(
