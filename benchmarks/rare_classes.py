@@ -22,8 +22,19 @@ from glacier_nb.parallel.device import seed_everything
 from glacier_nb.training.learner import Learner, _tile_batch
 from glacier_nb.training.recipe import prepare_data, run_network
 
-CHEAP = {"encoder": "resnet18", "batch_size": 8, "epochs": 10, "class_weights": "none"}
-RUNS = {}  # name -> parameters that differ from the defaults; filled below
+FOUR = {"focal_weight": 0.3, "dice_weight": 0.3, "mcc_weight": 0.3, "boundary_weight": 0.1}
+OLD = FOUR | {"lovasz_weight": 0.0, "class_weights": "none"}
+CHEAP = OLD | {"epochs": 10}
+LOVASZ, EFFECTIVE = {"lovasz_weight": 0.3}, {"class_weights": "effective"}
+RUNS = {  # parameters that differ from the defaults
+    "before": OLD | {"encoder": "resnet34", "batch_size": 16, "epochs": 16},
+    "effective": CHEAP | EFFECTIVE,
+    "lovasz": CHEAP | LOVASZ,
+    "both, without augmentation": CHEAP | EFFECTIVE | LOVASZ | {"augment": "none"},
+    "both, 13 epochs": CHEAP | EFFECTIVE | LOVASZ | {"epochs": 13},
+    "defaults, seed 1": {"seed": 1},
+    "defaults, seed 2": {"seed": 2},
+}
 OFFSETS = (-4, -3, -2, -1, 0, 1, 2, 3, 4)  # taken from the logits of lakes
 
 
@@ -63,12 +74,13 @@ def main():
     path = project_root() / "configs/rare_classes/record.json"
     path.parent.mkdir(exist_ok=True)
     for name in sys.argv[1:] or RUNS:
-        record = json.loads(path.read_text()) if path.is_file() else {}
-        if name in record:
+        record = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
+        if name in record["runs"]:
             continue
         found = run(name)
-        record = json.loads(path.read_text()) if path.is_file() else {}  # another process may have added
-        write_text(path, json.dumps(record | {name: found}) + "\n")
+        record = json.loads(path.read_text()) if path.is_file() else record  # another process may have added
+        record["runs"][name] = found
+        write_text(path, json.dumps(record) + "\n")
         print(f"{name}: {found['steps']} steps, {found['seconds']:.0f} s", flush=True)
 
 
