@@ -286,10 +286,12 @@ def loss_weights(
 ) -> dict[str, float]:  # weight of focal, dice, mcc, boundary and lovasz
     "The loss weights, those left out filled in. Raises ConfigError when that is impossible."
     given = {name: getattr(self, f"{name}_weight") for name in self.LOSS_WEIGHTS}
+    if all(w is not None for name, w in given.items() if name != "lovasz"):
+        given["lovasz"] = given["lovasz"] or 0.0  # the other four are used as they are
     rest = 1 - sum(w for w in given.values() if w is not None)
     open_names = [name for name, w in given.items() if w is None]
     default = sum(self.LOSS_WEIGHTS[name] for name in open_names)
-    if set(open_names) - {"lovasz"} and rest < -1e-9:  # four given weights are used as they are
+    if open_names and rest < -1e-9:
         found = ", ".join(f"{name}_weight = {w:g}" for name, w in given.items() if w is not None)
         raise ConfigError(
             f"{found}: the weights given sum to {1 - rest:g}: expected a sum of at most 1, or a value for "

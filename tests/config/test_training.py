@@ -85,6 +85,19 @@ def test_four_given_weights_are_used_as_they_are():
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "lovasz"),
+    [
+        ({}, 3 / 13),
+        ({"lovasz_weight": 0.4}, 0.4),
+        ({"mcc_weight": 0.5}, 0.15),
+        ({"focal_weight": 0.2, "dice_weight": 0.2, "mcc_weight": 0.2, "boundary_weight": 0.2}, 0.0),
+    ],
+)
+def test_lovasz_has_a_share_unless_the_other_four_are_given(given, lovasz):
+    assert TrainConfig(**given).loss_weights()["lovasz"] == pytest.approx(lovasz, abs=1e-12)
+
+
 def test_json_round_trip(tmp_path):
     cfg = TrainConfig(run="x", lr=3e-4, mcc_weight=1, encoder_weights="imagenet", focal_gamma="2,2,1,0")
     assert read_config(cfg.save(tmp_path / "config.json")) == cfg
