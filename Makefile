@@ -70,7 +70,7 @@ outputs/hkh-demo/metrics.json: | $(INSTALLED)
 	mkdir -p outputs/hkh-demo
 	$(BIN)/python -c "from glacier_nb.hkh.synthetic import write_hkh_like; write_hkh_like('data/hkh-demo', size=128)"
 	$(BIN)/papermill --log-output --no-progress-bar nbs/pretrain.ipynb outputs/hkh-demo/pretrain.ipynb \
-		-p run hkh-demo -p data_dir data/hkh-demo -p patch_size 128
+		-p run hkh-demo -p data_dir data/hkh-demo -p patch_size 128 -p encoder resnet34
 
 # the peers' requirements stay out of the project's
 benchmarks/.venv/.installed: settings.ini setup.py constraints.txt benchmarks/requirements.txt

@@ -21,7 +21,7 @@ from ..landsat import IGNORE
 from ..metrics.baseline import baseline_counts, baselines
 from ..metrics.scores import mcc, missed_classes
 from ..metrics.significance import paired_gain, paired_permutation_p, smallest_p
-from ..plot.colours import handles
+from ..plot.colours import colours, handles
 from ..report.figures import bar_chart, image_row
 from ..report.findings import Finding
 from ..runs.compare import comparable
@@ -115,6 +115,69 @@ def _one_class(metrics: Mapping) -> list[Finding]:
     )
     fix = "Look for the cause in the findings about loss, labels and sampler."
     return [Finding("collapsed", "fatal", evidence, fix, {"share": share})]
+
+# %% ../../nbs/checks/12_scores.ipynb #c5c9380c
+_ENOUGH = 50  # true pixels of a class, below which its score says little
+_BETTER = 0.05  # MCC of a class by which a baseline has to be better
+
+
+def _one_class_counts(cm: np.ndarray, k: int) -> np.ndarray:
+    "Counts (2, 2) of class `k` against the rest."
+    cm = np.asarray(cm)
+    hit, truth, shown = cm[k, k], cm[k].sum(), cm[:, k].sum()
+    return np.array([[cm.sum() - truth - shown + hit, shown - hit], [truth - hit, hit]])
+
+
+def _better_rule(own: Mapping[str, np.ndarray], counts: _Counts, k: int, seed: int) -> dict:
+    "The baseline that maps class `k` best, if it does so better than the network by more than chance."
+    mine = {i: _one_class_counts(cm, k) for i, cm in own.items()}
+    theirs = {rule: {i: _one_class_counts(of[i][1], k) for i in mine} for rule, of in counts.items()}
+    pooled = {rule: sum(of.values()) for rule, of in theirs.items()}
+    best = max(pooled, key=lambda rule: mcc(pooled[rule]))
+    gain, low, high = paired_gain(mine, theirs[best], seed=seed)
+    (_, _), (lost, hit) = sum(mine.values())
+    if lost + hit < _ENOUGH or gain < _BETTER or low < 0:
+        return {}
+    (_, _), (rest, found) = pooled[best]
+    row = {"baseline": best, "mcc": mcc(sum(mine.values())), "baseline_mcc": mcc(pooled[best]), "gain": gain}
+    row |= {"low": low, "high": high, "tiles": len(mine), "truth": lost + hit}
+    return row | {"recall": hit / (lost + hit), "baseline_recall": found / (rest + found)}
+
+
+def _class_below_baseline(
+    metrics: Mapping,  # of a finished run
+    counts: _Counts,  # of its baselines; empty: not known
+) -> list[Finding]:  # class-below-baseline
+    "Classes of a network that is good as a whole, which a baseline maps better."
+    if not counts or not metrics.get("tile_confusions"):
+        return []
+    own = {i: np.array(kinds["valid"]) for i, kinds in metrics["tile_confusions"].items()}
+    classes, seed = list(metrics["per_class"]), (metrics.get("parameters") or {}).get("seed", 0)
+    if sum(sum(own.values()).sum(1) > 0) < 3:  # of two classes, one score says all
+        return []
+    if metrics["mcc"] < max(_pooled_mcc(counts, 0).values()):  # then it is below-baseline
+        return []
+    rows = {name: _better_rule(own, counts, k, seed) for k, name in enumerate(classes)}
+    rows = {name: row for name, row in rows.items() if row}
+    if not rows:
+        return []
+    fix, change = _rare_class_fix(metrics, list(rows))
+    heights = {n: {"network": r["mcc"], "baseline": r["baseline_mcc"]} for n, r in rows.items()}
+    picture = partial(bar_chart, heights, "MCC of the class, valid pixels"), "Network and best baseline."
+    evidence = " ".join(_below_text(name, row) for name, row in rows.items())
+    return [Finding("class-below-baseline", "warning", evidence, fix, rows, change, *picture)]
+
+
+def _below_text(name: str, row: Mapping) -> str:
+    "How much better a baseline maps a class."
+    interval = (
+        "" if math.isnan(row["low"]) else f", 95 % interval over tiles {row['low']:.2f} to {row['high']:.2f}"
+    )
+    scores = f"{row['baseline']} has a class MCC of {row['baseline_mcc']:.2f}, the network {row['mcc']:.2f}"
+    return (
+        f"{name}: {scores} (difference {row['gain']:.2f}{interval}); it finds {row['baseline_recall']:.0%} "
+        f"of {row['truth']:,} valid pixels, the network {row['recall']:.0%}."
+    )
 
 # %% ../../nbs/checks/12_scores.ipynb #3bea98b9
 def check_baselines(
@@ -223,22 +286,29 @@ def _missed_window(missed: np.ndarray, margin: int = 24) -> tuple[slice, slice]:
     return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
 
 
+def _natural(tile: Tile) -> np.ndarray:  # (H, W, 3) 0 to 1
+    "Red, green and blue between the percentiles 2 and 98 of the valid pixels."
+    rgb = tile.bands[[2, 1, 0]]
+    low, high = np.percentile(rgb[:, tile.valid], (2, 98), axis=1)[..., None, None]
+    image = np.moveaxis(np.clip((rgb - low) / np.maximum(high - low, 1e-6), 0, 1), 0, -1)
+    return np.where(tile.valid[..., None], image, colours(["no data"]))
+
+
 def _missed_picture(
     tile: Tile,  # labelled
     pred: np.ndarray,  # (H, W) class index
     name: str,  # of the class
 ) -> "Figure":
     "Image, label and map around the largest piece of a class that the map misses, and where all of it is."
-    from glacier_nb.plot.tiles import class_image, composite
-
-    names = [*tile.classes[1:], "no data"]
+    names = [*tile.classes, "no data"]
     missed = tile.valid & (tile.label == tile.classes.index(name)) & (pred != tile.classes.index(name))
-    at = _missed_window(missed)
-    images = {f"tile {tile.id}": composite(tile), "label": class_image(tile.label, tile.classes, tile.valid)}
-    images["map"] = class_image(pred, tile.classes, tile.valid)
+    at, table = _missed_window(missed), colours(names)
+    unknown = len(tile.classes)
+    shown = [table[np.where(tile.valid, np.minimum(found, unknown), unknown)] for found in (tile.label, pred)]
+    images = {f"tile {tile.id}": _natural(tile), "label": shown[0], "map": shown[1]}
     figure = image_row({title: image[at] for title, image in images.items()} | {f"missed {name}": missed})
     legend = {"loc": "outside lower center", "ncols": len(names), "frameon": False, "fontsize": 9}
-    figure.legend(handles=handles(names), **legend)
+    figure.legend(handles=handles(names[1:]), **legend)
     return figure
 
 
@@ -260,69 +330,6 @@ def _missed_figure(metrics: Mapping, name: str, maps: _Map | None) -> tuple:
     return partial(
         bar_chart, heights, "valid pixels", log=True
     ), "The pixels of each class in labels and maps."
-
-# %% ../../nbs/checks/12_scores.ipynb #c5c9380c
-_ENOUGH = 50  # true pixels of a class, below which its score says little
-_BETTER = 0.05  # MCC of a class by which a baseline has to be better
-
-
-def _one_class_counts(cm: np.ndarray, k: int) -> np.ndarray:
-    "Counts (2, 2) of class `k` against the rest."
-    cm = np.asarray(cm)
-    hit, truth, shown = cm[k, k], cm[k].sum(), cm[:, k].sum()
-    return np.array([[cm.sum() - truth - shown + hit, shown - hit], [truth - hit, hit]])
-
-
-def _better_rule(own: Mapping[str, np.ndarray], counts: _Counts, k: int, seed: int) -> dict:
-    "The baseline that maps class `k` best, if it does so better than the network by more than chance."
-    mine = {i: _one_class_counts(cm, k) for i, cm in own.items()}
-    theirs = {rule: {i: _one_class_counts(of[i][1], k) for i in mine} for rule, of in counts.items()}
-    pooled = {rule: sum(of.values()) for rule, of in theirs.items()}
-    best = max(pooled, key=lambda rule: mcc(pooled[rule]))
-    gain, low, high = paired_gain(mine, theirs[best], seed=seed)
-    (_, _), (lost, hit) = sum(mine.values())
-    if lost + hit < _ENOUGH or gain < _BETTER or low < 0:
-        return {}
-    (_, _), (rest, found) = pooled[best]
-    row = {"baseline": best, "mcc": mcc(sum(mine.values())), "baseline_mcc": mcc(pooled[best]), "gain": gain}
-    row |= {"low": low, "high": high, "tiles": len(mine), "truth": lost + hit}
-    return row | {"recall": hit / (lost + hit), "baseline_recall": found / (rest + found)}
-
-
-def _class_below_baseline(
-    metrics: Mapping,  # of a finished run
-    counts: _Counts,  # of its baselines; empty: not known
-) -> list[Finding]:  # class-below-baseline
-    "Classes of a network that is good as a whole, which a baseline maps better."
-    if not counts or not metrics.get("tile_confusions"):
-        return []
-    own = {i: np.array(kinds["valid"]) for i, kinds in metrics["tile_confusions"].items()}
-    classes, seed = list(metrics["per_class"]), (metrics.get("parameters") or {}).get("seed", 0)
-    if sum(sum(own.values()).sum(1) > 0) < 3:  # of two classes, one score says all
-        return []
-    if metrics["mcc"] < max(_pooled_mcc(counts, 0).values()):  # then it is below-baseline
-        return []
-    rows = {name: _better_rule(own, counts, k, seed) for k, name in enumerate(classes)}
-    rows = {name: row for name, row in rows.items() if row}
-    if not rows:
-        return []
-    fix, change = _rare_class_fix(metrics, list(rows))
-    heights = {n: {"network": r["mcc"], "baseline": r["baseline_mcc"]} for n, r in rows.items()}
-    picture = partial(bar_chart, heights, "MCC of the class, valid pixels"), "Network and best baseline."
-    evidence = " ".join(_below_text(name, row) for name, row in rows.items())
-    return [Finding("class-below-baseline", "warning", evidence, fix, rows, change, *picture)]
-
-
-def _below_text(name: str, row: Mapping) -> str:
-    "How much better a baseline maps a class."
-    interval = (
-        "" if math.isnan(row["low"]) else f", 95 % interval over tiles {row['low']:.2f} to {row['high']:.2f}"
-    )
-    scores = f"{row['baseline']} has a class MCC of {row['baseline_mcc']:.2f}, the network {row['mcc']:.2f}"
-    return (
-        f"{name}: {scores} (difference {row['gain']:.2f}{interval}); it finds {row['baseline_recall']:.0%} "
-        f"of {row['truth']:,} valid pixels, the network {row['recall']:.0%}."
-    )
 
 # %% ../../nbs/checks/12_scores.ipynb #b313387a
 def check_classes(

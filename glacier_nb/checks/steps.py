@@ -89,6 +89,11 @@ _FATAL_SUM, _LOW_SUM = 1.5e-3, 2e-2  # of lr over the steps; 1.2e-3: MCC 0.21, 1
 _HIGH_LR, _FATAL_LR = 1.2e-2, 5.0  # 1e-2 gave an MCC of 0.73, 3e-2 0.60, 1 still 0.59, 10 none
 
 
+def _usual_steps() -> int:
+    "Optimizer steps of a run with the defaults."
+    return RECIPE.epochs * RECIPE.steps_per_epoch(0)
+
+
 def _few_steps(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]:
     "The finding about too few optimizer steps, if any."
     steps, pretrained = facts["steps"], bool(cfg.init_from)
@@ -97,10 +102,10 @@ def _few_steps(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding
     severity = "fatal" if steps < _FATAL_STEPS and not pretrained else "warning"
     evidence = (
         f"The run has {steps} optimizer steps, {facts['steps an epoch']} per epoch over {cfg.epochs} epochs. "
-        f"A useful network needs at least {_FEW_STEPS}; the defaults have 256."
+        f"A useful network needs at least {_FEW_STEPS}; the defaults have {_usual_steps()}."
     )
     fix = "Take more steps: a larger samples_per_epoch, a smaller batch_size, or more epochs."
-    heights = {"this run": steps, "defaults": 256}
+    heights = {"this run": steps, "defaults": _usual_steps()}
     chart = partial(bar_chart, heights, "optimizer steps", {"needed": _FEW_STEPS}, log=True)
     picture = chart, "With fewer than 100 steps a network is hardly useful."
     return [Finding("starved", severity, evidence, fix, _numbers(facts), change, *picture)]
@@ -129,7 +134,7 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
     evidence = (
         f"AdamW moves a weight by about the learning rate per step: at most {peak:.2g} here, so in the "
         f"{facts['steps']} steps of the run no weight moves further than {total:.2g}. The defaults "
-        f"reach 0.13; below {_LOW_SUM:g} the measured networks had not finished learning."
+        f"reach 0.21; below {_LOW_SUM:g} the measured networks had not finished learning."
     )
     severity = "fatal" if total < _FATAL_SUM and not cfg.init_from else "warning"
     low = peak * _FEW_STEPS < _LOW_SUM or cfg.lr < RECIPE.lr / 3
@@ -195,7 +200,7 @@ def _early_drop(cfg: TrainConfig, facts: Mapping) -> list[Finding]:
 # %% ../../nbs/checks/06_steps.ipynb #d8537e33
 def _all_losses(cfg: TrainConfig) -> dict[str, float]:
     "The weights of all loss terms that are used, by parameter."
-    weights = cfg.loss_weights() | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight}
+    weights = cfg.loss_weights() | {"tversky": cfg.tversky_weight}
     return {f"{name}_weight": weight for name, weight in weights.items() if weight}
 
 
@@ -214,7 +219,7 @@ def _small_gradients(cfg: TrainConfig, facts: Mapping, weights: int) -> list[Fin
         f"{what} a gradient of about {gradient:.1g} in each of {weights:,} weights. AdamW adds "
         f"{_ADAM_EPS:g} before it divides by that size, so its steps are {share:.2g} of the learning rate: "
         f"in the {facts['steps']} steps of the run no weight moves further than {moved:.2g}. The defaults "
-        "reach 0.13."
+        "reach 0.21."
     )
     fix, change = f"Raise clip to {RECIPE.clip:g}, or set it to 0.", {"clip": RECIPE.clip}
     if not clipped:
@@ -224,7 +229,7 @@ def _small_gradients(cfg: TrainConfig, facts: Mapping, weights: int) -> list[Fin
     return [Finding("gradient-small", severity, evidence, fix, numbers, change)]
 
 # %% ../../nbs/checks/06_steps.ipynb #p015
-_FEW_CYCLE_STEPS = 20  # an epoch of the defaults has 16 steps; shorter cycles change the weights little
+_FEW_CYCLE_STEPS = 20  # an epoch of the defaults has 32 steps; shorter cycles change the weights little
 _LATE_RATE = 0.25  # of the peak: a complete cycle ends far below it, one that is cut off may end above
 
 

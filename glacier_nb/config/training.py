@@ -52,8 +52,10 @@ class TrainConfig:
     )
     # parameters that older versions lacked: what these did
     BEFORE: ClassVar = MappingProxyType({"select": "best"})
-    # of the losses whose weight is None
-    LOSS_WEIGHTS: ClassVar = MappingProxyType({"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1})
+    # proportions of the losses whose weight is None
+    LOSS_WEIGHTS: ClassVar = MappingProxyType(
+        {"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1, "lovasz": 0.3}
+    )
 
     # run
     run: str = param("", "folder under outputs/; empty: named after the data folder, numbered when taken")
@@ -123,7 +125,7 @@ class TrainConfig:
         "network",
         choices=("Unet", "UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"),
     )
-    encoder: str = param("resnet34", "name of an smp encoder, or tu- and a timm name; scratch has none")
+    encoder: str = param("resnet18", "name of an smp encoder, or tu- and a timm name; scratch has none")
     encoder_weights: str | None = param(
         None, "None: random; imagenet, imagenet-if-found, or path of a file", holds="path"
     )
@@ -149,12 +151,14 @@ class TrainConfig:
         None, "0-1; None: a share of what the given weights leave of 1", low=0, high=100
     )
     tversky_weight: float = param(0.0, "weight of the Tversky loss, added to the others", low=0, high=100)
-    lovasz_weight: float = param(0.0, "weight of the Lovász loss, added to the others", low=0, high=100)
+    lovasz_weight: float | None = param(
+        None, "0-1; None: a share of what the given weights leave of 1", low=0, high=100
+    )
     tversky: str = param(
         "0.3,0.7,1", "Tversky loss: weight of false positives, of false negatives, exponent", holds="numbers"
     )
     class_weights: str = param(
-        "none",
+        "effective",
         "class weights of the focal loss, from the training pixels",
         choices=("none", "inverse", "effective"),
     )
@@ -192,8 +196,8 @@ class TrainConfig:
     mixup: float = param(0.0, "alpha of MixUp; 0: off", low=0, high=100)
     cutmix: float = param(0.0, "alpha of CutMix; 0: off", low=0, high=100)
     # optimisation
-    epochs: int = param(16, "passes over samples_per_epoch crops", low=1, high=100_000)
-    batch_size: int = param(16, "crops per optimizer step, accumulation included", low=1, high=65536)
+    epochs: int = param(13, "passes over samples_per_epoch crops", low=1, high=100_000)
+    batch_size: int = param(8, "crops per optimizer step, accumulation included", low=1, high=65536)
     accumulate: int = param(1, "forward passes per optimizer step", low=1, high=65536)
     lr: float = param(1e-3, "peak learning rate of AdamW", low=0, high=100)
     weight_decay: float = param(1e-2, "decoupled weight decay of AdamW", low=0, high=10)
@@ -291,10 +295,12 @@ def table(cls: TrainConfig):  # one row a parameter: default, allowed, meaning
 # %% ../../nbs/config/02_training.ipynb #751dc8a5
 @patch
 def loss_weights(
-    self: TrainConfig,  # its four `*_weight` fields are read
-) -> dict[str, float]:  # weight of focal, dice, mcc and boundary
-    "The four loss weights, those left out filled in. Raises ConfigError when that is impossible."
+    self: TrainConfig,  # its `*_weight` fields are read
+) -> dict[str, float]:  # weight of focal, dice, mcc, boundary and lovasz
+    "The loss weights, those left out filled in. Raises ConfigError when that is impossible."
     given = {name: getattr(self, f"{name}_weight") for name in self.LOSS_WEIGHTS}
+    if all(w is not None for name, w in given.items() if name != "lovasz"):
+        given["lovasz"] = given["lovasz"] or 0.0  # the other four are used as they are
     rest = 1 - sum(w for w in given.values() if w is not None)
     open_names = [name for name, w in given.items() if w is None]
     default = sum(self.LOSS_WEIGHTS[name] for name in open_names)
@@ -304,7 +310,7 @@ def loss_weights(
             f"{found}: the weights given sum to {1 - rest:g}: expected a sum of at most 1, or a value for "
             f"{', '.join(f'{n}_weight' for n in open_names)} too"
         )
-    if not open_names and not any(given.values()) and not self.tversky_weight and not self.lovasz_weight:
+    if not open_names and not any(given.values()) and not self.tversky_weight:
         raise ConfigError(
             f"{', '.join(f'{n}_weight' for n in given)} are all 0: expected at least one above 0"
         )

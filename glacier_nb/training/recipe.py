@@ -240,7 +240,7 @@ def run_loss(
     gammas = parse_numbers(cfg.focal_gamma, "focal_gamma")
     counts = sum(tile.class_counts() for tile in data.train_tiles)
     return CombinedLoss(
-        cfg.loss_weights() | {"tversky": cfg.tversky_weight, "lovasz": cfg.lovasz_weight},
+        cfg.loss_weights() | {"tversky": cfg.tversky_weight},
         len(data.classes),
         gammas[0] if len(gammas) == 1 else gammas,
         None if cfg.class_weights == "none" else class_weights(counts, cfg.class_weights),

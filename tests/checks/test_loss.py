@@ -288,7 +288,7 @@ def test_tables_and_their_duration():
     loss, targets = CombinedLoss(TrainConfig.LOSS_WEIGHTS, 4), _synthetic_targets(SHARES["demo"])
     values, slopes = _loss_table(loss, targets), _gradient_table(loss, targets)
     assert values.columns.tolist() == list(_MAPS)
-    assert values.index.tolist() == slopes.index.tolist() == ["loss", "focal", "dice", "mcc", "boundary"]
+    assert values.index.tolist() == slopes.index.tolist() == ["loss", *TrainConfig.LOSS_WEIGHTS]
     weights = [loss.weights[name] for name in values.index[1:]]
     np.testing.assert_allclose(values.loc["loss", "perfect"], weights @ values["perfect"].iloc[1:], atol=1e-6)
     assert slopes.loc["mcc", "cosine"] == pytest.approx(1, abs=1e-4)

@@ -31,6 +31,7 @@ TINY = TrainConfig(
     devices="cpu",
     include_glcm=False,
 )
+STEPS = {"batch_size": 16, "epochs": 16}  # 256
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def test_defaults_have_no_finding(data):
     cfg = TrainConfig()
     assert check_budget(cfg, data.train) == []
     facts = budget(cfg, data.train)
-    assert facts["steps"] == 256
-    assert facts["images"] == 4096
-    assert 0.1 < facts["lr sum"] < 0.15
+    assert facts["steps"] == 416
+    assert facts["images"] == 3328
+    assert 0.20 < facts["lr sum"] < 0.215
 
 
 def test_one_step_an_epoch_is_starved(data):
@@ -92,7 +93,7 @@ def test_pretrained_network_needs_fewer_steps(data):
     ],
 )
 def test_learning_rates(data, lr, expected):
-    found = check_budget(TrainConfig(lr=lr, lr_min=0.0), data.train)
+    found = check_budget(TrainConfig(lr=lr, lr_min=0.0, **STEPS), data.train)
     assert causes(found) == expected
     assert all(f.change["lr"] == 1e-3 for f in found)
 
@@ -120,7 +121,7 @@ PURE = {"focal_weight": 0.0, "dice_weight": 0.0, "boundary_weight": 0.0}
     ],
 )
 def test_parameters_that_undo_the_steps(data, changes, expected):
-    cfg = TrainConfig(**changes)
+    cfg = TrainConfig(**STEPS | changes)
     found = check_budget(cfg, data.train)
     assert causes(found) == expected
     fixed = replace(cfg, **{k: v for f in found for k, v in f.change.items()})
@@ -128,7 +129,7 @@ def test_parameters_that_undo_the_steps(data, changes, expected):
 
 
 def test_weights_left_are_those_of_the_optimizer(data):
-    cfg = TrainConfig(weight_decay=10.0)
+    cfg = TrainConfig(weight_decay=10.0, **STEPS)
     weight = nn.Parameter(torch.ones(2, 2))
     optimizer, rate = run_optimizer(cfg, nn.ParameterList([weight])), run_schedule(cfg, 16)
     for step in range(256):
@@ -153,9 +154,9 @@ def test_no_iteration_undoes_its_steps(data, path):
 
 
 def test_restarts(data):
-    short = TrainConfig(schedule="warm_restarts", restart_epochs=1.0)
-    cut_off = TrainConfig(schedule="warm_restarts", restart_epochs=10.0, epochs=16)
-    whole = TrainConfig(schedule="warm_restarts", restart_epochs=8.0, epochs=16)
+    short = TrainConfig(schedule="warm_restarts", restart_epochs=1.0, **STEPS)
+    cut_off = TrainConfig(schedule="warm_restarts", restart_epochs=10.0, **STEPS)
+    whole = TrainConfig(schedule="warm_restarts", restart_epochs=8.0, **STEPS)
     assert [list(causes(check_budget(c, data.train))) for c in (short, cut_off, whole)] == [
         ["restarts"],
         ["restarts"],
@@ -301,7 +302,7 @@ def test_explained():
     ],
 )
 def test_the_advice_for_small_movements_names_what_is_unusual(data, changes, fix):
-    cfg = TrainConfig(**changes)
+    cfg = TrainConfig(**STEPS | changes)
     found = [f for f in check_budget(cfg, data.train) if f.cause == "lr-low"]
     assert [f.fix.startswith(fix) for f in found] == [True]
     assert check_budget(TrainConfig(**(asdict(cfg) | found[0].change)), data.train) == []

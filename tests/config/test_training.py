@@ -66,7 +66,7 @@ def test_out_of_range(f, value):
         {"focal_gamma": -1.0},
         {"focal_gamma": "1;2"},
         {"mcc_weight": 0.7, "dice_weight": 0.7},
-        {"focal_weight": 0.0, "dice_weight": 0.0, "mcc_weight": 0.0, "boundary_weight": 0.0},
+        {f"{k}_weight": 0.0 for k in ("focal", "dice", "mcc", "boundary", "lovasz")},
     ],
     ids=str,
 )
@@ -87,7 +87,23 @@ def test_given_weights_are_used_and_the_rest_sums_to_one(given):
 
 def test_four_given_weights_are_used_as_they_are():
     given = {"focal_weight": 2.0, "dice_weight": 0.0, "mcc_weight": 3.0, "boundary_weight": 0.5}
-    assert TrainConfig(**given).loss_weights() == {"focal": 2.0, "dice": 0.0, "mcc": 3.0, "boundary": 0.5}
+    assert TrainConfig(**given).loss_weights() == {
+        **{"focal": 2.0, "dice": 0.0, "mcc": 3.0, "boundary": 0.5},
+        "lovasz": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "lovasz"),
+    [
+        ({}, 3 / 13),
+        ({"lovasz_weight": 0.4}, 0.4),
+        ({"mcc_weight": 0.5}, 0.15),
+        ({"focal_weight": 0.2, "dice_weight": 0.2, "mcc_weight": 0.2, "boundary_weight": 0.2}, 0.0),
+    ],
+)
+def test_lovasz_has_a_share_unless_the_other_four_are_given(given, lovasz):
+    assert TrainConfig(**given).loss_weights()["lovasz"] == pytest.approx(lovasz, abs=1e-12)
 
 
 def test_json_round_trip(tmp_path):
