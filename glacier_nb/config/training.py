@@ -159,7 +159,7 @@ class TrainConfig:
     )
     class_weights: str = param(
         "effective",
-        "class weights of the focal loss, from the training pixels",
+        "class weights of the focal loss, from training pixels",
         choices=("none", "inverse", "effective"),
     )
     focal_gamma: float | str = param(

@@ -210,7 +210,7 @@ def _check_folds(
     cfg: TrainConfig,  # of a cross-validation
 ) -> None:
     "Raise ConfigError for parameters that a cross-validation sets itself, or cannot have."
-    test_dir = getattr(cfg, "test_dir", "")
+    test_dir = cfg.test_dir
     wrong = {
         "resume = True": (cfg.resume, "leave it out: finished folds are skipped, interrupted ones resumed"),
         f"fold = {cfg.fold!r}": (
