@@ -141,9 +141,7 @@ def _write_start(path: Path, steps: list[dict], start: str | os.PathLike, root: 
     "Write the first step; raises RunError when this folder has another start."
     name, parameters, folder = _read_start(start, root)
     if steps:
-        partial = steps[0].get("status") == "not run"  # a file names what it changes, not all
-        given = {"select": TrainConfig().select} if partial else {}
-        if names := TrainConfig(**parameters).differences(given | steps[0]["parameters"]):
+        if names := TrainConfig(**parameters).differences(steps[0]["parameters"]):
             raise RunError(f"{path} has another start: {names}. Choose another folder, or delete this one")
         return
     metrics = read_record(folder).metrics if folder else {}

@@ -367,6 +367,8 @@ def test_lake_weights_change_by_weight_decay_alone(data):
     torch.testing.assert_close(after[3], decay * before[3], rtol=1e-4, atol=0)
     for k in range(3):
         assert (after[k] / before[k] - decay).abs().max() > 1e-3
+    lakes = [record.pop("class_mcc_lake") for record in history]
+    assert lakes == [None] * len(history)  # neither labels nor maps have any
     assert all(np.isfinite(list(record.values())).all() for record in history)
     assert not any(pair[0][:, 3].any() for pair in learner.matrices.values())
 
