@@ -137,7 +137,9 @@ def test_restarts_that_destroy():
 
 def test_proposals_are_allowed_and_change_something():
     peaked = {"mcc_valid": 0.7 * RISE - 0.02 * np.maximum(E - 14, 0)}
-    assert [f.change for f in check_history(history(**peaked), CALM)] == [{"schedule": "plateau"}]
+    assert [f.change for f in check_history(history(**peaked), CALM)] == [
+        {"schedule": "plateau", "select": "inner"}
+    ]
     swings = {"val_loss": 0.5 + 0.2 * (-1.0) ** E}
     for batch, accumulate in ((1, 1), (8, 1), (16, 2), (20, 1), (48, 3)):
         cfg = TrainConfig(epochs=30, batch_size=batch, accumulate=accumulate)

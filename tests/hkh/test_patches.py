@@ -367,6 +367,8 @@ def test_lake_weights_change_by_weight_decay_alone(data):
     torch.testing.assert_close(after[3], decay * before[3], rtol=1e-4, atol=0)
     for k in range(3):
         assert (after[k] / before[k] - decay).abs().max() > 1e-3
+    lakes = [record.pop("class_mcc_lake") for record in history]
+    assert lakes == [None] * len(history)  # neither labels nor maps have any
     assert all(np.isfinite(list(record.values())).all() for record in history)
     assert not any(pair[0][:, 3].any() for pair in learner.matrices.values())
 
@@ -475,3 +477,16 @@ def test_unknown_parameter_stops_before_anything_is_written(project, monkeypatch
     with pytest.raises(ConfigError, match="did you mean 'crop_size'"):
         run_cells(project / "nbs/pretrain.ipynb", **TINY, crop_sise=32, run="wrong")
     assert not (project / "outputs/wrong").exists()
+
+
+def test_an_inner_block_of_scenes_chooses_the_epoch(cfg, tmp_path):
+    write_hkh_like(tmp_path, size=32, scenes=8, grid=(1, 2), seed=1)
+    cfg, reading = replace(cfg, data_dir=str(tmp_path), n_folds=4), replace(READING, patch_size=32)
+    plain, data = (hkh_run_data(replace(cfg, select=s), reading) for s in ("last", "inner"))
+    train, inner, val = (set(side.ids) for side in (data.train, data.inner, data.val))
+    assert val == set(plain.val.ids)
+    assert min(map(len, (train, inner, val))) > 0
+    assert not train & inner
+    assert train | inner < set(plain.train.ids)  # scenes that overlap with the block are in neither
+    assert data.watched is data.inner
+    assert [t.id for t in data.split.train + data.inner_split.val] == [*data.train.ids, *data.inner.ids]

@@ -466,7 +466,7 @@ def test_init_from_reports_what_only_the_file_has(tmp_path):
 def test_init_from_of_another_network_names_both(run_file):
     path, _ = run_file
     words = (
-        r"best\.pt: none of the network's \d+ kernels is in this file; the file holds a network with "
+        r"model\.pt: none of the network's \d+ kernels is in this file; the file holds a network with "
         r"architecture = 'Unet', encoder = 'resnet18'.*this run has architecture = 'scratch', 5 channels in"
     )
     model = build_unet(5, 4, architecture="scratch")
