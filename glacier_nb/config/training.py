@@ -388,7 +388,8 @@ def known(
     parameters: Mapping,  # of a run, perhaps of another version
 ) -> dict:  # every parameter of this version
     "The parameters of a run that this version knows; what its version lacked as it was then, or the default."
-    default = {f.name: f.default for f in fields(cls)} | cls.BEFORE
+    whole = {"data_dir", "seed", "lr", "epochs"} <= parameters.keys()  # a saved config, not a few given ones
+    default = {f.name: f.default for f in fields(cls)} | (dict(cls.BEFORE) if whole else {})
     return _with_defaults(default | {k: _read(k, v) for k, v in parameters.items() if k in default})
 
 

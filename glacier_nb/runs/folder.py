@@ -186,10 +186,7 @@ def run_parameters(
     config, failed = folder / "config.json", folder / "failed.json"
     if not config.is_file() and not failed.is_file() and run_state(folder) == "running":
         return {}  # its first seconds
-    if failed.is_file() and not config.is_file():  # the parameters of its job, which this version read
-        found = read_json(failed)["parameters"]
-        return TrainConfig.known({"select": TrainConfig().select} | found) | found
-    found = read_json(config)
+    found = read_json(config) if config.is_file() or not failed.is_file() else read_json(failed)["parameters"]
     return TrainConfig.known(found) | found
 
 
