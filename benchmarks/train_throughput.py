@@ -60,6 +60,9 @@ def make_config(
     size, batch = (64, 4) if options.quick else (128, 16)
     return TrainConfig(
         data_dir=str(options.tiles),
+        encoder="resnet34",
+        class_weights="none",
+        lovasz_weight=0.0,
         devices="cpu",
         precision="fp32",
         memory_format="channels_last",

@@ -568,6 +568,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'glacier_nb/checks/scores.py'),
                                           'glacier_nb.checks.scores._rare_class_fix': ( 'checks/scores.html#_rare_class_fix',
                                                                                         'glacier_nb/checks/scores.py'),
+                                          'glacier_nb.checks.scores._with_room': ( 'checks/scores.html#_with_room',
+                                                                                   'glacier_nb/checks/scores.py'),
                                           'glacier_nb.checks.scores._worst_tile': ( 'checks/scores.html#_worst_tile',
                                                                                     'glacier_nb/checks/scores.py'),
                                           'glacier_nb.checks.scores.check_baselines': ( 'checks/scores.html#check_baselines',

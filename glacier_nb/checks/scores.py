@@ -232,6 +232,18 @@ def _has(cfg: TrainConfig, name: str, value: object) -> bool:
     return own == value
 
 
+def _with_room(
+    cfg: TrainConfig,  # of the run
+    change: dict,  # a step of the recipe
+) -> dict:
+    "The step; where the loss weights given leave no room for another, those left out are kept as they are."
+    left_out = {f"{n}_weight": round(w, 4) for n, w in cfg.loss_weights().items() if n != "lovasz"}
+    left_out = {name: w for name, w in left_out.items() if getattr(cfg, name) is None}
+    given = sum(getattr(cfg, f"{n}_weight") or 0.0 for n in cfg.LOSS_WEIGHTS if n != "lovasz")
+    full = left_out and given + change.get("lovasz_weight", 0.0) > 1
+    return change | left_out if full else change
+
+
 def _rare_class_fix(
     metrics: Mapping,  # of the run
     names: Sequence[str],  # of the classes that need it
@@ -239,7 +251,7 @@ def _rare_class_fix(
     "The next step of the recipe for rare classes that the run does not have."
     cfg = TrainConfig(**TrainConfig.known(metrics.get("parameters") or {}))
     steps = ({k: v for k, v in step.items() if not _has(cfg, k, v)} for step in _RARE_STEPS)
-    change = next(filter(None, steps), {})
+    change = _with_room(cfg, next(filter(None, steps), {}))
     if not change:
         return f"Label more {' and '.join(names)}: the run has the recipe for rare classes already.", {}
     return f"Train with {', '.join(f'{k} = {v!r}' for k, v in change.items())}.", change

@@ -175,7 +175,7 @@ def _fix(case: Case) -> Iterator[Option]:
         merged = vars(cfg) | change
         steps = merged["epochs"] * math.ceil(merged["samples_per_epoch"] / merged["batch_size"])
         recipe = _RECIPE | ({} if cfg.crop_size else {"crop_size": RECIPE.crop_size})
-        if steps <= 2 * _run_steps(TrainConfig(**_RECIPE)):
+        if steps <= 2.5 * _run_steps(TrainConfig(**_RECIPE)):
             yield Option(change | recipe, evidence_and_fix([*fatal, *also]), _RECIPE_RESULT)
     expected = "These findings are gone from the next diagnosis, which comes before the run."
     yield Option(change, evidence_and_fix([*fatal, *also]), expected)

@@ -234,7 +234,7 @@ def test_the_effect_of_the_lag_is_measured(make):
     learner = with_momentum(make(), 1e-4)
     (found,) = _check_norm_lag(learner, Overfit.of(learner, steps=40))
     assert found.numbers["train"] > 0.6
-    assert found.numbers["eval"] < found.numbers["train"] - 0.3
+    assert found.numbers["eval"] < found.numbers["train"] - 0.2
     assert "in train mode" in found.evidence
 
 

@@ -79,8 +79,15 @@ def test_no_labels_of_a_class_no_metrics_and_a_trial():
     assert check_classes(scored((1, 0.9, 0, 0), PIXELS) | {"trial": True}) == []
 
 
+OLD = {"class_weights": "none", "lovasz_weight": 0.0}  # parameters before there was a recipe for rare classes
+
+
 def test_each_fix_is_the_next_step_of_the_recipe_and_a_run_accepts_it():
-    metrics, cfg, seen = scored((1, 0.9, 0, 0), (7000, 2400, 500, 0)), TrainConfig(sampler="random"), []
+    metrics, cfg, seen = (
+        scored((1, 0.9, 0, 0), (7000, 2400, 500, 0)),
+        TrainConfig(sampler="random", **OLD),
+        [],
+    )
     for _ in range(9):
         (found,) = check_classes(metrics | {"parameters": asdict(cfg)})
         if not found.change:
@@ -94,9 +101,12 @@ def test_each_fix_is_the_next_step_of_the_recipe_and_a_run_accepts_it():
 
 def test_class_weights_are_proposed_where_there_is_a_focal_loss_without():
     metrics = scored((1, 0.9, 0, 0), (7000, 2400, 500, 0))
-    for own in ({"mcc_weight": 1.0}, {"class_weights": "inverse"}):
-        (found,) = check_classes(metrics | {"parameters": asdict(TrainConfig(**own))})
-        assert found.change == {"lovasz_weight": 0.3}
+    others = {"focal_weight": 0.0, "dice_weight": 0.0, "boundary_weight": 0.0}
+    for own, more in (({"mcc_weight": 1.0}, others), ({"class_weights": "inverse"}, {})):
+        cfg = TrainConfig(**OLD | own)
+        (found,) = check_classes(metrics | {"parameters": asdict(cfg)})
+        assert found.change == {"lovasz_weight": 0.3, **more}
+        assert replace(cfg, **found.change).loss_weights()["lovasz"] == 0.3
 
 
 def learned(cfg, label, image):
@@ -122,7 +132,7 @@ def test_the_finding_is_gone_after_its_advice_was_followed():
     label = torch.multinomial(shares, 4 * 48 * 48, True, generator=rng).view(4, 48, 48)
     colour = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 1.5]])  # a lake looks much like ice
     image = colour[label].movedim(-1, 1) + torch.randn((4, 2, 48, 48), generator=rng)
-    cfg = TrainConfig(focal_weight=1.0, dice_weight=0.0, mcc_weight=0.0, boundary_weight=0.0)
+    cfg = TrainConfig(focal_weight=1.0, dice_weight=0.0, mcc_weight=0.0, boundary_weight=0.0, **OLD)
     (found,) = check_classes(before := learned(cfg, label, image))
     assert list(found.numbers) == ["lake"]
     after = learned(replace(cfg, **found.change), label, image)

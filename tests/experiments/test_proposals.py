@@ -190,7 +190,7 @@ def test_a_missed_class_is_proposed_what_its_finding_says():
         assert changes(first).items() >= found.change.items()
         assert "lake: 300 valid pixels" in first.reasons[0]
     again = proposed(run, record("next", 0.1, **first.parameters))
-    assert (again.rule, changes(again)) == ("balance", {"epochs": 32})
+    assert (again.rule, changes(again)) == ("balance", {"epochs": 26})
 
 
 def test_no_proposal_for_a_class_without_training_tiles_or_with_a_handful_of_pixels():

@@ -40,7 +40,7 @@ def subjects():
         found.history, found.metrics = diagnosis.read_history(folder), diagnosis.read_metrics(folder)
         return found
 
-    only = [c for c in diagnosis._CHECKS if c.needs in ("history", "metrics")]
+    only = [c for c in diagnosis._CHECKS if c.needs in ("history", "scores")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagnosis._Subject, "of", of)
         patch.setattr(diagnosis, "_CHECKS", only)

@@ -40,7 +40,7 @@ def test_baselines_are_fitted_once_for_the_same_tiles_split_and_seed(fits):
     def rules(tiles, fold=0, seed=0):
         sides = split(tiles, fold, 2, buffer=8)
         data = SimpleNamespace(split=sides, classes=tiles[0].classes)
-        return score._baselines(SimpleNamespace(data=data, cfg=TrainConfig(seed=seed)))
+        return score._baselines(SimpleNamespace(data=data, cfg=TrainConfig(seed=seed)), sides.val)
 
     first = rules(tiles)
     assert first["baseline_mcc"] == max(first["baselines"].values())
