@@ -259,7 +259,7 @@ def run_epoch(self: Learner) -> None:
     record = {"epoch": self.epoch + 1, "step": self.step, **trained, **self.validate()}
     self.record = {**record, "seconds": round(time.perf_counter() - start, 3)}
     self.history.append(self.record)
-    if len(self.data.val):
+    if len(self.data.watched):
         self.rate.after_epoch(self.record["mcc_valid"], self.step)
     self.epoch, self.records, self.epoch_seconds = self.epoch + 1, [], 0.0
     self.notify("after_epoch")

@@ -361,6 +361,19 @@ def test_the_average_follows_its_formula(data, tmp_path):
     torch.testing.assert_close(found, mean, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("select", "followed"), [("inner", 1), ("last", 0)])
+def test_without_held_out_tiles_the_plateau_follows_the_inner_block(tmp_path, monkeypatch, select, followed):
+    monkeypatch.setattr("glacier_nb.training.callbacks.run_network", tiny_network)
+    schedule = "plateau" if select == "inner" else "cosine"
+    cfg = replace(TINY, fold=None, select=select, schedule=schedule, epochs=1, warmup_epochs=0.0)
+    learner = make_learner(cfg, prepare_data(cfg, read_tiles(cached_demo(9, 96, 3))), tmp_path, False)
+    seen = []
+    monkeypatch.setattr(learner.rate, "after_epoch", lambda score, step: seen.append(score))
+    learner.fit()
+    assert seen == [r["mcc_valid"] for r in learner.history if "mcc_valid" in r]
+    assert len(seen) == followed
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_network_trains_alike_with_the_same_names(data, tmp_path, monkeypatch):
