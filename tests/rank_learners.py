@@ -45,7 +45,7 @@ def fitted(cfg, folder) -> dict:
         "frozen": [k for k, p in learner.model.named_parameters() if not p.requires_grad],
         "crops": sum(len(b["label"]) for b in learner.batches(0)),
         "inner": list(learner.data.inner.ids) if learner.data.inner else [],
-        "score": score_run(learner, folder, pixel_rules=False, progress=False),
+        "score": score_run(learner, folder, with_baselines=False, progress=False),
     }
 
 

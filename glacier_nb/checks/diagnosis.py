@@ -35,7 +35,7 @@ from ..data.storage import run_tiles
 from ..files.errors import TileError, listing
 from ..models.weights import weights_file
 from ..prediction.evaluate import tile_probs
-from ..prediction.members import load_member
+from ..prediction.members import Member, load_member
 from ..progress import progress_bar
 from ..report.findings import CheckResult, Finding, Status
 from ..report.report import Report
@@ -195,10 +195,14 @@ def _maps(subject: _Subject) -> Callable[[str], tuple[Tile, np.ndarray]] | None:
         return None
 
     @cache
+    def member() -> Member:
+        return load_member(weights, subject.cfg.devices)
+
+    @cache
     def of(tile_id: str) -> tuple[Tile, np.ndarray]:
         tiles = (*subject.data.val_tiles, *subject.data.test_tiles)
         tile = next(t for t in tiles if t.id == tile_id)
-        return tile, tile_probs([load_member(weights, subject.cfg.devices)], tile).argmax(0)
+        return tile, tile_probs([member()], tile).argmax(0)
 
     return of
 
@@ -292,7 +296,6 @@ _MISSING = {
     "data": "the tiles could not be split and normalised",
     "learner": "the network could not be built",
     "history": "no epoch is finished yet",
-    "metrics": "the run is not finished",
     "held_out": "no tile is held out (fold = none)",
     "scores": "no score: the run is not finished, or holds out no tile and has no test",
 }

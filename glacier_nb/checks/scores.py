@@ -19,7 +19,7 @@ from ..config.training import TrainConfig
 from ..files.errors import listing
 from ..landsat import IGNORE
 from ..metrics.baseline import baseline_counts, baselines
-from ..metrics.scores import mcc, missed_classes
+from ..metrics.scores import FEW_PIXELS, mcc, missed_classes, one_vs_rest
 from ..metrics.significance import paired_gain, paired_permutation_p, smallest_p
 from ..plot.colours import colours, handles
 from ..report.figures import bar_chart, image_row
@@ -117,26 +117,18 @@ def _one_class(metrics: Mapping) -> list[Finding]:
     return [Finding("collapsed", "fatal", evidence, fix, {"share": share})]
 
 # %% ../../nbs/checks/12_scores.ipynb #c5c9380c
-_ENOUGH = 50  # true pixels of a class, below which its score says little
 _BETTER = 0.05  # MCC of a class by which a baseline has to be better
-
-
-def _one_class_counts(cm: np.ndarray, k: int) -> np.ndarray:
-    "Counts (2, 2) of class `k` against the rest."
-    cm = np.asarray(cm)
-    hit, truth, shown = cm[k, k], cm[k].sum(), cm[:, k].sum()
-    return np.array([[cm.sum() - truth - shown + hit, shown - hit], [truth - hit, hit]])
 
 
 def _better_rule(own: Mapping[str, np.ndarray], counts: _Counts, k: int, seed: int) -> dict:
     "The baseline that maps class `k` best, if it does so better than the network by more than chance."
-    mine = {i: _one_class_counts(cm, k) for i, cm in own.items()}
-    theirs = {rule: {i: _one_class_counts(of[i][1], k) for i in mine} for rule, of in counts.items()}
+    mine = {i: one_vs_rest(cm)[k] for i, cm in own.items()}
+    theirs = {rule: {i: one_vs_rest(of[i][1])[k] for i in mine} for rule, of in counts.items()}
     pooled = {rule: sum(of.values()) for rule, of in theirs.items()}
     best = max(pooled, key=lambda rule: mcc(pooled[rule]))
     gain, low, high = paired_gain(mine, theirs[best], seed=seed)
     (_, _), (lost, hit) = sum(mine.values())
-    if lost + hit < _ENOUGH or gain < _BETTER or low < 0:
+    if lost + hit < FEW_PIXELS or gain < _BETTER or low < 0:
         return {}
     (_, _), (rest, found) = pooled[best]
     row = {"baseline": best, "mcc": mcc(sum(mine.values())), "baseline_mcc": mcc(pooled[best]), "gain": gain}

@@ -24,6 +24,7 @@ from ..config.files import read_config
 from ..config.training import TrainConfig
 from ..data.storage import run_tiles
 from .jobs import FailureCause, JobError
+from .run import Predictor
 from .sweep import sweep
 from .train import check_plan
 from ..files.errors import listing
@@ -34,6 +35,7 @@ from ..metrics.significance import paired_gain
 from glacier_nb.runs.folder import (
     RunError,
     class_scores,
+    read_folds,
     read_history,
     read_json,
     read_metrics,
@@ -44,19 +46,11 @@ from ..tiles.read import AnyTile
 
 # %% ../../nbs/experiments/07_cross_validate.ipynb #61b3aa31
 @dataclass(frozen=True, eq=False)
-class CrossValidation:
+class CrossValidation(Predictor):
     "All folds of a config, scored together. Scores raise RunError before the last fold is finished."
 
     folder: Path  # absolute; beside the folders of its runs
     record: dict  # the content of cross_validation.json
-
-    def __fspath__(self) -> str:
-        return str(self.folder)
-
-    @property
-    def name(self) -> str:
-        "The name of the folder."
-        return self.folder.name
 
     @property
     def runs(self) -> list[Path]:
@@ -69,7 +63,7 @@ class CrossValidation:
         return TrainConfig(**TrainConfig.known(self.record["parameters"]))
 
     @cached_property
-    def members(self) -> list:  # of `glacier_nb.prediction.members.Member`
+    def members(self) -> list:
         "The network of each fold; raises PredictError before the last fold is finished."
         from glacier_nb.prediction.members import load_ensemble
 
@@ -210,15 +204,14 @@ def _check_folds(
     cfg: TrainConfig,  # of a cross-validation
 ) -> None:
     "Raise ConfigError for parameters that a cross-validation sets itself, or cannot have."
-    test_dir = cfg.test_dir
     wrong = {
         "resume = True": (cfg.resume, "leave it out: finished folds are skipped, interrupted ones resumed"),
         f"fold = {cfg.fold!r}": (
             cfg.fold != TrainConfig.__dataclass_fields__["fold"].default,
             f"leave it out, because each of the {cfg.n_folds} folds is held out in turn; `train` trains one",
         ),
-        f"test_dir = {test_dir!r}": (
-            test_dir,
+        f"test_dir = {cfg.test_dir!r}": (
+            cfg.test_dir,
             "leave it out, because test tiles are to be scored once: by the final model (`train` with "
             "fold = none and test_dir)",
         ),
@@ -237,31 +230,13 @@ def _fold_names(
     return [f"{stem}-fold{k}{name[len(stem) :]}" for k in range(n)]
 
 # %% ../../nbs/experiments/07_cross_validate.ipynb #72381f08
-def _read_record(
-    folder: Path,  # of a cross-validation
-) -> dict:  # with runs and parameters
-    "The content of cross_validation.json; raises RunError when it is damaged."
-    path, record = folder / "cross_validation.json", {}
-    try:
-        record = read_json(path)
-        found = " and ".join(f"no {key}" for key in ("runs", "parameters") if key not in record)
-    except RunError as e:
-        found = str(e)
-    if not found:
-        return record
-    raise RunError(
-        f"{path} is damaged: found {found}, expected runs and parameters. Delete this file and run the "
-        "cross-validation again with the same parameters: its finished folds are only read"
-    )
-
-
 def _other_parameters(
     cfg: TrainConfig,  # asked for
     folder: Path,  # of a cross-validation; it may not exist
 ) -> str:  # names with both values; empty when nothing differs or the folder is new
     "The parameters in which a cross-validation that has begun differs."
     begun = (folder / "cross_validation.json").is_file()
-    return cfg.differences(_read_record(folder)["parameters"]) if begun else ""
+    return cfg.differences(read_folds(folder)["parameters"]) if begun else ""
 
 
 def _folder_for(
@@ -349,7 +324,7 @@ def read(
             f"no cross-validation {str(name)!r}: found {listing(known) or 'none'} in outputs/. Expected a "
             "folder that `cross_validate` has written"
         )
-    return cls(folder, _read_record(folder))
+    return cls(folder, read_folds(folder))
 
 
 def _sentences(found: CrossValidation) -> list[str]:
@@ -391,12 +366,6 @@ def __str__(self: CrossValidation) -> str:
 
 
 @patch
-def _repr_pretty_(self: CrossValidation, p, cycle: bool) -> None:
-    "The text of a notebook or an IPython terminal."
-    p.text(repr(self) if cycle else str(self))
-
-
-@patch
 def _repr_html_(self: CrossValidation) -> str:
     "Scores and parameters of all folds."
     parts = [f"<b>{html.escape(self.name)}</b>: {len(self.runs)} folds"]
@@ -423,28 +392,3 @@ def held_out_maps(
         expected = f"expected tiles of {self.config.data_dir}"
         raise RunError(f"{self.name}: no fold held out {listing(other)}: {expected}")
     return {t.id: tile_probs([members[fold[t.id]]], t).argmax(0).astype(np.uint8) for t in tiles}
-
-# %% ../../nbs/experiments/07_cross_validate.ipynb #2feb08dc
-@patch
-def probabilities(
-    self: CrossValidation,
-    tile: AnyTile,  # with or without a label
-    tta: str = "none",  # views that are averaged: none, flips, dihedral
-    tta_scales: str = "1",  # comma-separated sizes of each view, 0.25 to 4
-) -> np.ndarray:  # (n_classes, H, W) float32, sums to 1; background 1 at nodata
-    "Class probabilities of a tile, the mean over the folds."
-    from glacier_nb.prediction.evaluate import tile_probs
-    from glacier_nb.prediction.views import make_views
-
-    return tile_probs(self.members, tile, make_views(tta, tta_scales))
-
-
-@patch
-def predict(
-    self: CrossValidation,
-    tile: AnyTile,  # with or without a label
-    tta: str = "none",  # views that are averaged: none, flips, dihedral
-    tta_scales: str = "1",  # comma-separated sizes of each view, 0.25 to 4
-) -> np.ndarray:  # (H, W) uint8 class index, 0 (background) at nodata
-    "The map of a tile."
-    return self.probabilities(tile, tta, tta_scales).argmax(0).astype(np.uint8)

@@ -74,11 +74,6 @@ def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
     ax.legend(fontsize=8, frameon=False, ncols=2)
 
 # %% ../../nbs/plot/02_curves.ipynb #f816ab8e
-_CHOICE = {
-    "last": "last epoch {:g}",
-    "best": "best epoch {:g} on these tiles",
-    "inner": "best epoch {:g} on these tiles",
-}
 _CLASS_MCC = "class_mcc_"
 _LINES = {**PALETTE, "background": "0.55"}  # its colour in maps is too pale for a line
 
@@ -95,7 +90,8 @@ def _mcc_axes(ax: Axes, table: pd.DataFrame, best, select: str) -> None:
     ax.set(xlabel="epoch", ylabel=where, ylim=(low, max(0.1, high * 1.12)))
     if best is not None:
         scores = f"MCC {table.mcc[best]:.3f} (valid pixels {table.mcc_valid[best]:.3f})"
-        ax.set_title(f"{_CHOICE[select].format(best)}:\n{scores}", fontsize=10)
+        which = f"last epoch {best:g}" if select == "last" else f"best epoch {best:g} on these tiles"
+        ax.set_title(f"{which}:\n{scores}", fontsize=10)
     ax.legend(fontsize=8, frameon=False, loc="lower right")
 
 

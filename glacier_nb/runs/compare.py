@@ -27,7 +27,7 @@ from glacier_nb.metrics.significance import (
     paired_permutation_p,
     smallest_p,
 )
-from .folder import RunError, chosen_on_scored, read_json, read_metrics, run_folder
+from .folder import RunError, chosen_on_scored, read_folds, read_metrics, run_folder
 from ..training.recipe import run_schedule
 
 # %% ../../nbs/runs/01_compare.ipynb #5f83049a
@@ -188,7 +188,7 @@ def _scored(
     if (folder := folds_folder(run)) is None:
         folder = run_folder(run)
         return folder.name, read_metrics(folder)
-    record = read_json(folder / "cross_validation.json")
+    record = read_folds(folder)
     if "mcc" not in record:
         raise RunError(f"{folder}: not all folds are finished: run this cross-validation again to train them")
     return folder.name, record

@@ -61,7 +61,7 @@ def _block_texts(learner: Learner) -> dict[str, dict[str, list[str]]]:
 def score_run(
     learner: Learner,  # after `fit`, on every rank; afterwards it holds the selected weights
     folder: str | os.PathLike,  # its run folder, with model.pt
-    pixel_rules: bool = True,  # also the baselines
+    with_baselines: bool = True,  # also the baselines
     progress: bool = True,  # show a bar for each way to predict
 ) -> dict:  # the content of metrics.json but for the seconds; empty on ranks above 0
     "Score the selected weights on held-out and test tiles; raises the errors of `evaluation_members`."
@@ -74,16 +74,16 @@ def score_run(
     if not first:
         return {}
     val, few = data.val_tiles, 0 < len(data.val) <= _FEW_TILES
-    scored = data.test_tiles and not learner.interrupted
+    scored, asked = data.test_tiles and not learner.interrupted, evaluation_members(cfg, data)
     return {
         **(_scores(learner, learner.matrices) if val else _NO_SCORES),
-        **(_baselines(learner, val) if pixel_rules and val else {}),
+        **(_baselines(learner, val) if with_baselines and val else {}),
         "select": cfg.select,
         "selected_epoch": state["metrics"]["epoch"],
         "chosen_on": [] if cfg.select == "last" else list(data.watched.ids),
         **({"block_confusions": _block_texts(learner)} if few else {}),
-        "evaluation": _evaluation(learner, folder, progress, val, cfg.data_path) if val else None,
-        **({"test": _test(learner, folder, pixel_rules, progress)} if scored else {}),
+        "evaluation": _evaluation(learner, folder, progress, asked, val, cfg.data_path) if val else None,
+        **({"test": _test(learner, folder, with_baselines, progress, asked)} if scored else {}),
         "started_from": str(learner.model.started_from),
         "initial_weights": learner.model.started_from.to_dict(),
         "parameters": asdict(learner.cfg),
@@ -105,7 +105,7 @@ def _scores(learner: Learner, matrices: Mapping[str, tuple]) -> dict:
     return found | {"tile_confusions": _count_lists(matrices)}
 
 
-def _test(learner: Learner, folder: Path, pixel_rules: bool, progress: bool) -> dict:
+def _test(learner: Learner, folder: Path, with_baselines: bool, progress: bool, asked: tuple) -> dict:
     "The score on the tiles of test_dir, with the weights that prediction loads."
     cfg, tiles = learner.cfg, learner.data.test_tiles
     members = [load_member(folder, cfg.devices)]
@@ -113,11 +113,12 @@ def _test(learner: Learner, folder: Path, pixel_rules: bool, progress: bool) -> 
     if any(t.transform.is_identity for t in (*tiles, *learner.data.train_tiles)):
         notes.append("tiles have no georeference: it is not known whether test tiles touch training tiles")
     matrices, _seconds = evaluate(members, tiles, cfg.test_path, progress=progress)
+    evaluation = _evaluation(learner, folder, progress, asked, tiles, cfg.test_path)
     return {
         **{"folder": cfg.test_dir, "tiles": len(tiles)},
         **_scores(learner, matrices),
-        **(_baselines(learner, tiles) if pixel_rules else {}),
-        **{"evaluation": _evaluation(learner, folder, progress, tiles, cfg.test_path), "unchecked": notes},
+        **(_baselines(learner, tiles) if with_baselines else {}),
+        **{"evaluation": evaluation, "unchecked": notes},
     }
 
 
@@ -156,10 +157,16 @@ def _class_scores(found: Mapping) -> dict[str, dict]:
     return {name: {k: row[k] for k in keys} | {"mcc_valid": valid[name]["mcc"]} for name, row in rows}
 
 
-def _evaluation(learner: Learner, folder: Path, progress: bool, tiles, data_dir: Path) -> dict | None:
+def _evaluation(
+    learner: Learner,  # of the run
+    folder: Path,  # of the run
+    progress: bool,  # show bars
+    asked: tuple[Sequence[View], list[Member]],  # from `evaluation_members`
+    tiles: Sequence[AnyTile],  # to be scored
+    data_dir: Path,  # their folder
+) -> dict | None:
     "Scores and cost of more views and networks on tiles; None where the config asks for neither."
-    cfg = learner.cfg
-    views, others = evaluation_members(cfg, learner.data)
+    cfg, (views, others) = learner.cfg, asked
     if not others and tuple(views) == PLAIN:
         return None
     members = [load_member(folder, cfg.devices), *others]

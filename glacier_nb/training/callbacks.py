@@ -294,9 +294,9 @@ class EarlyStop(Callback):
     after_epoch = before_fit
 
 # %% ../../nbs/training/06_callbacks.ipynb #db729924
-_INNER = {
-    "inner": "inner "
-}  # value of `select` -> what the scores of an epoch are not: those of the held-out tiles
+def _where(learner: Learner) -> str:
+    "What the scores of an epoch are of, if not of the held-out tiles."
+    return "inner " if learner.cfg.select == "inner" else ""
 
 
 class Progress(Callback):
@@ -319,7 +319,7 @@ class Progress(Callback):
 
     def _show(self, learner):
         "Loss behind the bar, MCC on valid pixels, and the best of it where it chooses the epoch."
-        shown, where = {"loss": f"{learner.last['train_loss']:.3f}"}, _INNER.get(learner.cfg.select, "")
+        shown, where = {"loss": f"{learner.last['train_loss']:.3f}"}, _where(learner)
         if learner.history and "mcc_valid" in learner.history[-1]:
             shown[f"{where}valid MCC"] = f"{learner.history[-1]['mcc_valid']:.3f}"
             shown |= {} if learner.cfg.select == "last" else {"best": f"{learner.best['mcc_valid']:.3f}"}
@@ -329,7 +329,7 @@ class Progress(Callback):
         self._show(learner)
         every = -(-learner.cfg.epochs // self.lines)
         if learner.epoch % every == 0 or learner.epoch == learner.cfg.epochs or learner.stop:
-            line = _epoch_line(learner.record, learner.cfg.epochs, _INNER.get(learner.cfg.select, ""))
+            line = _epoch_line(learner.record, learner.cfg.epochs, _where(learner))
             print(line, flush=True)
 
     def after_fit(self, learner):

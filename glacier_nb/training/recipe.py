@@ -79,11 +79,12 @@ def _few_tiles(
     n: tuple[int, int] = (8, 2),  # training and validation tiles
 ) -> Split:  # at most so many tiles; each class that the tiles have, as far as that is possible
     "The tiles of a trial: of each class the one with most of its pixels, then the first ones."
-    chosen = []
-    for tiles, most in zip(sides, n, strict=True):
-        counts = np.array([tile.class_counts() for tile in tiles or sides.train])
-        richest = [int(k) for k in counts.argmax(0)[counts.any(0)][::-1] if tiles]
-        chosen.append([tiles[k] for k in sorted(list(dict.fromkeys([*richest, *range(len(tiles))]))[:most])])
+    chosen = [[], []]
+    for side, tiles, most in zip(chosen, sides, n, strict=True):
+        if tiles:  # none are held out with fold = none
+            counts = np.array([tile.class_counts() for tile in tiles])
+            richest = counts.argmax(0)[counts.any(0)][::-1].tolist()
+            side += [tiles[k] for k in sorted(list(dict.fromkeys([*richest, *range(len(tiles))]))[:most])]
     labels = round(sum(int(tile.class_counts().sum()) for tile in chosen[0]) / sides.left)
     test = sides.test[: n[1]]
     spare = {*sides.spare, *(tile.id for tile in sides.train)} - {tile.id for tile in chosen[0]}

@@ -338,6 +338,17 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def in_a_process(target, *args):
+    "What a function sends through a pipe, its last argument, from a process of its own."
+    context = multiprocessing.get_context("forkserver")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*args, send))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    return receive.recv()
+
+
 def _few_files(folder, cache, out):
     "A process that may open 64 files, and a run with hundreds of arrays."
     os.environ["GLACIER_NB_CACHE"] = cache
@@ -356,13 +367,7 @@ def _few_files(folder, cache, out):
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
 def test_many_tiles_need_few_open_files(tmp_path, own_cache):
     folder = write_folder(tmp_path / "many", 8, 10)
-    context = multiprocessing.get_context("forkserver")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_few_files, args=(folder, str(own_cache), send))
-    process.start()
-    process.join(300)
-    assert process.exitcode == 0
-    tiles, prepared, most, after = receive.recv()
+    tiles, prepared, most, after = in_a_process(_few_files, folder, str(own_cache))
     assert 60 < tiles <= 80  # and four files with arrays for each
     assert prepared <= 4  # of libraries, such as the database of coordinate systems
     assert most <= prepared + 6
@@ -398,13 +403,7 @@ def _peaks(folders, cache, out):
 def test_memory_does_not_grow_with_the_tiles(tmp_path, own_cache):
     "In a process of its own, as what other tests leave behind changes the peaks."
     folders = {n: write_folder(tmp_path / f"of{n * 9}", n, 9, 64) for n in (1, 6)}
-    context = multiprocessing.get_context("forkserver")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_peaks, args=(folders, str(own_cache), send))
-    process.start()
-    process.join(300)
-    assert process.exitcode == 0
-    peaks, arrays = receive.recv()
+    peaks, arrays = in_a_process(_peaks, folders, str(own_cache))
     assert peaks[6, "second"] - peaks[1, "second"] < (arrays[6] - arrays[1]) / 15  # some KB a tile
     assert peaks[6, "first"] < 0.7 * arrays[6]  # half of that is the distance map of the probe
 

@@ -94,7 +94,7 @@ def scored(cfg, data, folder, *callbacks):
     validate, seen = learner.validate, []
     learner.validate = lambda tiles=None: seen.append(tiles or data.watched) or validate(tiles)
     learner.fit()
-    return score.score_run(learner, folder, pixel_rules=False, progress=False), seen
+    return score.score_run(learner, folder, with_baselines=False, progress=False), seen
 
 
 def test_an_inner_block_chooses_and_the_held_out_tiles_are_predicted_once(tmp_path):
