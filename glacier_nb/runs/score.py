@@ -61,7 +61,7 @@ def _block_texts(learner: Learner) -> dict[str, dict[str, list[str]]]:
 def score_run(
     learner: Learner,  # after `fit`, on every rank; afterwards it holds the selected weights
     folder: str | os.PathLike,  # its run folder, with model.pt
-    with_baselines: bool = True,  # also the baselines
+    with_baselines: bool = True,  # fit and score the baselines too
     progress: bool = True,  # show a bar for each way to predict
 ) -> dict:  # the content of metrics.json but for the seconds; empty on ranks above 0
     "Score the selected weights on held-out and test tiles; raises the errors of `evaluation_members`."
