@@ -261,11 +261,12 @@ def _inside(
     box: tuple[int, int, int, int],  # top, bottom, left, right
     tilt: float,  # degrees
 ) -> np.ndarray:  # bool, the part of a scene that the sensor saw
-    "Where a scene is not fill: a parallelogram that touches the edges."
+    "Where a scene is not fill: a rectangle turned by `tilt`, whose corners lie on the edges of the grid."
+    (h, w), lean = np.subtract(shape, 1), np.tan(np.radians(tilt))
+    left = (h - lean * w) / (1 - lean**2)  # row of the corner at the left edge; the others by symmetry
     y, x = np.ogrid[box[0] : box[1], box[2] : box[3]]
-    lean = np.tan(np.radians(tilt))
-    a, b = x - lean * (shape[0] - 1 - y), y - lean * x
-    return (a >= 0) & (a <= (shape[1] - 1) - lean * (shape[0] - 1)) & (b >= -lean * (shape[1] - 1)) & (b <= shape[0])
+    one, other = ((x, y), (w - x, h - y))
+    return np.all([(a >= lean * (left - b)) & (b >= lean * (a - lean * left)) for a, b in (one, other)], axis=0)
 
 
 def _metadata(
@@ -274,12 +275,23 @@ def _metadata(
 ) -> str:  # JSON
     "The part of a product's MTL.json that says what it is and what its numbers mean."
     number = {"B2": "2", "B3": "3", "B4": "4", "B6": "6"}
-    reflectance = {f"REFLECTANCE_{key}_BAND_{n}": str(value) for n in number.values() for key, value in (("MULT", REFLECTANCE.scale), ("ADD", REFLECTANCE.offset))}
-    kelvin = {"TEMPERATURE_MULT_BAND_ST_B10": str(TEMPERATURE.scale), "TEMPERATURE_ADD_BAND_ST_B10": str(TEMPERATURE.offset)}
+    reflectance = {
+        f"REFLECTANCE_{key}_BAND_{n}": str(value)
+        for n in number.values()
+        for key, value in (("MULT", REFLECTANCE.scale), ("ADD", REFLECTANCE.offset))
+    }
+    kelvin = {
+        "TEMPERATURE_MULT_BAND_ST_B10": str(TEMPERATURE.scale),
+        "TEMPERATURE_ADD_BAND_ST_B10": str(TEMPERATURE.offset),
+    }
     contents = {"LANDSAT_PRODUCT_ID": product, "PROCESSING_LEVEL": "L2SP", "COLLECTION_NUMBER": "02"}
     groups = {
         "PRODUCT_CONTENTS": contents,
-        "IMAGE_ATTRIBUTES": {"SPACECRAFT_ID": "LANDSAT_8", "SENSOR_ID": "OLI_TIRS", "DATE_ACQUIRED": str(day)},
+        "IMAGE_ATTRIBUTES": {
+            "SPACECRAFT_ID": "LANDSAT_8",
+            "SENSOR_ID": "OLI_TIRS",
+            "DATE_ACQUIRED": str(day),
+        },
         "LEVEL2_SURFACE_REFLECTANCE_PARAMETERS": reflectance,
         "LEVEL2_SURFACE_TEMPERATURE_PARAMETERS": kelvin,
     }
@@ -311,20 +323,36 @@ def _write_product(
 ) -> None:
     "Write the bands of a product, a patch at a time."
     kind = {"driver": "GTiff", "dtype": "uint16", "compress": "deflate", "tiled": True, "count": 1}
-    kind |= {"blockxsize": 256, "blockysize": 256, "crs": f"EPSG:{_EPSG}", "height": shape[0], "width": shape[1]}
+    kind |= {
+        "blockxsize": 256,
+        "blockysize": 256,
+        "crs": f"EPSG:{_EPSG}",
+        "height": shape[0],
+        "width": shape[1],
+    }
     place = from_origin(*_ORIGIN, PIXEL, PIXEL)
     names = [*(f"{'ST' if band == 'B10' else 'SR'}_{band}" for band in BANDS), "QA_PIXEL"]
     with ExitStack() as stack:
         files = [
             stack.enter_context(
-                rasterio.open(part / f"{product}_{name}.TIF", "w", transform=place, nodata=int(name == "QA_PIXEL"), **kind)
+                rasterio.open(
+                    part / f"{product}_{name}.TIF",
+                    "w",
+                    transform=place,
+                    nodata=int(name == "QA_PIXEL"),
+                    **kind,
+                )
             )
             for name in names
         ]
         for box, planes in patches:
             inside = _inside(shape, box, tilt)
             for file, plane in zip(files, planes, strict=True):
-                file.write(np.where(inside, plane, file.nodata).astype(np.uint16), 1, window=Window.from_slices(box[:2], box[2:]))
+                file.write(
+                    np.where(inside, plane, file.nodata).astype(np.uint16),
+                    1,
+                    window=Window.from_slices(box[:2], box[2:]),
+                )
 
 
 def make_scene(

@@ -414,6 +414,21 @@ def find(
 
 # %% ../../nbs/tiles/00_index.ipynb #c93835d9
 @patch(cls_method=True)
+def by_name(
+    cls: TileFiles,
+    paths: Iterable[str | Path],  # files of one folder
+) -> dict[str | None, list[Path]]:  # None: no band in the name
+    "Files that share their name without its band: those of one scene."
+    groups: dict[str | None, list[Path]] = {}
+    for path in map(Path, paths):
+        name = f"_{path.stem}"
+        part = _band_part(name)
+        key = (name[: part.start()] + name[part.end() :]).strip("._ -") if part else None
+        groups.setdefault(key, []).append(path)
+    return groups
+
+
+@patch(cls_method=True)
 def of_bands(
     cls: TileFiles,
     paths: Iterable[str | Path],  # single-band files, with the band in their names
