@@ -266,7 +266,9 @@ def _inside(
     left = (h - lean * w) / (1 - lean**2)  # row of the corner at the left edge; the others by symmetry
     y, x = np.ogrid[box[0] : box[1], box[2] : box[3]]
     one, other = ((x, y), (w - x, h - y))
-    return np.all([(a >= lean * (left - b)) & (b >= lean * (a - lean * left)) for a, b in (one, other)], axis=0)
+    return np.all(
+        [(a >= lean * (left - b)) & (b >= lean * (a - lean * left)) for a, b in (one, other)], axis=0
+    )
 
 
 def _metadata(

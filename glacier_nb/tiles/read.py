@@ -225,11 +225,11 @@ def _clean(plane, valid, name):
     return dn
 
 
-def _check_zeros(files, planes, valid):
+def _check_zeros(files, planes, valid, part=""):
     "Raise `TileError` when nodata (H, W) is not declared."
     zeros = (valid & np.all([plane == 0 for plane in planes], axis=0)).mean()
     if zeros:
-        found = f"0 in all bands on {zeros:.1%} of the pixels, which no band declares as nodata"
+        found = f"0 in all bands on {zeros:.1%} of the pixels{part}, which no band declares as nodata"
         with _opened(files.bands[0]) as f:
             declared = f.nodata
         fix = "declare it in each band file (rio edit-info --nodata 0 FILE)"
@@ -265,7 +265,8 @@ def read_bands(
     "Read the bands of a tile and where they are valid. Raises `TileError` for damaged or ambiguous files."
     planes, first = _read_planes(self, box)
     valid = np.all([valid & (plane != 0) if fill else valid for plane, valid, *_ in planes], axis=0)
-    _check_zeros(self, [plane for plane, *_ in planes], valid)
+    part = f" of rows {box[0]} to {box[1]}, columns {box[2]} to {box[3]}" if box else ""
+    _check_zeros(self, [plane for plane, *_ in planes], valid, part)
     coded = zip(planes, codings, BANDS, strict=True)
     bands = [_clean(_to_dn(p, given or own, band), v, name) for (p, v, name, own), given, band in coded]
     return np.where(valid, np.stack(bands), np.float32(0)), valid, first
