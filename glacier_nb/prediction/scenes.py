@@ -6,18 +6,17 @@
 __all__ = ['Quality', 'Scene', 'open_scenes', 'open_scene']
 
 # %% ../../nbs/prediction/03_scenes.ipynb #ea8832fb
-import json
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
+from ..tiles.products import SceneFiles
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.features import bounds as extent
 from rasterio.features import geometry_mask
 from rasterio.transform import Affine, array_bounds
@@ -27,7 +26,7 @@ from ..config.fields import ConfigError, check_known
 from ..files.errors import TileCause, TileError, listing
 from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
 from ..tiles.index import TileFiles
-from ..tiles.read import Box, Tile, read_raster
+from ..tiles.read import Box, Tile
 
 # %% ../../nbs/prediction/03_scenes.ipynb #1fcc5642
 class Quality(IntEnum):
@@ -60,246 +59,6 @@ def _flagged(
 ) -> np.ndarray:  # (H, W) bool
     "Where the quality band has one of some bits."
     return (quality & np.array(sum(1 << q for q in masked), quality.dtype)) != 0
-
-# %% ../../nbs/prediction/03_scenes.ipynb #d0a5024a
-_PRODUCT = re.compile(r"(L[A-Z]\d\d)_(L[A-Z0-9]{3})_(\d{6}_\d{8}_\d{8})_(\d\d)_(?:T[12]|RT)", re.IGNORECASE)
-_SENSORS = {"LC08": "Landsat 8", "LC09": "Landsat 9", "LO": "OLI alone", "LT0[89]": "TIRS alone"}
-_SENSORS |= {"LE07": "Landsat 7", "LT0[45]": "Landsat 4 or 5 TM", "LM0": "Landsat MSS"}
-_LEVELS = {"L1": "Level 1, top of atmosphere", "L2SR": "Level 2 without surface temperature"}
-_FOREIGN = {  # products of others, by the beginning of their files' names
-    "Sentinel-2": r"S2[ABC]_|.*MSIL[12][AC]|T\d\d[A-Z]{3}_\d{8}T\d{6}_",
-    "HLS, of harmonised Landsat and Sentinel-2": r"HLS[._][LS]30",
-    "Landsat from before the collections": r"L[COTEM]\d{14}[A-Z]{3}\d\d",
-}
-_EXPECTED = "a Landsat 8 or 9 Collection 2 Level-2 science product (LC08_L2SP_... or LC09_L2SP_..., _02_)"
-_ELSEWHERE = "take a Landsat 8 or 9 scene of this place (EarthExplorer, Landsat 8-9 OLI/TIRS C2 L2)"
-
-
-def _meaning(
-    code: str,  # part of a product's name
-    names: dict[str, str],  # patterns of its beginning and what they mean
-) -> str:
-    "What a part of a product's name means, with the part."
-    return next((f"{text} ({code})" for start, text in names.items() if re.match(start, code)), code)
-
-
-def _check_product(
-    where: Path,  # folder or file, for the message
-    product: re.Match,  # of `_PRODUCT`
-) -> None:
-    "Raise `TileError` for a product of another sensor, level or collection."
-    sensor, level, scene, collection = (part.upper() for part in product.groups())
-    if sensor in ("LC08", "LC09") and level == "L2SP" and collection == "02":
-        return
-    found = f"{_meaning(sensor, _SENSORS)}, {_meaning(level, _LEVELS)}, Collection {int(collection)}"
-    fix = f"download the Level-2 product of this scene, {sensor}_L2SP_{scene[:15]}_... (EarthExplorer)"
-    if sensor not in ("LC08", "LC09") or level == "L2SR":
-        fix = _ELSEWHERE
-    raise TileError(where, found, _EXPECTED, fix, cause=TileCause.PRODUCT)
-
-
-def _check_foreign(
-    where: Path,  # folder or file, for the message
-    names: Iterable[str],  # of files or folders
-) -> None:
-    "Raise `TileError` for products of other sensors or formats."
-    for name in names:
-        for what, pattern in _FOREIGN.items():
-            if re.match(pattern, name, re.IGNORECASE):
-                raise TileError(where, f"{what} ({name})", _EXPECTED, _ELSEWHERE, cause=TileCause.PRODUCT)
-
-# %% ../../nbs/prediction/03_scenes.ipynb #a151ab93
-def _read_metadata(
-    path: Path,  # MTL.json or MTL.txt
-) -> dict[str, dict[str, str]]:
-    "The groups of a product's metadata. Raises `TileError` for a damaged file."
-    text, groups = path.read_text(encoding="utf-8", errors="replace"), {}
-    try:
-        if path.suffix.lower() == ".json":
-            return {name: dict(group) for name, group in json.loads(text)["LANDSAT_METADATA_FILE"].items()}
-        for line in text.splitlines():
-            key, _, value = (part.strip(' "') for part in line.partition("="))
-            if key == "GROUP":
-                group = groups.setdefault(value, {})
-            elif value and key != "END_GROUP":
-                group[key] = value
-        return {name: group for name, group in groups.items() if group}
-    except (ValueError, KeyError, TypeError, AttributeError, UnboundLocalError) as e:
-        fix = "download it again, or remove it: the scale factors of Collection 2 are used without it"
-        found = f"metadata that cannot be read ({type(e).__name__}: {e})"
-        raise TileError(path, found, "the groups of an MTL file", fix, cause=TileCause.UNREADABLE) from e
-
-
-def _codings(
-    groups: dict[str, dict[str, str]],  # from `_read_metadata`
-) -> tuple[tuple[float, float], ...]:  # scale and offset of each band
-    "What the numbers of a product mean."
-    codings = []
-    for band in BANDS:
-        warm = band == "B10"
-        kind, name = ("TEMPERATURE", "ST_B10") if warm else ("REFLECTANCE", band[1:])
-        group, usual = (
-            groups.get(f"LEVEL2_SURFACE_{kind}_PARAMETERS", {}),
-            TEMPERATURE if warm else REFLECTANCE,
-        )
-        scale, offset = (group.get(f"{kind}_{key}_BAND_{name}") for key in ("MULT", "ADD"))
-        codings.append((float(scale or usual.scale), usual.offset if offset is None else float(offset)))
-    return tuple(codings)
-
-# %% ../../nbs/prediction/03_scenes.ipynb #671b5fab
-@dataclass(frozen=True)
-class _Source:
-    "The files of one scene."
-
-    files: TileFiles
-    quality: Path | None = None  # QA_PIXEL
-    codings: tuple[tuple[float, float], ...] | tuple[None, ...] = (None,) * len(BANDS)  # None: by tags
-    fill: bool = False  # 0 is nodata, declared or not
-
-
-def _of_product(
-    folder: Path,  # for the message
-    product: re.Match,  # of `_PRODUCT`
-    paths: Sequence[Path],  # files, among them those of the product
-) -> _Source:
-    "The files of a Landsat product. Raises `TileError` for another product, or a missing file."
-    _check_product(folder, product)
-    name, known = product[0].upper(), {re.sub("TIFF$", "TIF", path.name.upper()): path for path in paths}
-    wanted = [f"{name}_{'ST' if band == 'B10' else 'SR'}_{band}.TIF" for band in BANDS]
-    if lacking := [file for file in wanted if file not in known]:
-        fix = "download the missing files into this folder (EarthExplorer, product bundle)"
-        raise TileError(folder, f"no {listing(lacking)}", f"{', '.join(BANDS)} of the product", fix)
-    groups = {}
-    for metadata in [known[file] for end in ("TXT", "JSON") if (file := f"{name}_MTL.{end}") in known]:
-        groups = _read_metadata(metadata)
-        contents = groups.get("PRODUCT_CONTENTS", {})
-        said = contents.get("LANDSAT_PRODUCT_ID", name)
-        _check_product(metadata, _PRODUCT.match(said) or product)
-    files = TileFiles(product[0], tuple(known[file] for file in wanted), None)
-    return _Source(files, known.get(f"{name}_QA_PIXEL.TIF"), _codings(groups), fill=True)
-
-# %% ../../nbs/prediction/03_scenes.ipynb #ce5cbcc9
-def _n_bands(
-    path: Path,  # a GeoTIFF
-) -> int:
-    "The number of bands of a file."
-    return len(read_raster(path, (0, 1, 0, 1)).data)
-
-
-def _of_bands(
-    folder: Path,  # for the message
-    paths: Sequence[Path],  # files that are no product
-) -> list[_Source]:
-    "Scenes of separate band files and of multi-band files. Raises `TileError` when there is neither."
-    groups = TileFiles.by_name(paths)
-    single = {path.stem.lower(): path for path in paths}
-    stacks = [path for path in groups.pop(None, []) if _n_bands(path) > 1]
-    found = []
-    for name, files in groups.items():
-        if len(files) == 1 and _n_bands(files[0]) > 1:
-            stacks += files
-        else:
-            quality = single.get(f"{name}_qa_pixel".lower().strip("_"))
-            found.append(_Source(TileFiles.of_bands(files, name or folder.name), quality))
-    found += [_Source(TileFiles(path.stem, (path,), None)) for path in stacks]
-    if not found:
-        fix = "put the bands into the names, such as scene_B2.tif, or stack the files in one (rio stack)"
-        what = f"no band in the names {listing(path.name for path in paths)}"
-        raise TileError(folder, what, f"files of {', '.join(BANDS)}, or a file of several bands", fix)
-    return sorted(found, key=lambda source: source.files.id)
-
-
-def _of_files(
-    folder: Path,  # for the message
-    paths: Sequence[Path],  # GeoTIFFs, and perhaps MTL files
-) -> list[_Source]:
-    "The scenes among some files."
-    _check_foreign(folder, [path.name for path in paths])
-    matches = {m[0].upper(): m for path in paths if (m := _PRODUCT.match(path.name))}
-    found = [_of_product(folder, match, paths) for _name, match in sorted(matches.items())]
-    images = [
-        p for p in paths if p.suffix.lower() in (".tif", ".tiff", ".vrt") and not _PRODUCT.match(p.name)
-    ]
-    if found or not images:
-        return found
-    return _of_bands(folder, images)
-
-# %% ../../nbs/prediction/03_scenes.ipynb #a66eff37
-_IMAGES = (".tif", ".tiff", ".vrt")
-_ARCHIVES = {".tar": "tar -xf", ".gz": "tar -xf", ".tgz": "tar -xf", ".zip": "unzip"}
-
-
-def _check_archive(
-    paths: Iterable[Path],  # files
-) -> None:
-    "Raise `TileError` for a scene that is still packed."
-    for path in paths:
-        if path.suffix.lower() in _ARCHIVES:
-            fix = (
-                f"unpack it into a folder ({_ARCHIVES[path.suffix.lower()]} {path.name}) and give that folder"
-            )
-            raise TileError(path, "an archive", "a folder of GeoTIFFs", fix)
-
-
-def _in_folder(
-    folder: Path,  # of one or several scenes
-    deeper: bool = True,  # look into its folders, if it holds no scene itself
-) -> list[_Source]:  # none: nothing that could be a scene
-    "The scenes in a folder."
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    if any(p.is_dir() and re.fullmatch(r"band\d+|images", p.name.lower()) for p in inside):
-        return [_Source(files) for files in TileFiles.find(folder, partial=True)]
-    _check_foreign(folder, [folder.name, *(path.name for path in inside)])
-    files = [path for path in inside if path.is_file()]
-    known = [p for p in files if p.suffix.lower() in _IMAGES or re.search(r"_MTL\.(json|txt)$", p.name, re.I)]
-    if known:
-        return _of_files(folder, known)
-    found = [s for p in inside if deeper and p.is_dir() for s in _in_folder(p, deeper=False)]
-    if not found:
-        _check_archive(files)
-    return found
-
-
-def _find(
-    path: str | Path | Iterable[str | Path],  # folder, file, or files
-) -> list[_Source]:
-    "The scenes of a path. Raises `TileError` when there is none."
-    if not isinstance(path, str | Path):
-        paths = [Path(p) for p in path]
-        return _of_files(paths[0].parent, paths) if paths else []
-    path = Path(path).expanduser()
-    product = re.sub(r"_MTL\.(json|txt)$", "", path.name, flags=re.I)
-    if not path.exists():
-        fix = f"correct the path (the working directory is {Path.cwd()})"
-        raise TileError(path, "no such file or folder", "a scene", fix)
-    if path.is_dir():
-        found = _in_folder(path)
-    elif product != path.name:
-        beside = [p for p in path.parent.iterdir() if p.name.upper().startswith(product.upper())]
-        found = _of_files(path.parent, beside)
-    else:
-        found = _of_one_file(path)
-    if not found:
-        fix = "give the folder that directly holds the files of a scene"
-        raise TileError(path, "no GeoTIFF", "a product folder, band files, or a tile folder", fix)
-    return found
-
-
-def _of_one_file(
-    path: Path,  # any file
-) -> list[_Source]:
-    "The scene of one multi-band file. Raises `TileError` for any other."
-    _check_archive([path])
-    _check_foreign(path, [path.name])
-    n = _n_bands(path)
-    if n > 1:
-        return [_Source(TileFiles(path.stem, (path,), None))]
-    if match := _PRODUCT.match(path.name):
-        _check_product(path, match)
-    fix = f"give the folder {path.parent}, or all band files as a list"
-    raise TileError(
-        path, "a file of one band", f"the bands {', '.join(BANDS)}", fix, cause=TileCause.UNREADABLE
-    )
 
 # %% ../../nbs/prediction/03_scenes.ipynb #0cfc5997
 @dataclass(frozen=True, eq=False, repr=False)
@@ -416,7 +175,7 @@ def _crs(
     "A CRS. Raises `ConfigError` for an unknown one."
     try:
         return CRS.from_user_input(text)
-    except RasterioError as e:
+    except CRSError as e:
         raise ConfigError(
             f"bounds_crs={text!r} is no CRS: expected one such as EPSG:4326 or EPSG:32643"
         ) from e
@@ -519,7 +278,7 @@ def _clipped(
     moved = moved[shapely.intersects(shapely.make_valid(moved), shapely.box(*scene.bounds))]
     fix = "choose polygons of this place, or check the CRS of their file (ogrinfo -so -al FILE)"
     if not len(moved):
-        found = f"{len(polygons)} polygons at {_text(shapely.total_bounds(polygons), crs)}"
+        found = f"polygons at {_text(shapely.total_bounds(polygons), crs)}"
         expected = f"polygons in the scene {scene.name}, {_text(scene.bounds, scene.crs)}"
         raise TileError(path, found, expected, fix, cause=TileCause.OUTSIDE)
     scene = _shrunk(scene, shapely.total_bounds(moved), scene.crs, "polygons", fix)
@@ -567,7 +326,7 @@ def _check_any_valid(
 
 
 def _opened(
-    source: _Source,  # files of a scene
+    source: SceneFiles,  # files of a scene
     masked: tuple[Quality, ...],  # bits that become nodata
     coding: str,  # of `_CODINGS`
 ) -> Scene:
@@ -589,7 +348,7 @@ def _opened(
 
 
 def _open(
-    source: _Source,  # files of a scene
+    source: SceneFiles,  # files of a scene
     masked: str | Iterable,  # as in `open_scene`
     polygon: str | Path | None,
     bounds: str | Sequence[float] | None,
@@ -618,16 +377,16 @@ def _open(
 def open_scenes(
     path: str
     | Path
-    | Iterable[str | Path],  # product, folder of products, tile folder, or files, see `_find`
+    | Iterable[str | Path],  # product, folder of products, tile folder, or files, see `SceneFiles.find`
     masked: str
     | Iterable = "fill",  # bits of QA_PIXEL that become nodata, by name, fill always: see `Quality`
     polygon: str | Path | None = None,  # file of polygons, outside which all is nodata
     bounds: str | Sequence[float] | None = None,  # west, south, east, north; the scene shrinks to it
     bounds_crs: str | CRS = _WORLD,  # of `bounds`
-    coding: str = "auto",  # auto: as product or tags say; dn: of Collection 2; physical: reflectance and kelvin
+    coding: str = "auto",  # auto: as product or tags say; dn: Collection 2; physical: reflectance, kelvin
 ) -> list[Scene]:
     "All scenes of a path; of several, those that polygon and bounds leave out are not in the list."
-    sources, found, outside = _find(path), [], []
+    sources, found, outside = SceneFiles.find(path), [], []
     for source in sources:
         try:
             found.append(_open(source, masked, polygon, bounds, bounds_crs, coding))
@@ -653,7 +412,7 @@ def open_scene(
     coding: str = "auto",
 ) -> Scene:
     "The one scene of a path, see `open_scenes`. Raises `TileError` for none, several, or one that misleads."
-    sources = _find(path)
+    sources = SceneFiles.find(path)
     if len(sources) > 1:
         names = listing(source.files.id for source in sources)
         fix = "use open_scenes, or give the path of one of them"
