@@ -1,10 +1,9 @@
-"""Whole scenes: found by name, masked, clipped, in one coding, read in windows, with an error for what misleads."""
+"""Whole scenes: masked, clipped, in one coding, read in windows, with an error for what misleads."""
 
 import json
 import os
 import pickle
 import shutil
-import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
+from scene_folders import ID, NAMES, PLACE, SIZE, numbers, product, write
 from torch import nn
 
 from glacier_nb.config.fields import ConfigError
@@ -21,51 +21,8 @@ from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.files.errors import TileCause, TileError
 from glacier_nb.landsat import BANDS, BINARY_CLASSES, BINARY_CODES, REFLECTANCE, TEMPERATURE
 from glacier_nb.prediction.members import CodingError, Member
-from glacier_nb.prediction.scenes import Quality, _read_metadata, open_scene, open_scenes
+from glacier_nb.prediction.scenes import Quality, open_scene, open_scenes
 from glacier_nb.tiles.read import read_tiles
-
-ID = "LC08_L2SP_147036_20201031_20201106_02_T1"
-SIZE = 24
-PLACE = {"crs": "EPSG:32643", "transform": from_origin(567945, 3771855, 30, 30)}
-NAMES = [f"{'ST' if band == 'B10' else 'SR'}_{band}" for band in BANDS]
-
-
-def write(path, data, **profile):
-    "One raster of (H, W) or (C, H, W)."
-    data = data if data.ndim == 3 else data[None]
-    shape = dict(zip(("count", "height", "width"), data.shape, strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, "w", driver="GTiff", dtype=data.dtype, **PLACE | shape | profile) as f:
-            f.write(data)
-    return path
-
-
-def numbers():
-    "Five bands of snow and rock, with fill in the first three columns, and their quality band."
-    rng = np.random.default_rng(0)
-    sr = REFLECTANCE.dn(rng.uniform(0.1, 0.9, (4, SIZE, SIZE)))
-    bands = np.rint([*sr, TEMPERATURE.dn(rng.uniform(250, 270, (SIZE, SIZE)))]).astype("uint16")
-    quality = np.full((SIZE, SIZE), 21824, "uint16")
-    bands[:, :, :3], quality[:, :3] = 0, 1
-    quality[:4, 4:8], quality[4:8, 4:8], quality[8:12, 4:8] = 22280, 23888, 54596
-    return bands, quality
-
-
-def product(folder, name=ID, metadata=True, **profile):
-    "A product folder."
-    bands, quality = numbers()
-    for k, band in enumerate(NAMES):
-        write(folder / name / f"{name}_{band}.TIF", bands[k], **{"nodata": 0} | profile)
-    write(folder / name / f"{name}_QA_PIXEL.TIF", quality, nodata=1)
-    for other in ("SR_B1", "SR_B5", "ST_QA", "QA_RADSAT", "SR_QA_AEROSOL"):
-        write(folder / name / f"{name}_{other}.TIF", quality)
-    if metadata:
-        contents = {"LANDSAT_PRODUCT_ID": name, "PROCESSING_LEVEL": "L2SP"}
-        groups = {"LANDSAT_METADATA_FILE": {"PRODUCT_CONTENTS": contents}}
-        (folder / name / f"{name}_MTL.json").write_text(json.dumps(groups))
-    return folder / name
 
 
 @pytest.fixture(scope="module")
@@ -144,35 +101,6 @@ def test_mask_needs_its_file_and_its_name(usgs, tmp_path):
     assert open_scene(copy).quality is None
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("LC08_L1TP_147036_20201031_20201106_02_T1", "Level 1"),
-        ("LC09_L2SR_147036_20201031_20201106_02_T2", "without surface temperature"),
-        ("LE07_L2SP_147036_20201031_20201106_02_T1", "Landsat 7"),
-        ("LT05_L2SP_147036_20101031_20201106_02_T1", "Landsat 4 or 5"),
-        ("LO08_L1GT_147036_20201031_20201106_02_RT", "OLI alone"),
-        ("LC08_L1TP_147036_20170131_20170215_01_T1", "Collection 1"),
-        ("LC81470362013104LGN01", "before the collections"),
-        ("HLS.S30.T43SET.2020305T053951.v2.0", "HLS"),
-        ("T43SET_20201031T053951", "Sentinel-2"),
-    ],
-)
-def test_other_products_are_refused_before_a_file_is_opened(tmp_path, name, found):
-    (tmp_path / "scene").mkdir()
-    for band in ("B2", "B3", "B4", "B6", "B10", "QA_PIXEL"):
-        (tmp_path / "scene" / f"{name}_{band}.TIF").touch()
-    text = refused(tmp_path / "scene", cause=TileCause.PRODUCT)
-    assert found in text
-    assert "LC08_L2SP" in text
-
-
-def test_sentinel_folder_is_refused(tmp_path):
-    safe = tmp_path / "S2A_MSIL2A_20201031T053951_N0214_R005_T43SET_20201031T080049.SAFE"
-    safe.mkdir()
-    assert "Sentinel-2" in refused(safe, cause=TileCause.PRODUCT)
-
-
 def test_metadata_decides_what_the_product_is(usgs, tmp_path):
     copy = shutil.copytree(usgs, tmp_path / ID)
     path = copy / f"{ID}_MTL.json"
@@ -196,18 +124,9 @@ def test_metadata_as_text_and_another_scale(usgs, tmp_path):
         "END",
     ]
     (copy / f"{ID}_MTL.txt").write_text("\n".join(lines))
-    assert "LEVEL1_RADIOMETRIC_RESCALING" in _read_metadata(copy / f"{ID}_MTL.txt")
     found, plain = open_scene(copy).read()[0], open_scene(usgs).read()[0]
     np.testing.assert_array_equal(found[0], 2 * plain[0])
     np.testing.assert_array_equal(found[1:], plain[1:])
-
-
-def test_missing_bands_are_named(usgs, tmp_path):
-    copy = shutil.copytree(usgs, tmp_path / ID)
-    (copy / f"{ID}_SR_B4.TIF").unlink()
-    (copy / f"{ID}_ST_B10.TIF").unlink()
-    text = refused(copy)
-    assert f"{ID}_SR_B4.TIF, {ID}_ST_B10.TIF" in text
 
 
 def test_metadata_file_and_list_of_files_stand_for_the_product(usgs):
@@ -260,23 +179,20 @@ def test_vrt_of_two_files_is_one_scene(tmp_path):
     bands, _quality = numbers()
     for k in range(2):
         write(tmp_path / f"part{k}.tif", bands[:, :, 12 * k : 12 * k + 12], nodata=0)
-    sources = [
-        '<SimpleSource><SourceFilename relativeToVRT="1">part{}.tif</SourceFilename><SourceBand>{}</SourceBand>'
-        '<SrcRect xOff="0" yOff="0" xSize="12" ySize="24"/><DstRect xOff="{}" yOff="0" xSize="12" ySize="24"/>'
-        "</SimpleSource>"
-    ] * 2
+    size = "ySize='24' xSize='12' yOff='0'"
+    source = "<SimpleSource><SourceFilename relativeToVRT='1'>part{0}.tif</SourceFilename>"
+    source += f"<SourceBand>{{1}}</SourceBand><SrcRect xOff='0' {size}/><DstRect xOff='{{2}}' {size}/>"
     parts = [
-        f'<VRTRasterBand dataType="UInt16" band="{k}"><NoDataValue>0</NoDataValue>'
-        + "".join(text.format(i, k, 12 * i) for i, text in enumerate(sources))
+        f"<VRTRasterBand dataType='UInt16' band='{k}'><NoDataValue>0</NoDataValue>"
+        + "".join(source.format(i, k, 12 * i) + "</SimpleSource>" for i in range(2))
         + "</VRTRasterBand>"
         for k in range(1, 6)
     ]
-    place = "567945, 30, 0, 3771855, 0, -30"
-    head = f'<VRTDataset rasterXSize="24" rasterYSize="24"><SRS>EPSG:32643</SRS><GeoTransform>{place}'
-    (tmp_path / "mosaic.vrt").write_text(f"{head}</GeoTransform>{''.join(parts)}</VRTDataset>")
-    np.testing.assert_array_equal(
-        open_scene(tmp_path / "mosaic.vrt").read((3, 8, 9, 20))[0], bands[:, 3:8, 9:20]
-    )
+    head = "<VRTDataset rasterXSize='24' rasterYSize='24'><SRS>EPSG:32643</SRS>"
+    head += "<GeoTransform>567945, 30, 0, 3771855, 0, -30</GeoTransform>"
+    (tmp_path / "mosaic.vrt").write_text(f"{head}{''.join(parts)}</VRTDataset>")
+    found, _valid = open_scene(tmp_path / "mosaic.vrt").read((3, 8, 9, 20))
+    np.testing.assert_array_equal(found, bands[:, 3:8, 9:20])
 
 
 def test_tiles_as_scenes_have_the_pixels_of_tiles():
@@ -390,13 +306,13 @@ def test_scenes_outside_are_left_out_unless_all_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"transform": from_origin(567960, 3771855, 30, 30)}, {"crs": "EPSG:32644"}, {"size": 23}]
+    ("change", "size"),
+    [({"transform": from_origin(567960, 3771855, 30, 30)}, SIZE), ({"crs": "EPSG:32644"}, SIZE), ({}, 23)],
 )
 @pytest.mark.parametrize("name", ["SR_B4", "QA_PIXEL"])
-def test_different_grids_are_refused_with_both_files(usgs, tmp_path, change, name):
+def test_different_grids_are_refused_with_both_files(usgs, tmp_path, change, size, name):
     copy = shutil.copytree(usgs, tmp_path / ID)
     bands, _quality = numbers()
-    size = change.pop("size", SIZE) if "size" in change else SIZE
     write(copy / f"{ID}_{name}.TIF", bands[0][:size, :size], nodata=0, **change)
     text = refused(copy, cause=TileCause.GRID)
     assert f"{ID}_{name}.TIF" in text
@@ -426,16 +342,6 @@ def test_no_georeference_is_refused_only_where_it_is_needed(tmp_path):
     path = write(tmp_path / "stack.tif", bands, nodata=0, crs=None, transform=rasterio.Affine.identity())
     assert open_scene(path).shape == (SIZE, SIZE)
     refused(path, bounds=(1, 2, 3, 4), cause=TileCause.GRID)
-
-
-@pytest.mark.parametrize("name", ["none", "empty", f"{ID}.tar", f"{ID}.zip"])
-def test_paths_without_a_scene(tmp_path, name):
-    if name == "empty":
-        (tmp_path / name).mkdir()
-    elif name != "none":
-        (tmp_path / name).touch()
-        assert "unpack" in refused(tmp_path)
-    assert "To fix" in refused(tmp_path / name)
 
 
 def physical(folder, tag):
