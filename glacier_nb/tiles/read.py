@@ -195,9 +195,9 @@ def _check_description(raster, band):
     if named in (None, band) or re.sub("[ _]", "", text.lower()) == folder.lower():
         return
     found, expected = f"a band described as {text!r}", f"{band}, which is what {folder}/ holds"
-    if bands_named(raster.path.stem) == {band}:
-        expected = f"{band}, as in its name"
     fix = f"move the file to the folder of its band, or correct the description to {band}"
+    if not re.fullmatch(r"band\d+", folder.lower()):
+        expected, fix = f"{band}, as in its name", f"rename the file, or correct the description to {band}"
     raise TileError(raster.path, found, expected, fix, cause=TileCause.UNREADABLE)
 
 

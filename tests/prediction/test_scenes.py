@@ -158,6 +158,9 @@ def test_separate_bands_by_name(tmp_path, names):
     np.testing.assert_array_equal(open_scene(files[::-1]).read()[0], bands)
     assert refused(files[0], cause=TileCause.UNREADABLE).count("give the folder") == 1
     assert "no B6, B10" in refused(files[:3])
+    with rasterio.open(files[0], "r+") as f:
+        f.descriptions = ["SR_B4"]
+    assert "B2, as in its name" in refused(files, cause=TileCause.UNREADABLE)
 
 
 def test_multi_band_file_by_descriptions(tmp_path):
