@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from ..tiles.products import SceneFiles
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.features import bounds as extent
@@ -26,6 +25,7 @@ from ..config.fields import ConfigError, check_known
 from ..files.errors import TileCause, TileError, listing
 from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
 from ..tiles.index import TileFiles
+from ..tiles.products import SceneFiles
 from ..tiles.read import Box, Tile
 
 # %% ../../nbs/prediction/03_scenes.ipynb #1fcc5642
@@ -267,6 +267,8 @@ def _clipped(
 
     polygons, crs = _read_polygons(path)
     west, south, east, north = transform_bounds(scene.crs, crs, *scene.bounds)
+    if east < west:  # across the antimeridian
+        west, east = -180.0, 180.0
     margin = 0.05 * max(
         east - west, north - south
     )  # the far ends of large polygons may have no place in `crs`

@@ -67,6 +67,16 @@ def _check_foreign(
                 raise TileError(where, f"{what} ({name})", _EXPECTED, _ELSEWHERE, cause=TileCause.PRODUCT)
 
 # %% ../../nbs/tiles/07_products.ipynb #a151ab93
+def _unreadable(
+    path: Path,  # MTL.json or MTL.txt
+    error: Exception,  # that reading it raised
+) -> TileError:
+    "The error for a damaged file of metadata."
+    fix = "download it again, or remove it: the scale factors of Collection 2 are used without it"
+    found = f"metadata that cannot be read ({type(error).__name__}: {error})"
+    return TileError(path, found, "the groups of an MTL file", fix, cause=TileCause.UNREADABLE)
+
+
 def _read_metadata(
     path: Path,  # MTL.json or MTL.txt
 ) -> dict[str, dict[str, str]]:
@@ -83,9 +93,7 @@ def _read_metadata(
                 group[key] = value
         return {name: group for name, group in groups.items() if group}
     except (ValueError, KeyError, TypeError, AttributeError, UnboundLocalError) as e:
-        fix = "download it again, or remove it: the scale factors of Collection 2 are used without it"
-        found = f"metadata that cannot be read ({type(e).__name__}: {e})"
-        raise TileError(path, found, "the groups of an MTL file", fix, cause=TileCause.UNREADABLE) from e
+        raise _unreadable(path, e) from e
 
 
 def _codings(
@@ -127,14 +135,17 @@ def _of_product(
     if lacking := [file for file in wanted if file not in known]:
         fix = "download the missing files into this folder (EarthExplorer, product bundle)"
         raise TileError(folder, f"no {listing(lacking)}", f"{', '.join(BANDS)} of the product", fix)
-    groups = {}
+    codings = _codings({})
     for metadata in [known[file] for end in ("TXT", "JSON") if (file := f"{name}_MTL.{end}") in known]:
         groups = _read_metadata(metadata)
-        contents = groups.get("PRODUCT_CONTENTS", {})
-        said = contents.get("LANDSAT_PRODUCT_ID", name)
+        said = groups.get("PRODUCT_CONTENTS", {}).get("LANDSAT_PRODUCT_ID", name)
         _check_product(metadata, _PRODUCT.match(said) or product)
+        try:
+            codings = _codings(groups)
+        except ValueError as e:
+            raise _unreadable(metadata, e) from e
     files = TileFiles(product[0], tuple(known[file] for file in wanted), None)
-    return SceneFiles(files, known.get(f"{name}_QA_PIXEL.TIF"), _codings(groups), fill=True)
+    return SceneFiles(files, known.get(f"{name}_QA_PIXEL.TIF"), codings, fill=True)
 
 # %% ../../nbs/tiles/07_products.ipynb #ce5cbcc9
 def _n_bands(

@@ -108,6 +108,9 @@ def test_metadata_decides_what_the_product_is(usgs, tmp_path):
     assert "MTL.json" in refused(copy, cause=TileCause.PRODUCT)
     path.write_text("{")
     assert "remove it" in refused(copy, cause=TileCause.UNREADABLE)
+    scales = {"LEVEL2_SURFACE_REFLECTANCE_PARAMETERS": {"REFLECTANCE_MULT_BAND_3": "NULL"}}
+    path.write_text(json.dumps({"LANDSAT_METADATA_FILE": scales}))
+    assert "NULL" in refused(copy, cause=TileCause.UNREADABLE)
     path.unlink()
     np.testing.assert_array_equal(open_scene(copy).read()[0], open_scene(usgs).read()[0])
 
@@ -257,6 +260,15 @@ def test_polygon_masks_what_lies_outside(usgs, tmp_path):
     )
     both = open_scene(usgs, polygon=tmp_path / "m.geojson", bounds=inside[0], bounds_crs="EPSG:32643")
     assert both.window == (13, 19, 5, 10)
+
+
+def test_polygon_on_both_sides_of_the_antimeridian(tmp_path):
+    bands, _quality = numbers()
+    x = transform_bounds("EPSG:4326", "EPSG:32660", 179.9999, 67.4, 180, 67.5)[2]
+    place = {"crs": "EPSG:32660", "transform": from_origin(x - 360, 7500000, 30, 30)}
+    path = write(tmp_path / "stack.tif", bands, nodata=0, **place)
+    inside = polygons(tmp_path / "p.geojson", (179.9, 67.4, 180, 67.8), (-180, 67.4, -179.9, 67.8))
+    assert open_scene(path, polygon=inside).read()[1][:, 3:].mean() > 0.9
 
 
 def test_geopackage_and_shapefile_as_geojson(usgs, tmp_path):
