@@ -262,8 +262,10 @@ def _of_one_file(
     "The scene of one multi-band file. Raises `TileError` for any other."
     _check_archive([path])
     _check_foreign(path, [path.name])
-    n = _n_bands(path)
-    if n > 1:
+    if path.suffix.lower() in (".json", ".geojson"):
+        fix = "download the band files that it lists into a folder, and give that folder"
+        raise TileError(path, "a JSON file that is no MTL.json", "the files of a scene", fix)
+    if _n_bands(path) > 1:
         return [SceneFiles(TileFiles(path.stem, (path,), None))]
     if match := _PRODUCT.match(path.name):
         _check_product(path, match)
