@@ -427,7 +427,7 @@ def _publish(draft: _Draft, looks: dict[str, _Look], files: dict[str, Path], pla
     for name in reversed(made):
         made[name].replace(files[name])
 
-# %% ../../nbs/prediction/05_maps.ipynb #21a0f922
+# %% ../../nbs/prediction/05_maps.ipynb #749e0bfd
 _CELL = 64, 2000  # largest side of a quadrilateral: pixels, metres
 
 

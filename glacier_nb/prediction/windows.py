@@ -79,7 +79,7 @@ class _Axis:
         depth = np.min(edges, axis=0) - self.overlap / 4
         return np.sin(np.pi / 2 * np.clip(depth / max(self.overlap / 2, 1e-9), 0, 1)) ** 2
 
-# %% ../../nbs/prediction/04_windows.ipynb #a436bc96
+# %% ../../nbs/prediction/04_windows.ipynb #622bbe14
 class _Scene(Protocol):
     "What is mapped, see `glacier_nb.prediction.scenes`."
 
@@ -94,7 +94,7 @@ class _Scene(Protocol):
 
 @dataclass(frozen=True)
 class SceneWindows:
-    "The windows of a scene, and the class probabilities in them. Raises `MapError` for sizes that do not fit."
+    "The windows of a scene, and class probabilities in them. Raises `MapError` for sizes that do not fit."
 
     members: tuple[Member, ...]  # networks to average
     scene: _Scene
