@@ -1699,6 +1699,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'glacier_nb/prediction/maps.py'),
                                             'glacier_nb.prediction.maps._Look': ( 'prediction/maps.html#_look',
                                                                                   'glacier_nb/prediction/maps.py'),
+                                            'glacier_nb.prediction.maps._alone': ( 'prediction/maps.html#_alone',
+                                                                                   'glacier_nb/prediction/maps.py'),
                                             'glacier_nb.prediction.maps._attribute_table': ( 'prediction/maps.html#_attribute_table',
                                                                                              'glacier_nb/prediction/maps.py'),
                                             'glacier_nb.prediction.maps._check_copy': ( 'prediction/maps.html#_check_copy',

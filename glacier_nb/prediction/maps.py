@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SceneMap', 'map_scene', 'map_areas']
 
-# %% ../../nbs/prediction/05_maps.ipynb #05e100d6
+# %% ../../nbs/prediction/05_maps.ipynb #a1bbe2c6
 import errno
 import json
 import math
@@ -14,7 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from rasterio.warp import transform
 from rasterio.windows import Window
 
 from ..files.jsonvalues import json_values
-from ..files.locks import run_lock
+from ..files.locks import LockError, run_lock
 from ..files.paths import atomic_write, digest, project_root, write_text
 from ..landsat import PALETTE
 from .members import Member, check_members
@@ -40,8 +40,9 @@ from ..progress import progress_bar
 from ..tiles.read import Tile
 from ..training.checkpoints import read_checkpoint
 
-# %% ../../nbs/prediction/05_maps.ipynb #e543bb6f
+# %% ../../nbs/prediction/05_maps.ipynb #106ad150
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 @contextmanager
@@ -50,11 +51,10 @@ def _writing(path: Path, needed: float) -> Iterator[None]:
     try:
         yield
     except (OSError, RasterioError) as e:
-        folder = next(p for p in (path, *path.parents) if p.is_dir())
-        free, code = shutil.disk_usage(folder).free, getattr(e, "errno", None)
-        full = code in _FULL or (code is None and free < needed)
-        fix = "free some space" if full else "make the folder writable"
-        why = getattr(e, "strerror", None) or e
+        folder, code = next(p for p in (path, *path.parents) if p.is_dir()), getattr(e, "errno", None)
+        fix = "free some space" if code in _FULL else "make the folder writable"
+        fix += "" if code in _FULL + _CLOSED else ", and free some space on its disk or in your quota"
+        why, free = getattr(e, "strerror", None) or e, shutil.disk_usage(folder).free
         raise MapError(
             f"{path} cannot be written ({why}): the map needs {needed / 1e6:.1f} MB, its disk has "
             f"{free / 1e6:.1f} MB free. Nothing under the name of the map has changed. To fix: {fix}, then "
@@ -180,7 +180,7 @@ def _attribute_table(look: _Look) -> str:
         lines.append(f'<Row index="{k}">{values}</Row>')
     return "\n".join([*lines, "</GDALRasterAttributeTable>", "</PAMRasterBand>", "</PAMDataset>", ""])
 
-# %% ../../nbs/prediction/05_maps.ipynb #5cf897df
+# %% ../../nbs/prediction/05_maps.ipynb #cf961d7b
 _ROWS = 512  # rows that are copied at a time, and size of the tiles of a file
 
 
@@ -224,7 +224,10 @@ def _write_cog(draft: _Draft, raster: str, look: _Look, place: dict, tags: dict[
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):  # MB
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         _write_tiled(draft, raster, look, place, tags, tiled)
-        rasterio.shutil.copy(tiled, cog, driver="COG", **options, BIGTIFF="IF_SAFER")
+        try:
+            rasterio.shutil.copy(tiled, cog, driver="COG", **options, BIGTIFF="IF_SAFER")
+        except Exception as e:  # the errors of GDAL have no public class
+            raise OSError(f"GDAL: {e}") from e
         _check_copy(draft, raster, cog)
     tiled.unlink()
     if look.classes:
@@ -352,7 +355,7 @@ def _is_finished(files: dict[str, Path], key: str) -> bool:
             raise MapError(f"{path} exists: found {what}. To fix: {fix}", MapCause.EXISTS)
     return len(found) == len(files)
 
-# %% ../../nbs/prediction/05_maps.ipynb #f8d7ce8c
+# %% ../../nbs/prediction/05_maps.ipynb #be394be4
 def map_scene(
     members: Sequence[Member],  # from `load_ensemble`, or one from `load_member`
     scene,  # from `glacier_nb.prediction.scenes`
@@ -368,8 +371,7 @@ def map_scene(
 ) -> SceneMap:
     """Map a scene, or continue an interrupted map of it.
 
-    Raises `MapError` with its cause, CodingError for a scene in another coding than the training tiles, and
-    LockError while another process writes the same map.
+    Raises `MapError` with its cause, and CodingError for a scene in another coding than the training tiles.
     """
     start = time.perf_counter()
     check_members(members)
@@ -392,7 +394,7 @@ def _compute(job: SceneWindows, files: dict[str, Path], key: str, progress: bool
     out, bands = files["classes"], {name: len(look.names) for name, look in looks.items()}
     draft = _Draft(out.with_name(f".{out.name}.{key}"), bands, scene.shape)
     _make_folder(draft)
-    with run_lock(draft.folder):
+    with _alone(draft, out):
         state = draft.state()
         before, n = state[0] * len(across.spans), len(across.spans)
         options = {"total": len(down.spans) * n, "initial": before, "unit": "window", "desc": scene.name}
@@ -405,6 +407,19 @@ def _compute(job: SceneWindows, files: dict[str, Path], key: str, progress: bool
             _publish(draft, looks, files, {"crs": scene.crs, "transform": scene.transform}, _tags(job, key))
     shutil.rmtree(draft.folder, ignore_errors=True)
     return before
+
+
+@contextmanager
+def _alone(draft: _Draft, out: Path) -> Iterator[None]:
+    "Lock a draft. Raises `MapError` while another process writes the same map."
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run_lock(draft.folder))
+        except LockError as e:
+            owner = (draft.folder / ".lock").read_text(errors="replace") or "another process"
+            fix = "wait until that process ends, end it, or give another name for out"
+            raise MapError(f"{out} is being written by {owner}. To fix: {fix}", MapCause.IN_USE) from e
+        yield
 
 
 def _make_folder(draft: _Draft) -> None:
@@ -427,7 +442,7 @@ def _publish(draft: _Draft, looks: dict[str, _Look], files: dict[str, Path], pla
     for name in reversed(made):
         made[name].replace(files[name])
 
-# %% ../../nbs/prediction/05_maps.ipynb #749e0bfd
+# %% ../../nbs/prediction/05_maps.ipynb #44f6b3a6
 _CELL = 64, 2000  # largest side of a quadrilateral: pixels, metres
 
 

@@ -21,13 +21,14 @@ from .members import Member, PredictError
 from .views import PLAIN, View
 from ..tiles.read import Box, Tile
 
-# %% ../../nbs/prediction/04_windows.ipynb #9c1f1e49
+# %% ../../nbs/prediction/04_windows.ipynb #db9caa6c
 class MapCause(StrEnum):
     "Why there is no map."
 
     OPTIONS = "options"  # parameters that cannot be used
     EMPTY = "no valid pixel"  # a scene without a valid pixel
     EXISTS = "exists"  # a file has the name of the map
+    IN_USE = "in use"  # another process writes the same map
     DISK = "disk"  # a folder without space, or that cannot be written to
     UNREADABLE = "unreadable"  # a file that is no map of this package
 

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,13 @@ import rasterio
 import rasterio.shutil
 import torch
 from map_workers import OPTIONS, make_member, make_scene, map_until_killed
+from rasterio._err import CPLE_AppDefinedError
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine, from_bounds
 from rasterio.windows import Window
 
-from glacier_nb.files.locks import LockError, run_lock
+from glacier_nb.files.locks import run_lock
 from glacier_nb.landsat import LABEL_CODES, PALETTE, REFLECTANCE
 from glacier_nb.prediction import maps
 from glacier_nb.prediction.evaluate import tile_probs
@@ -97,7 +100,7 @@ def test_files_say_what_they_hold(written, scene, tmp_path):
         }
         assert "#{:02X}{:02X}{:02X}".format(*f.colormap(1)[85][:3]) == PALETTE["glacier"]
         tags = {k.removeprefix("glacier_nb_"): v for k, v in f.tags().items()}
-    assert json.loads(tags["runs"]) == [{"run": "./net-0-False"}]
+    assert json.loads(tags["runs"]) == [{"run": "net-0-False"}]
     assert (tags["scene"], tags["date"]) == ("scene", "2020-10-31")
     assert json.loads(tags["windows"]) == {"window": 64, "overlap": 32, "blend": "hann"}
     assert tags["TIFFTAG_SOFTWARE"] == f"glacier_nb {tags['version']}"
@@ -108,6 +111,17 @@ def test_files_say_what_they_hold(written, scene, tmp_path):
     rasterio.shutil.copy(written.classes, tmp_path / "a.vrt", driver="VRT")
     table = (tmp_path / "a.vrt").read_text()  # what GDAL read from the auxiliary file
     assert re.search(r"<F>170</F>\s*<F>debris</F>\s*<F>213</F>", table)
+
+
+def test_tags_hold_the_scores_of_the_run(scene, member, tmp_path):
+    path = tmp_path / "run" / "best.pt"
+    path.parent.mkdir()
+    torch.save({"metrics": {"epoch": 3, "mcc": 0.5, "mcc_valid": float("nan"), "loss": 1.0}}, path)
+    trained = replace(member, path=path)
+    result = map_scene([trained], scene, tmp_path / "a.tif", window=192, overlap=0, progress=False)
+    with rasterio.open(result.classes) as f:
+        runs = json.loads(f.tags()["glacier_nb_runs"])
+    assert runs == [{"run": "run", "epoch": 3, "mcc": 0.5, "mcc_valid": None}]
 
 
 def test_overviews_hold_the_most_frequent_class(member, tmp_path):
@@ -281,7 +295,7 @@ def test_a_folder_that_cannot_be_written(scene, member):
 
 
 def test_too_little_space_is_known_before_anything_is_computed(member, tmp_path, monkeypatch):
-    scene, usage = make_scene(), maps.shutil.disk_usage(tmp_path)
+    scene, usage = make_scene(), shutil.disk_usage(tmp_path)
     monkeypatch.setattr(maps.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(MapError, match=r"needs 0\.\d MB, its disk has 0\.0 MB free.*free some space"):
         map_scene([member], scene, tmp_path / "a.tif", **OPTIONS)
@@ -305,14 +319,26 @@ def test_pixels_that_cannot_be_read_back_are_no_map(written, scene, member, tmp_
     assert_same(pixels(tmp_path, "a"), pixels(written.classes.parent, "map"))
 
 
+def test_an_error_of_gdal_is_one_of_the_disk(written, scene, member, tmp_path, monkeypatch):
+    def failing(*args, **options):
+        raise CPLE_AppDefinedError(3, 1, "TIFFAppendToStrip: write error")
+
+    monkeypatch.setattr(maps.rasterio.shutil, "copy", failing)
+    with pytest.raises(MapError, match=r"TIFFAppendToStrip.*free some space on its disk") as e:
+        map_scene([member], scene, tmp_path / "a.tif", **OPTIONS)
+    assert e.value.cause is MapCause.DISK
+    assert not list(tmp_path.glob("*.tif"))
+
+
 def test_one_process_at_a_time(scene, member, tmp_path, monkeypatch):
     stop_after(monkeypatch, 0)
     with pytest.raises(MapError):
         map_scene([member], scene, tmp_path / "a.tif", **OPTIONS)
     monkeypatch.undo()
     (draft,) = tmp_path.glob(".a.tif.*")
-    with run_lock(draft), pytest.raises(LockError, match="in use"):
+    with run_lock(draft), pytest.raises(MapError, match=r"is being written by process \d+") as e:
         map_scene([member], scene, tmp_path / "a.tif", **OPTIONS)
+    assert e.value.cause is MapCause.IN_USE
 
 
 # scenes
