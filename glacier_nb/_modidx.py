@@ -1709,6 +1709,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'glacier_nb/prediction/maps.py'),
                                             'glacier_nb.prediction.maps._compute': ( 'prediction/maps.html#_compute',
                                                                                      'glacier_nb/prediction/maps.py'),
+                                            'glacier_nb.prediction.maps._date': ( 'prediction/maps.html#_date',
+                                                                                  'glacier_nb/prediction/maps.py'),
                                             'glacier_nb.prediction.maps._describe_member': ( 'prediction/maps.html#_describe_member',
                                                                                              'glacier_nb/prediction/maps.py'),
                                             'glacier_nb.prediction.maps._equal_area': ( 'prediction/maps.html#_equal_area',

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SceneMap', 'map_scene', 'map_areas']
 
-# %% ../../nbs/prediction/05_maps.ipynb #a1bbe2c6
+# %% ../../nbs/prediction/05_maps.ipynb #e6714fec
 import errno
 import json
 import math
 import os
+import re
 import shutil
 import time
 import warnings
@@ -236,7 +237,7 @@ def _write_cog(draft: _Draft, raster: str, look: _Look, place: dict, tags: dict[
         os.fsync(f.fileno())
     return cog
 
-# %% ../../nbs/prediction/05_maps.ipynb #f391eeda
+# %% ../../nbs/prediction/05_maps.ipynb #b98de0de
 def _sample(scene, size: int = 64, n: int = 8) -> Tile:
     "Pixels from all over a scene: up to n x n boxes of some pixels, one below the other."
     (height, width), parts = scene.shape, []
@@ -266,6 +267,12 @@ def _describe_member(m: Member) -> dict:
     return {"run": m.name} | {k: metrics[k] for k in ("epoch", "mcc", "mcc_valid") if k in metrics}
 
 
+def _date(scene) -> str:
+    "The day of a scene, its own or that in the name of a Landsat product; empty: not known."
+    named = re.match(r"L[A-Z]\d\d_\w{4}_\d{6}_(\d{4})(\d\d)(\d\d)_", scene.name)
+    return str(getattr(scene, "date", None) or "") or "-".join(named.groups() if named else ())
+
+
 def _tags(job: SceneWindows, key: str) -> dict[str, str]:
     "What a map is made from, for the tags of its files."
     first, scene = job.members[0], job.scene
@@ -278,8 +285,8 @@ def _tags(job: SceneWindows, key: str) -> dict[str, str]:
         "version": version("glacier_nb"),
         "key": key,
     }
-    date = getattr(scene, "date", None)
-    tags |= {"date": str(date)} if date else {}
+    date = _date(scene)
+    tags |= {"date": date} if date else {}
     named = {f"glacier_nb_{name}": value for name, value in tags.items()}
     return named | {"TIFFTAG_SOFTWARE": f"glacier_nb {tags['version']}"}
 
@@ -291,6 +298,7 @@ def _key(job: SceneWindows, sample: Tile, rasters: Sequence[str]) -> str:
         nets += [np.asarray(v.detach().cpu()) for v in m.model.state_dict().values()]
         nets += [m.stats.to_dict(), list(m.classes), list(m.codes), str(m.dtype), m.device.type, m.name]
     place = [scene.crs.to_wkt() if scene.crs else "", list(scene.transform), scene.name, list(scene.shape)]
+    place += [str(getattr(scene, name, "")) for name in ("masked", "outline", "codings")]  # what is nodata
     options = [[asdict(v) for v in job.views], job.window, job.overlap, job.blend, list(rasters)]
     return digest("map 1", *nets, place, options, version("glacier_nb"), sample.bands, sample.valid)
 
@@ -442,7 +450,7 @@ def _publish(draft: _Draft, looks: dict[str, _Look], files: dict[str, Path], pla
     for name in reversed(made):
         made[name].replace(files[name])
 
-# %% ../../nbs/prediction/05_maps.ipynb #44f6b3a6
+# %% ../../nbs/prediction/05_maps.ipynb #8aa936ca
 _CELL = 64, 2000  # largest side of a quadrilateral: pixels, metres
 
 

@@ -10,6 +10,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from glacier_nb.files.locks import run_lock
 from glacier_nb.landsat import LABEL_CODES, PALETTE, REFLECTANCE
 from glacier_nb.prediction import maps
 from glacier_nb.prediction.evaluate import tile_probs
-from glacier_nb.prediction.maps import _nodata, _pixel_areas, map_areas, map_scene
+from glacier_nb.prediction.maps import _date, _nodata, _pixel_areas, map_areas, map_scene
 from glacier_nb.prediction.members import CodingError
 from glacier_nb.prediction.windows import MapCause, MapError
 from glacier_nb.tiles.labels import LabelCodes
@@ -133,6 +134,12 @@ def test_overviews_hold_the_most_frequent_class(member, tmp_path):
     assert set(np.unique(small)) <= {*LABEL_CODES, 254}
     uniform = (full.reshape(32, 2, 550, 2) == full[::2, None, ::2, None].reshape(32, 1, 550, 1)).all((1, 3))
     np.testing.assert_array_equal(small[uniform], full[::2, ::2][uniform])
+
+
+def test_date_of_a_scene(scene):
+    names = {"LC08_L2SP_147036_20201031_20201106_02_T1": "2020-10-31", "02_07": "", "LC08_tile_20201031": ""}
+    assert {name: _date(SimpleNamespace(name=name)) for name in names} == names
+    assert _date(scene) == "2020-10-31"
 
 
 def test_nodata_is_no_code():
@@ -266,8 +273,10 @@ def test_another_map_or_file_is_not_replaced_unless_asked(scene, member, tmp_pat
     map_scene([member], scene, out, **small)
     others = [([make_member(scene, 1)], scene, small), ([member], make_scene(name="b"), small)]
     others += [([member], scene, small | {"overlap": 0}), ([member], scene, OPTIONS)]
-    changed = make_scene()
+    changed, masked = make_scene(), make_scene()
     changed.bands[:, 100:] += 1
+    masked.masked = ("cloud",)  # differs perhaps where the sample does not look
+    others += [([member], masked, small)]
     for members, place, options in [*others, ([member], changed, small)]:
         with pytest.raises(MapError, match=r"a map of scene by .*net-0.*overwrite=True") as e:
             map_scene(members, place, out, **options)
