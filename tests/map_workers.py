@@ -103,8 +103,8 @@ def map_until_killed(out: Path, killed_at: int, at_rename: int = 0) -> None:
     replace, renamed = Path.replace, []
 
     def killing(self, target):
-        renamed.append(target)
-        if sum(str(path).endswith(".tif") for path in renamed) == at_rename:
+        renamed.extend([target] if str(target).endswith(".tif") else [])
+        if len(renamed) == at_rename > 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return replace(self, target)
 

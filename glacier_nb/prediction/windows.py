@@ -64,21 +64,23 @@ class _Axis:
     @cached_property
     def weights(self) -> list[np.ndarray]:  # (length,) float32 for each window
         "The weight of each window; those of all windows at a pixel sum to 1."
-        raw, total = [self._weight(*span) for span in self.spans], np.zeros(self.n)
+        raw, total = [self._weight(k) for k in range(len(self.spans))], np.zeros(self.n)
         for (start, stop), weight in zip(self.spans, raw, strict=True):
             total[start:stop] += weight
         parts = zip(self.spans, raw, strict=True)
         return [(weight / total[start:stop]).astype(np.float32) for (start, stop), weight in parts]
 
-    def _weight(self, start: int, stop: int) -> np.ndarray:
+    def _weight(self, k: int) -> np.ndarray:
+        start, stop = self.spans[k]
         at = np.arange(stop - start) + 0.5
         if self.blend == "gaussian":
             return np.exp(-(((at - self.window / 2) / (self.window / 8)) ** 2) / 2)
-        edges = [np.full(len(at), np.inf)]  # distance to the edges inside the scene
-        edges += [at] if start else []
-        edges += [stop - start - at] if stop < self.n else []
-        depth = np.min(edges, axis=0) - self.overlap / 4
-        return np.sin(np.pi / 2 * np.clip(depth / max(self.overlap / 2, 1e-9), 0, 1)) ** 2
+        rise = np.ones(len(at))  # over the middle half of each overlap
+        if k and (overlap := self.spans[k - 1][1] - start):
+            rise = np.minimum(rise, (at - overlap / 4) / (overlap / 2))
+        if k + 1 < len(self.spans) and (overlap := stop - self.spans[k + 1][0]):
+            rise = np.minimum(rise, (stop - start - at - overlap / 4) / (overlap / 2))
+        return np.sin(np.pi / 2 * np.maximum(rise, 0)) ** 2
 
 # %% ../../nbs/prediction/04_windows.ipynb #622bbe14
 class _Scene(Protocol):

@@ -59,6 +59,13 @@ def test_the_outer_quarter_of_an_overlap_is_not_used():
     assert (weights[0][-16:] == 0).all()
 
 
+def test_weights_rise_over_the_whole_of_a_larger_overlap():
+    "The last two windows of 384 pixels in 512 overlap by 256."
+    first, last = _Axis(512, 384, 128, "hann").weights
+    assert (first[-64:] == 0).all()
+    assert (np.diff(last[64:192]) > 0).all()
+
+
 def test_a_scene_in_one_window_is_the_tile_to_the_bit(scene, members):
     views = make_views("flips")
     expected = tile_probs(members, scene.tile, views)
