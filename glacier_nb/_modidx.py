@@ -1973,6 +1973,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'glacier_nb/prediction/members.py'),
                                                'glacier_nb.prediction.members.Member.check_coding': ( 'prediction/members.html#member.check_coding',
                                                                                                       'glacier_nb/prediction/members.py'),
+                                               'glacier_nb.prediction.members.Member.check_codings': ( 'prediction/members.html#member.check_codings',
+                                                                                                       'glacier_nb/prediction/members.py'),
                                                'glacier_nb.prediction.members.Member.image': ( 'prediction/members.html#member.image',
                                                                                                'glacier_nb/prediction/members.py'),
                                                'glacier_nb.prediction.members.Member.name': ( 'prediction/members.html#member.name',

@@ -151,7 +151,7 @@ class Member:
         return run.name if self.path.name == weights_file(run).name else f"{run.name}/{self.path.name}"
 
     @staticmethod
-    def check_coding(stats: BandStats, tiles: Sequence[Tile], name: str) -> None:
+    def check_codings(stats: BandStats, tiles: Sequence[Tile], name: str) -> None:
         "Raise CodingError for the first tile in another coding than that of the training tiles of `name`."
         for tile in tiles:
             _check_coding(stats, tile, name)
