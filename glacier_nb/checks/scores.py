@@ -236,7 +236,7 @@ def _with_room(
     cfg: TrainConfig,  # of the run
     change: dict,  # a step of the recipe
 ) -> dict:
-    "The step; where the loss weights given leave no room for another, those left out are kept as they are."
+    "The step; where the loss weights given leave no room for another, those left out stay as they are."
     left_out = {f"{n}_weight": round(w, 4) for n, w in cfg.loss_weights().items() if n != "lovasz"}
     left_out = {name: w for name, w in left_out.items() if getattr(cfg, name) is None}
     given = sum(getattr(cfg, f"{n}_weight") or 0.0 for n in cfg.LOSS_WEIGHTS if n != "lovasz")
