@@ -26,11 +26,12 @@ class DataError(ValueError):
 def _channels(
     tile: Tile,  # any tile
     glcm: GlcmConfig | None = None,  # texture channels behind the bands; None: none
+    cache: bool = True,  # texture is read from the cache, or written to it
 ) -> np.ndarray:  # (C, H, W) float32, in the channels' own units; NaN where a channel is undefined
     "The channels of a tile: the input of the network before normalisation."
     if glcm is None:
         return tile.bands
-    return np.concatenate([tile.bands, glcm.channels(tile, cache_folder() / "glcm")])
+    return np.concatenate([tile.bands, glcm.channels(tile, cache_folder() / "glcm" if cache else None)])
 
 # %% ../../nbs/data/00_stats.ipynb #b21b6a97
 @dataclass(frozen=True)
@@ -138,9 +139,10 @@ def fit_stats(
 def normalise(
     self: BandStats,  # of the training tiles
     tile: Tile,  # any tile
+    cache: bool = True,  # texture is read from the cache, or written to it: False for a part of a scene
 ) -> np.ndarray:  # (C, H, W) float32, 0 at invalid pixels
     "Channels minus centre, divided by scale; 0 where nodata or undefined. Raises `DataError`."
-    x, valid = _channels(tile, self.glcm), tile.valid
+    x, valid = _channels(tile, self.glcm, cache), tile.valid
     if len(x) != len(self.names):
         raise DataError(f"found {len(x)} channels, expected {len(self.names)}: {', '.join(self.names)}")
     center, scale = (np.asarray(v, np.float32)[:, None, None] for v in (self.center, self.scale))

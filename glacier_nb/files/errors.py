@@ -11,7 +11,7 @@ from enum import StrEnum
 
 # %% ../../nbs/files/00_errors.ipynb #c670dee9
 class TileCause(StrEnum):
-    "Why tiles cannot be read."
+    "Why tiles or scenes cannot be read."
 
     FILES = "files"  # missing, given twice, or under a wrong name
     LINK = "link"  # whose target is missing, as of git-annex and DVC
@@ -21,6 +21,8 @@ class TileCause(StrEnum):
     UNREADABLE = "unreadable"  # damaged, or not a GeoTIFF of the expected bands
     GRID = "grid"  # files of one tile on different grids
     NOT_FINITE = "not-finite"  # NaN or infinity that is not declared as nodata
+    PRODUCT = "product"  # of another sensor or processing level than networks are trained on
+    OUTSIDE = "outside"  # a polygon or box that a scene does not reach
     NODATA = "nodata-as-data"  # zeros in all bands that are not declared as nodata
     LABEL_CODES = "label-codes"  # values that are no class codes
     LABEL_BINARY = "label-binary"  # 255 means glacier in all label files, and is read as lake
@@ -30,7 +32,7 @@ class TileCause(StrEnum):
 
 
 class TileError(ValueError):
-    "A tile folder cannot be read: `TileError(where, found, expected, fix)`, each a path or phrase."
+    "A tile folder or scene cannot be read: `TileError(where, found, expected, fix)`, each a path or phrase."
 
     def __init__(self, *parts, cause: TileCause = TileCause.FILES):
         super().__init__(*parts)

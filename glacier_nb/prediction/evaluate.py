@@ -43,10 +43,13 @@ def tile_probs(
     members: Sequence[Member],  # from `load_ensemble`, or one from `load_member`
     tile: Tile,  # with or without a label
     views: Sequence[View] = PLAIN,  # from `make_views`
+    inside: tuple[slice, slice] | None = None,  # rows and columns to predict, of a part of a scene; None: all
 ) -> np.ndarray:  # (n_classes, H, W) float32, sums to 1; background 1 at nodata
     "Class probabilities of a tile; raises PredictError when the members' classes differ."
     check_members(members)
-    return _ensemble_probs(members, [m.image(tile) for m in members], tile.valid, views)
+    if inside is None:
+        return _ensemble_probs(members, [m.image(tile) for m in members], tile.valid, views)
+    return _ensemble_probs(members, [m.part(tile, inside) for m in members], tile.valid[inside], views)
 
 # %% ../../nbs/prediction/02_evaluate.ipynb #faeacad5
 def _check_tiles(tiles: Sequence[Tile], first: Member) -> None:

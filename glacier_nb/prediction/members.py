@@ -151,16 +151,25 @@ class Member:
         return run.name if self.path.name == weights_file(run).name else f"{run.name}/{self.path.name}"
 
     @staticmethod
-    def check_coding(stats: BandStats, tiles: Sequence[Tile], name: str) -> None:
+    def check_codings(stats: BandStats, tiles: Sequence[Tile], name: str) -> None:
         "Raise CodingError for the first tile in another coding than that of the training tiles of `name`."
         for tile in tiles:
             _check_coding(stats, tile, name)
 
     def image(self, tile: Tile) -> Tensor:  # (1, C, H, W) float32
         "The tile as input of this network: its channels, normalised with its statistics; raises CodingError."
-        _check_coding(self.stats, tile, self.name)
+        self.check_coding(tile)
         x = self.stats.normalise(tile)
         return torch.from_numpy(x)[None].to(self.device)
+
+    def part(self, tile: Tile, inside: tuple[slice, slice]) -> Tensor:  # (1, C, h, w) float32
+        "Rows and columns of a tile as input; the rest of it only surrounds the windows of texture."
+        x = self.stats.normalise(tile, cache=False)[:, *inside]
+        return torch.from_numpy(np.ascontiguousarray(x))[None].to(self.device)
+
+    def check_coding(self, tile: Tile) -> None:
+        "Raise CodingError when a tile holds values in another coding than the training tiles."
+        _check_coding(self.stats, tile, self.name)
 
     def __call__(
         self, image: Tensor

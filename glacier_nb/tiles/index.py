@@ -411,3 +411,44 @@ def find(
     files = [cls(i, paths, labels.get(i)) for i, paths in bands.items()]
     _check_present(path for tile in files for path in (*tile.bands, tile.label) if path)
     return files
+
+# %% ../../nbs/tiles/00_index.ipynb #c93835d9
+@patch(cls_method=True)
+def by_name(
+    cls: TileFiles,
+    paths: Iterable[str | Path],  # files of one folder
+) -> dict[str | None, list[Path]]:  # None: no band in the name
+    "Files that share their name without its band: those of one scene."
+    groups: dict[str | None, list[Path]] = {}
+    for path in map(Path, paths):
+        name = f"_{path.stem}"
+        part = _band_part(name)
+        key = (name[: part.start()] + name[part.end() :]).strip("._ -") if part else None
+        groups.setdefault(key, []).append(path)
+    return groups
+
+
+@patch(cls_method=True)
+def of_bands(
+    cls: TileFiles,
+    paths: Iterable[str | Path],  # single-band files, with the band in their names
+    id: str,  # of the tile or scene
+) -> TileFiles:
+    "The five bands among separate files, by name. Raises `TileError` for one that is missing or given twice."
+    paths = [Path(path) for path in paths]
+    found: dict[str, list] = {band: [] for band in BANDS}
+    for path in paths:
+        for band in _bands_in(path.with_name(f"_{path.name}")) & found.keys():
+            found[band].append(path)
+    lacking = [band for band, files in found.items() if not files]
+    twice = [listing(p.name for p in files) for files in found.values() if len(files) > 1]
+    what, fix = f"two files for one band: {listing(twice, 1)}", "leave one of the two out"
+    if lacking:
+        what = f"no {listing(lacking)} among {listing(p.name for p in paths)}"
+        fix = "add the files, or put the band into their names, such as SR_B2 and ST_B10, or blue and thermal"
+    if lacking or twice:
+        expected = f"a file for each of {', '.join(BANDS)}, the band in its name"
+        raise TileError(paths[0].parent, what, expected, fix)
+    files = cls(id, tuple(file for (file,) in found.values()), None)
+    _check_present(files.bands)
+    return files

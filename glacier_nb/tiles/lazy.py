@@ -34,7 +34,7 @@ def _file_stamp(
     paths = [*files.bands, *([files.label] if scheme and files.label else [])]
     stats = [(os.path.abspath(p), os.stat(p)) for p in paths]
     facts = [[path, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats]
-    return digest("tile 4", facts, scheme and [list(scheme.classes), sorted(scheme.codes.items())])
+    return digest("tile 5", facts, scheme and [list(scheme.classes), sorted(scheme.codes.items())])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -26,10 +26,11 @@ from fastcore.basics import patch
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.transform import Affine, array_bounds
+from rasterio.windows import Window
 
 from ..files.errors import TileCause, TileError, listing
 from ..files.paths import digest
-from ..landsat import BANDS, IGNORE, bands_named
+from ..landsat import BANDS, IGNORE, REFLECTANCE, TEMPERATURE, bands_named
 from .georeference import Georeference
 from .index import TileFiles
 from .labels import LabelCodes, LabelScheme
@@ -45,7 +46,9 @@ class _Raster:
     valid: np.ndarray  # (C, H, W) bool, False where the file declares nodata
     names: tuple[str | None, ...]  # description of each band
     crs: CRS | None  # None: none declared
-    transform: Affine  # pixel to map; identity: none declared
+    transform: Affine  # pixel to map, of the whole file; identity: none declared
+    shape: tuple[int, int]  # rows, columns of the whole file
+    tags: tuple[tuple[float, float, str], ...]  # scale, offset and unit of each band
 
 
 _POINTERS = {b"git-lfs": ("Git LFS", "git lfs pull"), b"/annex/": ("git-annex", "git annex get .")}
@@ -66,7 +69,7 @@ def _opened(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path, driver="GTiff") as f:
+            with rasterio.open(path, driver="VRT" if Path(path).suffix.lower() == ".vrt" else "GTiff") as f:
                 yield f
     except RasterioError as e:
         _check_pointer(Path(path))
@@ -77,15 +80,18 @@ def _opened(path: str | Path) -> Iterator[rasterio.DatasetReader]:
 
 
 def read_raster(
-    path: str | Path,  # a GeoTIFF
+    path: str | Path,  # a GeoTIFF, or a VRT of some
+    box: tuple[int, int, int, int] | None = None,  # top, bottom, left, right, inside the file; None: all
 ) -> _Raster:
-    "Read one GeoTIFF. Raises `TileError` when it is truncated or in another format."
+    "Read one GeoTIFF, or a part of it. Raises `TileError` when it is truncated or in another format."
+    window = box and Window.from_slices(box[:2], box[2:])
     with _opened(path) as f:
-        data, valid, place = f.read(), f.read_masks() > 0, Georeference.of(f)
+        data, valid, place = f.read(window=window), f.read_masks(window=window) > 0, Georeference.of(f)
+        tags = tuple(zip(f.scales, f.offsets, (unit or "" for unit in f.units), strict=True))
         for plane, seen, nodata in zip(data, valid, f.nodatavals, strict=True):
             if nodata is not None:  # a mask in the file, such as one that is valid everywhere, would hide it
                 seen &= plane != nodata
-        return _Raster(Path(path), data, valid, f.descriptions, place.crs, place.transform)
+        return _Raster(Path(path), data, valid, f.descriptions, place.crs, place.transform, f.shape, tags)
 
 
 @patch(as_prop=True)
@@ -101,7 +107,7 @@ def _check_grid(
     lenient: bool = False,  # a CRS or transform that is not declared is accepted
 ) -> None:
     "Raise `TileError` when two files of one tile differ in size, CRS or transform."
-    shape, expected = raster.data.shape[1:], first.data.shape[1:]
+    shape, expected = raster.shape, first.shape
     fix = "warp or crop both to one grid (gdalwarp, rio warp)"
     if shape != expected:
         size = f"{expected[0]} x {expected[1]} pixels as in {first.path.name}"
@@ -119,6 +125,32 @@ def _check_grid(
         found = f"transform {tuple(raster.transform)[:6]}, up to {np.abs(gap).max():.3g} pixels away"
         expected = f"{tuple(first.transform)[:6]} as in {first.path.name}"
         raise TileError(raster.path, found, expected, fix, cause=TileCause.GRID)
+
+# %% ../../nbs/tiles/04_read.ipynb #306da9aa
+_UNITS = {  # unit -> factor and term that give reflectance or kelvin
+    **dict.fromkeys(("reflectance", "surface reflectance"), (1.0, 0.0)),
+    **dict.fromkeys(("%", "percent"), (0.01, 0.0)),
+    **dict.fromkeys(("k", "kelvin"), (1.0, 0.0)),
+    **dict.fromkeys(("°c", "degc", "deg c", "celsius"), (1.0, 273.15)),
+}
+
+
+def _tagged(raster, k, band):
+    "The coding of the band at place `k` of a file by its tags; None: it has none."
+    scale, offset, unit = raster.tags[k]
+    known = np.issubdtype(raster.data.dtype, np.floating) and unit.strip().lower() in _UNITS
+    if (scale, offset) == (1, 0) and not known:
+        return None
+    factor, term = _UNITS.get(unit.strip().lower(), (1.0, 0.0))
+    return scale * factor, offset * factor + term
+
+
+def _to_dn(plane, coding, band):
+    "A plane as digital numbers of Landsat Collection 2 Level 2."
+    scale, offset = TEMPERATURE if band == "B10" else REFLECTANCE
+    if coding is None or np.allclose(coding, (scale, offset), rtol=1e-6, atol=0):
+        return plane
+    return np.rint((plane.astype("float64") * coding[0] + coding[1] - offset) / scale)
 
 # %% ../../nbs/tiles/04_read.ipynb #d0653148
 _PLACE = "(?:(?i:band|layer|channel)[ _]?|b)0*{}"  # a description that counts the bands of a file: Band 1
@@ -164,18 +196,22 @@ def _check_description(raster, band):
         return
     found, expected = f"a band described as {text!r}", f"{band}, which is what {folder}/ holds"
     fix = f"move the file to the folder of its band, or correct the description to {band}"
+    if not re.fullmatch(r"band\d+", folder.lower()):
+        expected, fix = f"{band}, as in its name", f"rename the file, or correct the description to {band}"
     raise TileError(raster.path, found, expected, fix, cause=TileCause.UNREADABLE)
 
 
 def _planes(raster, bands):
-    "The planes of a band file as (plane, valid, name for messages), in the order of `bands`."
+    "The planes of a band file as (plane, valid, name for messages, coding), in the order of `bands`."
     if len(bands) == 1 != len(raster.data):
         fix = "split the bands (gdal_translate -b)"
         raise TileError(raster.path, f"{len(raster.data)} bands", "one band", fix, cause=TileCause.UNREADABLE)
     if len(bands) == 1:
         _check_description(raster, *bands)
     order = _order(raster) if len(bands) > 1 else [0]
-    return [(raster.data[k], raster.valid[k], f"{raster.path}, band {k + 1}") for k in order]
+    names = [f"{raster.path}, band {k + 1}" for k in order]
+    codings = [_tagged(raster, k, band) for k, band in zip(order, bands, strict=True)]
+    return list(zip(raster.data[order], raster.valid[order], names, codings, strict=True))
 
 # %% ../../nbs/tiles/04_read.ipynb #e5fcb8c8
 def _clean(plane, valid, name):
@@ -189,11 +225,11 @@ def _clean(plane, valid, name):
     return dn
 
 
-def _check_zeros(files, bands, valid):
+def _check_zeros(files, planes, valid, part=""):
     "Raise `TileError` when nodata (H, W) is not declared."
-    zeros = (valid & (bands == 0).all(0)).mean()
+    zeros = (valid & np.all([plane == 0 for plane in planes], axis=0)).mean()
     if zeros:
-        found = f"0 in all bands on {zeros:.1%} of the pixels, which no band declares as nodata"
+        found = f"0 in all bands on {zeros:.1%} of the pixels{part}, which no band declares as nodata"
         with _opened(files.bands[0]) as f:
             declared = f.nodata
         fix = "declare it in each band file (rio edit-info --nodata 0 FILE)"
@@ -208,9 +244,10 @@ def _check_zeros(files, bands, valid):
 # %% ../../nbs/tiles/04_read.ipynb #418c78a1
 def _read_planes(
     files: TileFiles,  # the files of one tile
-) -> tuple[list[tuple], _Raster]:  # plane, valid, name of each band; the first file
+    box: tuple[int, int, int, int] | None = None,  # of each file; None: all
+) -> tuple[list[tuple], _Raster]:  # plane, valid, name, coding of each band; the first file
     "The bands of a tile as they are in its files."
-    rasters = [read_raster(p) for p in files.bands]
+    rasters = [read_raster(p, box) for p in files.bands]
     parts = [BANDS] if len(rasters) == 1 else [(band,) for band in BANDS]
     planes = [plane for pair in zip(rasters, parts, strict=True) for plane in _planes(*pair)]
     for raster in rasters[1:]:
@@ -218,14 +255,33 @@ def _read_planes(
     return planes, rasters[0]
 
 
-def _read_bands(
-    files: TileFiles,  # the files of one tile
-) -> tuple[np.ndarray, np.ndarray, _Raster]:  # (5, H, W) float32 DN, (H, W) bool, the first file
+@patch
+def read_bands(
+    self: TileFiles,  # the files of one tile
+    box: tuple[int, int, int, int] | None = None,  # top, bottom, left, right, inside the tile; None: all
+    codings: Sequence[tuple[float, float] | None] = (None,) * len(BANDS),  # scale, offset; None: as tagged
+    fill: bool = False,  # 0 is nodata in every band, declared or not
+) -> tuple[np.ndarray, np.ndarray, _Raster]:  # (5, H, W) float32 DN, 0 at nodata, (H, W) bool, the first file
     "Read the bands of a tile and where they are valid. Raises `TileError` for damaged or ambiguous files."
-    planes, first = _read_planes(files)
-    bands, valid = np.stack([_clean(*p) for p in planes]), np.all([p[1] for p in planes], axis=0)
-    _check_zeros(files, bands, valid)
-    return np.where(valid, bands, np.float32(0)), valid, first
+    planes, first = _read_planes(self, box)
+    valid = np.all([valid & (plane != 0) if fill else valid for plane, valid, *_ in planes], axis=0)
+    part = f" of rows {box[0]} to {box[1]}, columns {box[2]} to {box[3]}" if box else ""
+    _check_zeros(self, [plane for plane, *_ in planes], valid, part)
+    coded = zip(planes, codings, BANDS, strict=True)
+    bands = [_clean(_to_dn(p, given or own, band), v, name) for (p, v, name, own), given, band in coded]
+    return np.where(valid, np.stack(bands), np.float32(0)), valid, first
+
+
+@patch
+def read_beside(
+    self: TileFiles,  # the files of one tile
+    path: Path,  # a further file on the same grid, such as QA_PIXEL
+    box: tuple[int, int, int, int] | None = None,  # inside the tile; None: all
+) -> np.ndarray:  # (H, W) of its first band
+    "Read a further file of a tile. Raises `TileError` when it lies on another grid."
+    raster = read_raster(path, box)
+    _check_grid(raster, read_raster(self.bands[0], (0, 1, 0, 1)))
+    return raster.data[0]
 
 
 @patch(cls_method=True)
@@ -238,7 +294,7 @@ def check_data(
     if not empty:
         return
     (planes, _first), left = _read_planes(empty[0]), [f.id for f in files if f not in empty]
-    bare = [band for band, (_plane, valid, _name) in zip(BANDS, planes, strict=True) if not valid.any()]
+    bare = [band for band, (_plane, valid, *_) in zip(BANDS, planes, strict=True) if not valid.any()]
     found = f"no valid pixel in tile {listing(f.id for f in empty)}"
     which = f" of {empty[0].id}" if len(empty) > 1 else ""
     found += f" ({', '.join(bare)}{which} is all nodata)" if bare else ""
@@ -454,7 +510,7 @@ def read(  # noqa: F811 - another class
     codes: tuple[tuple, ...] = (),  # of the label file, from `folder_scheme`
 ) -> Tile:
     "Read one tile."
-    bands, valid, first = _read_bands(self)
+    bands, valid, first = self.read_bands()
     label, classes = None, ()
     if scheme and self.label:
         label, classes = _read_label(raster or read_raster(self.label), scheme, first), scheme.classes

@@ -10,7 +10,7 @@ import rasterio
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.demo import tiles as demo
 from glacier_nb.demo.landscape import _accumulate, _cast_shadow, _erode, _receivers, landscape
-from glacier_nb.demo.tiles import _grid_shape, make_demo
+from glacier_nb.demo.tiles import _grid_shape, _inside, make_demo, make_scene
 from glacier_nb.files.errors import TileError
 from glacier_nb.landsat import BANDS, LABEL_CODES
 from glacier_nb.tiles.read import read_tiles
@@ -191,3 +191,41 @@ def test_import_has_no_side_effect_on_random_numbers():
     state = hashlib.sha256(repr(np.random.get_state()).encode()).hexdigest()  # noqa: NPY002
     landscape((64, 64), np.random.default_rng(0))
     assert hashlib.sha256(repr(np.random.get_state()).encode()).hexdigest() == state  # noqa: NPY002
+
+
+def test_product_has_the_files_and_coding_of_usgs(tmp_path):
+    product = make_scene(tmp_path, (96, 64), landscapes=1)
+    assert product.name == "LC08_L2SP_147036_20201031_20201106_02_T1"
+    planes = {p.stem.removeprefix(f"{product.name}_"): read(p) for p in product.glob("*.TIF")}
+    assert sorted(planes) == ["QA_PIXEL", "SR_B2", "SR_B3", "SR_B4", "SR_B6", "ST_B10"]
+    fill = planes["QA_PIXEL"] == 1
+    for name, plane in planes.items():
+        assert (plane.shape, plane.dtype) == ((96, 64), np.uint16)
+        np.testing.assert_array_equal(plane == (name == "QA_PIXEL"), fill)
+    assert 0.25 < fill.mean() < 0.5
+    with pytest.raises(TileError, match="exists already"):
+        make_scene(tmp_path, (96, 64), landscapes=1)
+    for wrong in ({"shape": (16, 64)}, {"landscapes": 0}, {"tilt": 30}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            make_scene(tmp_path / "none", **wrong)
+    assert not (tmp_path / "none").exists()
+
+
+def test_scene_in_patches_repeats_its_landscapes(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_PATCH", 32)
+    one, again = (make_scene(tmp_path / name, (80, 72), landscapes=2, tilt=0) for name in ("one", "again"))
+    assert contents(one) == contents(again)
+    plane = read(next(one.glob("*SR_B4.TIF")))
+    assert plane.all()
+    np.testing.assert_array_equal(plane[:32, :32], plane[32:64, :32])
+    np.testing.assert_array_equal(plane[:32, :8], plane[:32, 64:])
+    assert (plane[:32, :32] != plane[:32, 32:64]).any()
+
+
+def test_patches_of_the_tilted_edge_fit_together():
+    whole = _inside((90, 110), (0, 90, 0, 110), 12)
+    np.testing.assert_array_equal(_inside((90, 110), (20, 60, 30, 110), 12), whole[20:60, 30:])
+    np.testing.assert_array_equal(whole, whole[::-1, ::-1])
+    assert _inside((90, 110), (0, 90, 0, 110), 0).all()
+    assert whole.any(0)[1:-1].all()  # a corner is a point
+    assert whole.any(1)[1:-1].all()

@@ -152,6 +152,29 @@ def test_integer_bands_and_other_nodata(folder):
     np.testing.assert_array_equal(tile.bands, pixels(1)[0])
 
 
+@pytest.mark.parametrize(
+    ("band", "scale", "offset", "unit", "dn"),
+    [
+        ("B4", 2.75e-5, -0.2, "", [[9000, 30000]]),  # of Collection 2: unchanged
+        ("B4", 5.5e-5, -0.2, "", [[18000, 60000]]),
+        ("B10", 0.00683604, 149.0, "", [[18000, 60000]]),
+        ("B4", 1.0, 0.0, "reflectance", [[9000, 30000]]),  # a unit counts for floating-point numbers alone
+        ("B4", 1e-4, 0.0, "%", [[7600, 8364]]),
+    ],
+)
+def test_tags_of_a_band_bring_it_to_dn(folder, band, scale, offset, unit, dn):
+    integers = unit != "%"
+    for tile in IDS:
+        path = band_file(folder, band, tile)
+        kind = "uint16" if integers else "float32"
+        rewrite(path, lambda a: np.where(np.arange(SIZE) < 16, 9000, 30000) + 0 * a, dtype=kind, nodata=0)
+        with rasterio.open(path, "r+") as f:
+            f.scales, f.offsets, f.units = [scale], [offset], [unit]
+    for tiles in (read_tiles(folder), open_tiles(folder)):
+        plane = tiles[0].bands[BANDS.index(band)][10, [5, 20]]
+        np.testing.assert_array_equal(plane[None], dn)
+
+
 def test_declared_nan_is_nodata(folder):
     rewrite(band_file(folder, "B4"), lambda a: put(np.nan)(np.where(a == 0, np.nan, a)), nodata=np.nan)
     tile = read_tiles(folder)[1]
