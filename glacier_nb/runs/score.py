@@ -39,7 +39,7 @@ def evaluation_members(
     if trials:
         raise PredictError(f"ensemble: {', '.join(trials)} is a trial, of four steps: choose whole runs")
     if data.test_tiles:
-        Member.check_coding(data.stats, data.test_tiles, "this run")
+        Member.check_codings(data.stats, data.test_tiles, "this run")
     for tiles, folder in ((data.val_tiles, cfg.data_path), (data.test_tiles, cfg.test_path)):
         if others and tiles:
             check_evaluation(others, tiles, folder)
