@@ -227,12 +227,13 @@ def not_a_number(learner):
 def one_set(learner):
     "Training and validation are one object without augmentation."
     learner.data = replace(learner.data, val=learner.data.train)
-    learner.augment = run_augment(replace(learner.cfg, augment="none"))
+    learner.augment = run_augment(replace(learner.cfg, augment="none"), learner.data.train)
 
 
 def augment_image_only(learner):
     "Geometry for the image alone."
-    learner.augment = f._augment_image_only(run_augment(replace(learner.cfg, augment="geometric")))
+    geometric = run_augment(replace(learner.cfg, augment="geometric"), learner.data.train)
+    learner.augment = f._augment_image_only(geometric)
 
 
 def without_lake(learner):

@@ -7,14 +7,14 @@ __all__ = ['batch_generator', 'make_augment']
 
 # %% ../../nbs/augment/01_photometric.ipynb #6e96ead1
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .geometry import Warp, dihedral
+from .geometry import SunWarp, Warp, dihedral
 from ..data.stats import DataError
 from ..parallel.ranks import Shard
 
@@ -109,6 +109,7 @@ _POLICIES = MappingProxyType(
     {
         "none": (),
         "photometric": (_Photometric(),),
+        "sun": (_Photometric(), SunWarp()),
         "photometric+dihedral": (_Photometric(), dihedral),
         "geometric": (dihedral, Warp()),
         "strong": (_Photometric(), dihedral, Warp(), _Noise(), _BandDropout()),
@@ -119,6 +120,7 @@ _POLICIES = MappingProxyType(
 def make_augment(
     name: str,  # a key of `_POLICIES`
     seed: int = 0,  # of the run
+    azimuth: float = SunWarp.azimuth,  # of the sun, for the policy sun; degrees clockwise from north
 ) -> Callable[
     [dict[str, Tensor], int, int, Shard | None], dict[str, Tensor]
 ]:  # (batch, epoch, number of the batch, shard=None) -> batch
@@ -126,9 +128,11 @@ def make_augment(
     if name not in _POLICIES:
         raise DataError(f"augment {name!r} is unknown: expected {', '.join(_POLICIES)}")
 
+    steps = [replace(s, azimuth=azimuth) if isinstance(s, SunWarp) else s for s in _POLICIES[name]]
+
     def augment(batch, epoch, number, shard=None):
         generator = batch_generator(seed, epoch, number)
-        for step in _POLICIES[name]:
+        for step in steps:
             batch = step(batch, generator, shard)
         return batch
 

@@ -163,7 +163,7 @@ def _augment_validation(
     learner: Learner,  # changed
 ) -> None:
     "Augment the validation tiles."
-    augment = run_augment(replace(learner.cfg, augment="photometric"))
+    augment = run_augment(replace(learner.cfg, augment="photometric"), learner.data.train)
     augmented = _AugmentedTiles(**vars(learner.data.val), augment=augment)
     learner.data = replace(learner.data, val=augmented)
 

@@ -106,6 +106,11 @@ def _check_sampling(cfg) -> None:
         f"interface_classes = {cfg.interface_classes!r} is not allowed: expected two classes, such as "
         "'debris,lake'",
     )
+    _raise_if(
+        cfg.sun_azimuth is not None and cfg.augment != "sun",
+        f"sun_azimuth = {cfg.sun_azimuth} is not allowed with augment = {cfg.augment!r}: expected augment = "
+        "'sun', or no azimuth",
+    )
 
 # %% ../../nbs/config/01_combinations.ipynb #e05d23be
 def _check_optimisation(cfg) -> None:

@@ -191,7 +191,10 @@ class TrainConfig:
     augment: str = param(
         "photometric",
         "augmentation of training crops",
-        choices=("none", "photometric", "photometric+dihedral", "geometric", "strong"),
+        choices=("none", "photometric", "sun", "photometric+dihedral", "geometric", "strong"),
+    )
+    sun_azimuth: float | None = param(
+        None, "degrees clockwise from north, for augment = sun; None: from the images", low=0, high=360
     )
     mixup: float = param(0.0, "alpha of MixUp; 0: off", low=0, high=100)
     cutmix: float = param(0.0, "alpha of CutMix; 0: off", low=0, high=100)

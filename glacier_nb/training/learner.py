@@ -133,7 +133,7 @@ class Learner:
         self.network = self.model  # called in the steps, see `prepare_network`
         self.loss = run_loss(cfg, data)
         self.sampler = run_sampler(cfg, data.train)
-        self.augment = run_augment(cfg)
+        self.augment = run_augment(cfg, data.train)
         self.mix = run_mixer(cfg, len(data.classes))
         self.steps_per_epoch = cfg.steps_per_epoch(len(data.train))
         self.rate = run_schedule(cfg, self.steps_per_epoch)

@@ -18,6 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+from ..augment.geometry import sun_axis
 from ..augment.mixing import make_mixer
 from ..augment.photometric import make_augment
 from ..config.fields import parse_numbers
@@ -270,10 +271,14 @@ def run_sampler(
 
 # %% ../../nbs/training/03_recipe.ipynb #5a3f0005
 def run_augment(
-    cfg: TrainConfig,  # augment and seed
+    cfg: TrainConfig,  # augment, sun_azimuth and seed
+    train: TileSet,  # the training tiles, which show where the sun stands
 ) -> Callable:  # (batch, epoch, number of the batch, shard=None) -> batch
-    "The augmentation of a config."
-    return make_augment(cfg.augment, cfg.seed)
+    "The augmentation of a config. Raises `DataError` where the sun's azimuth is neither given nor visible."
+    azimuth = cfg.sun_azimuth
+    if cfg.augment == "sun" and azimuth is None:
+        azimuth = sun_axis(train.images, train.valids)
+    return make_augment(cfg.augment, cfg.seed, *([] if azimuth is None else [azimuth]))
 
 
 def run_mixer(

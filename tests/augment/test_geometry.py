@@ -10,7 +10,16 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from glacier_nb.augment.geometry import Warp, _affine_field, _bend_field, _resample, dihedral, turn
+from glacier_nb.augment.geometry import (
+    SunWarp,
+    Warp,
+    _affine_field,
+    _bend_field,
+    _resample,
+    dihedral,
+    sun_axis,
+    turn,
+)
 from glacier_nb.data.stats import DataError
 from glacier_nb.landsat import IGNORE
 from glacier_nb.losses.terms import signed_distance
@@ -313,6 +322,81 @@ def test_the_generator_decides_and_global_state_does_not(batch, step):
 def test_strengths_are_checked(bad):
     with pytest.raises(DataError, match="expected degrees of 0 to 180, a zoom of 1 to 4"):
         Warp(**bad)
+
+
+def mirrored(batch, azimuth):
+    "All crops mirrored about the sun's axis, without turns and zooms."
+    warp = SunWarp(azimuth, degrees=0, zoom=1)
+    zero = torch.zeros(len(batch["label"]))
+    mirror = warp._mirror(torch.ones(len(zero), dtype=torch.bool))
+    field = _affine_field(zero, zero + 1, zero, torch.zeros(len(zero), 2), batch["label"].shape[1:], mirror)
+    return [_resample({k: x[b] for k, x in batch.items()}, field[b]) for b in range(len(zero))]
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "exact"),
+    [
+        (0, lambda x: x.flip(-1)),  # sun in the north: east and west change sides
+        (180, lambda x: x.flip(-1)),
+        (90, lambda x: x.flip(-2)),
+        (135, lambda x: x.transpose(-1, -2)),  # south-east: the main diagonal of the image stays
+        (45, lambda x: x.transpose(-1, -2).flip(-1, -2)),
+    ],
+)
+def test_mirrors_about_the_suns_axis_are_exact_flips(batch, azimuth, exact):
+    for crop, k in zip(mirrored(batch, azimuth), range(len(batch["label"])), strict=True):
+        assert torch.equal(crop["label"], exact(batch["label"][k]))
+        assert torch.equal(crop["valid"], exact(batch["valid"][k]))
+        assert_close(crop["image"], exact(batch["image"][k]), rtol=0, atol=1e-3)
+
+
+def shaded(azimuth, n=96, seed=0):
+    "Slopes of a random landscape lit from one side, and from straight above."
+    z = gaussian_filter(np.random.default_rng(seed).normal(size=(n, n)), 4, mode="wrap")
+    gy, gx = np.gradient(z / z.std())
+    a = np.radians(azimuth)
+    return np.stack([gx * np.sin(a) - gy * np.cos(a), np.hypot(gx, gy)])
+
+
+@pytest.mark.parametrize("azimuth", [0, 30, 90, 157, 179, 337])
+def test_axis_of_a_shaded_landscape(azimuth):
+    images = [shaded(azimuth, seed=seed) for seed in range(4)]
+    found = sun_axis(images, [np.ones((96, 96), bool)] * 4, channel=0)
+    assert abs((found - azimuth + 90) % 180 - 90) < 8
+
+
+def test_axis_ignores_nodata_and_scale():
+    image, valid = shaded(157), np.ones((96, 96), bool)
+    valid[20:50, 30:80] = False
+    holes = np.where(valid, image, 1e6)
+    one = sun_axis([image * 40 + 7], [valid], channel=0)
+    assert one == pytest.approx(sun_axis([holes], [valid], channel=0), abs=1e-6)
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_axis_needs_a_direction(valid):
+    noise = np.random.default_rng(0).normal(size=(1, 96, 96))
+    with pytest.raises(DataError, match="Set sun_azimuth to SUN_AZIMUTH"):
+        sun_axis([noise], [np.full((96, 96), valid)], channel=0)
+
+
+def test_half_of_the_crops_are_mirrored_and_none_is_turned_far():
+    warp, eye = SunWarp(157, degrees=0, zoom=1), torch.eye(2)
+    n = 2000
+    label = torch.arange(4).reshape(1, 2, 2).expand(n, 2, 2).clone()
+    crops = {"image": torch.rand(n, 1, 2, 2), "label": label, "valid": torch.ones(n, 2, 2, dtype=torch.bool)}
+    out = warp(crops, seeded())
+    assert 0.45 < (out["label"] != label).flatten(1).any(1).float().mean() < 0.55
+    mirror = warp._mirror(torch.tensor([True, False]))
+    assert_close(mirror[0] @ mirror[0], eye)
+    assert torch.linalg.det(mirror[0]).item() == pytest.approx(-1)
+    assert torch.equal(mirror[1], eye)
+
+
+@pytest.mark.parametrize("bad", [{"azimuth": -1}, {"azimuth": 361}, {"degrees": 200}, {"zoom": 0.5}])
+def test_sun_warps_are_checked(bad):
+    with pytest.raises(DataError, match="expected azimuth of 0 to 360"):
+        SunWarp(**bad)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

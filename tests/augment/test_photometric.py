@@ -213,7 +213,7 @@ def test_gain_and_offset_are_checked(bad):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(DataError, match="'flips' is unknown: expected none, photometric, photometric"):
+    with pytest.raises(DataError, match="'flips' is unknown: expected none, photometric, sun"):
         make_augment("flips")
 
 

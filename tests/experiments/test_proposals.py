@@ -13,6 +13,7 @@ from glacier_nb.config.training import TrainConfig
 from glacier_nb.experiments.jobs import FailureCause
 from glacier_nb.experiments.proposals import NoProposal, Proposal, next_run
 from glacier_nb.experiments.rules import (
+    _CONTEXT_RESULT,
     _MEASURED,
     _RECIPE,
     _SEED_SPREAD,
@@ -25,7 +26,7 @@ from glacier_nb.experiments.rules import (
 )
 from glacier_nb.experiments.sweep import _plan
 from glacier_nb.landsat import CLASSES
-from glacier_nb.metrics.scores import summary
+from glacier_nb.metrics.scores import mcc, summary
 from glacier_nb.report.findings import Finding
 from glacier_nb.runs.folder import RunError
 
@@ -196,6 +197,28 @@ def test_a_missed_class_is_proposed_what_its_finding_says():
 def test_no_proposal_for_a_class_without_training_tiles_or_with_a_handful_of_pixels():
     for run in (missing_lakes(findings=[finding("class-missing")]), missing_lakes(40)):
         assert proposed(run).rule == "measured"
+
+
+@pytest.mark.parametrize(
+    ("side", "crop", "wider"), [(512, 128, True), (256, 128, False), (512, 256, False), (512, 0, False)]
+)
+def test_large_tiles_are_proposed_wider_crops(side, crop, wider):
+    run = record(mcc=0.6, crop_size=crop, sampler="random")
+    run.metrics["tile_confusions"] = {"02_07": {"all": [[side**2 - 5, 3], [1, 1]]}}
+    sizes, asked = set(), [run]
+    while isinstance(found := next_run(asked, root=Path("/nonexistent")), Proposal):
+        sizes.add(changes(found).get("crop_size"))
+        asked.append(record(f"next{len(asked)}", 0.1, **found.parameters))
+    assert sizes == ({None, 256} if wider else {None})
+
+
+def test_the_worth_of_context_is_that_of_the_record():
+    runs = json.loads((ROOT / "configs/context/record.json").read_text())
+    for split in ("regions", "blocks"):
+        for name in ("crops of 128 pixels", "crops of 256 pixels"):
+            tiles = [np.array(cm) for fold in runs[name][split].values() for cm in fold["tiles"].values()]
+            assert len(tiles) == 20
+            assert f"{mcc(sum(tiles)):.3f}" in _CONTEXT_RESULT
 
 
 def test_nothing_is_tried_twice_until_nothing_is_left(tmp_path):
