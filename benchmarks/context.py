@@ -27,7 +27,7 @@ RUNS = {  # parameters that differ from the defaults
     "crops of 256 pixels, as many pixels": LARGE | {"batch_size": 2, "samples_per_epoch": 64},
     "crops of 256 pixels, four times the steps": LARGE | {"batch_size": 2},
     "crops of 256 pixels": LARGE,
-    "crops of 256 pixels, EfficientNet-lite0 with ImageNet weights": LITE0,
+    "crops of 256 pixels, lite0 with ImageNet weights": LITE0,
 }
 
 
