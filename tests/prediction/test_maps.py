@@ -115,7 +115,7 @@ def test_files_say_what_they_hold(written, scene, tmp_path):
 
 
 def test_tags_hold_the_scores_of_the_run(scene, member, tmp_path):
-    path = tmp_path / "run" / "best.pt"
+    path = tmp_path / "run" / "model.pt"
     path.parent.mkdir()
     torch.save({"metrics": {"epoch": 3, "mcc": 0.5, "mcc_valid": float("nan"), "loss": 1.0}}, path)
     trained = replace(member, path=path)
