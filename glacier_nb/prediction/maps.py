@@ -377,8 +377,7 @@ def map_scene(
     confidence: bool = True,  # also write NAME_confidence.tif
     probabilities: bool = False,  # also write NAME_probabilities.tif
     overwrite: bool = False,  # replace files of these names
-    progress: bool
-    | tqdm = True,  # show a bar with the time left; or count in that of several scenes
+    progress: bool | tqdm = True,  # show a bar with the time left; or count in that of several scenes
 ) -> SceneMap:
     """Map a scene, or continue an interrupted map of it.
 

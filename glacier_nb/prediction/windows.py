@@ -32,6 +32,7 @@ class MapCause(StrEnum):
     IN_USE = "in use"  # another process writes the same map
     DISK = "disk"  # a folder without space, or that cannot be written to
     UNREADABLE = "unreadable"  # a file that is no map of this package
+    SCENES = "scenes"  # some of several scenes are not mapped
 
 
 class MapError(PredictError):
