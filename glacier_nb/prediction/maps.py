@@ -240,8 +240,10 @@ def _write_cog(draft: _Draft, raster: str, look: _Look, place: dict, tags: dict[
 
 # %% ../../nbs/prediction/05_maps.ipynb #b98de0de
 def _sample(scene, size: int = 64, n: int = 8) -> Tile:
-    "Pixels from all over a scene: up to n x n boxes of some pixels, one below the other."
+    "Pixels from all over a scene: n x n boxes of some pixels, one below the other; all of a small scene."
     (height, width), parts = scene.shape, []
+    if height * width <= (n * size) ** 2:
+        return Tile(scene.name, *scene.read((0, height, 0, width)), None, scene.crs, scene.transform, ())
     tops, lefts = ({int(k) for k in np.linspace(0, max(m - size, 0), n)} for m in scene.shape)
     for top in sorted(tops):
         for left in sorted(lefts):
@@ -360,7 +362,7 @@ def _is_finished(files: dict[str, Path], key: str) -> bool:
             if tags:
                 runs = ", ".join(run["run"] for run in json.loads(tags["runs"]))
                 what = f"a map of {tags['scene']} by {runs}, with other weights, pixels or options than these"
-            fix = "overwrite=True, or another name for out"
+            fix = "overwrite=True (--overwrite in a terminal), or another out"
             raise MapError(f"{path} exists: found {what}. To fix: {fix}", MapCause.EXISTS)
     return len(found) == len(files)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predict']
 
-# %% ../../nbs/runs/03_predict.ipynb #b69bb07c
+# %% ../../nbs/runs/03_predict.ipynb #7a0f9b8d
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ from ..prediction.windows import MapCause, MapError, SceneWindows
 from ..progress import progress_bar
 from .folder import RunError, run_state, runs_table
 
-# %% ../../nbs/runs/03_predict.ipynb #d0a4816b
+# %% ../../nbs/runs/03_predict.ipynb #31e5bf21
 def _best_run(sources: Sequence) -> str:
     "The name of the best run; raises RunError when there is none, or when it cannot be told."
     table, outputs = runs_table(), project_root() / "outputs"
@@ -64,7 +64,7 @@ def _networks(run, sources: Sequence, device: str) -> list[Member]:
     check_members(members)
     return members
 
-# %% ../../nbs/runs/03_predict.ipynb #3ec44b74
+# %% ../../nbs/runs/03_predict.ipynb #2818d506
 def _absolute(path: str | os.PathLike) -> Path:
     "A path relative to the project root, or to the working directory where it exists only there."
     path = Path(path).expanduser()
@@ -94,7 +94,7 @@ def _open_all(sources: Sequence, options: dict) -> list[Scene]:
         raise outside[0] if outside else MapError("scene: found none, expected one or more", MapCause.OPTIONS)
     return found
 
-# %% ../../nbs/runs/03_predict.ipynb #3e5dc4a0
+# %% ../../nbs/runs/03_predict.ipynb #6eb7ea35
 def _map_names(name: str) -> set[str]:
     "All names that the files of a map may have, in lower case."
     return {f"{name}{end}.tif".lower() for end in ("", "_confidence", "_probabilities")}
@@ -132,7 +132,7 @@ def _check_out(out: str | os.PathLike, sources: Sequence, scenes: Sequence[Scene
         )
     return folder
 
-# %% ../../nbs/runs/03_predict.ipynb #f5828cc2
+# %% ../../nbs/runs/03_predict.ipynb #635029fe
 class _ScenesError(MapError):
     "Some of several scenes are not mapped."
 
