@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['show_overview', 'show_confidence', 'show_zooms']
 
-# %% ../../nbs/plot/04_maps.ipynb #665dac0c
+# %% ../../nbs/plot/04_maps.ipynb #01cb71a2
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from rasterio.windows import Window
 from .tiles import composite
 from ..prediction.maps import SceneMap
 
-# %% ../../nbs/plot/04_maps.ipynb #7c90c77a
+# %% ../../nbs/plot/04_maps.ipynb #737b5785
 @dataclass(frozen=True)
 class _Sheet:
     "The grid of a picture."
@@ -90,7 +90,7 @@ def _common_sheet(files: Sequence[rasterio.DatasetReader], pixels: int) -> _Shee
     h, w = (max(1, round(n / size)) for n in (north - south, east - west))
     return _Sheet((h, w), first.crs, Affine((east - west) / w, 0, west, 0, (south - north) / h, north))
 
-# %% ../../nbs/plot/04_maps.ipynb #c527cf21
+# %% ../../nbs/plot/04_maps.ipynb #05945d6b
 def _read_on(sheet: _Sheet, f: rasterio.DatasetReader) -> np.ndarray:  # (rows, columns) uint8
     "A map on the grid of a picture, nodata where it does not lie."
     step = max(1, max(f.shape) / max(sheet.shape))
@@ -108,7 +108,7 @@ def _placed(sheet: _Sheet, data: np.ndarray, crs: CRS | None, own: Affine, nodat
     reproject(data, out, **grids, src_nodata=nodata, dst_nodata=nodata, resampling=Resampling.nearest)
     return out
 
-# %% ../../nbs/plot/04_maps.ipynb #8f4d0527
+# %% ../../nbs/plot/04_maps.ipynb #d5dda036
 @dataclass(frozen=True)
 class _Legend:
     "Codes of a map with their names and colours."
@@ -163,12 +163,13 @@ def _pictures(paths: Sequence[Path], pixels: int) -> tuple[_Sheet, np.ndarray]:
     finally:
         [f.close() for f in files]
 
-# %% ../../nbs/plot/04_maps.ipynb #b36f16be
+# %% ../../nbs/plot/04_maps.ipynb #bc52becf
 def _thumbnail(scene, pixels: int) -> tuple[np.ndarray, Affine]:  # (5, h, w) float32, 0 at nodata
     "The bands of a scene at every k-th pixel."
     step = max(1, max(scene.shape) / pixels)
     h, w = (max(1, round(n / step)) for n in scene.shape)
-    rows, cols = (((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip((h, w), scene.shape, strict=True))
+    size = zip((h, w), scene.shape, strict=True)
+    rows, cols = (((np.arange(m) + 0.5) * n / m).astype(int) for m, n in size)
     out = np.zeros((5, h, w), np.float32)
     for top in range(0, scene.shape[0], 512):
         bottom = min(top + 512, scene.shape[0])
@@ -179,16 +180,16 @@ def _thumbnail(scene, pixels: int) -> tuple[np.ndarray, Affine]:  # (5, h, w) fl
     return out, scene.transform @ Affine.scale(scene.shape[1] / w, scene.shape[0] / h)
 
 
-def _bands_on(sheet: _Sheet, scenes: Sequence) -> np.ndarray:  # (rows, columns, 3) RGB
-    "Natural colours of scenes on the grid of a picture, in one stretch."
+def _bands_on(sheet: _Sheet, maps: Sequence[SceneMap]) -> np.ndarray:  # (rows, columns, 3) RGB
+    "Natural colours of the scenes on the grid of a picture, in one stretch."
     bands = np.zeros((5, *sheet.shape), np.float32)
-    for scene in scenes:
+    for scene in (m.scene for m in maps):
         found, own = _thumbnail(scene, max(sheet.shape))
         new = _placed(sheet, found, scene.crs, own, 0)
         bands = np.where(bands == 0, new, bands)
     return composite(bands, (bands != 0).all(0))
 
-# %% ../../nbs/plot/04_maps.ipynb #2364db64
+# %% ../../nbs/plot/04_maps.ipynb #d43dc511
 def _round_length(metres: float) -> float:
     "The largest 1, 2 or 5 times a power of ten that is not above a length."
     power = 10 ** np.floor(np.log10(metres))
@@ -225,7 +226,7 @@ def _draw_arrow(ax: Axes, way: np.ndarray) -> None:
     style = {"fontsize": 9, "weight": "bold", "ha": "center", "va": "center", "path_effects": white}
     ax.text(*(middle + 0.22 * way), "N", transform=inches, **style)
 
-# %% ../../nbs/plot/04_maps.ipynb #e884f498
+# %% ../../nbs/plot/04_maps.ipynb #44d29c18
 def _panels(sheet: _Sheet, n: int) -> tuple[Figure, np.ndarray]:
     "A figure with n axes in the shape of a picture, in a row."
     across, down = sheet.ground()
@@ -237,7 +238,6 @@ def _panels(sheet: _Sheet, n: int) -> tuple[Figure, np.ndarray]:
 
 def show_overview(
     maps: Sequence[SceneMap],  # of one scene, or of several with a CRS, which are drawn in place
-    scenes: Sequence = (),  # the scenes themselves; empty: without a picture of the bands
     pixels: int = 900,  # longer side of a picture, at most
 ) -> Figure:
     "Maps beside natural colours, with scale bar and north arrow. Raises ValueError."
@@ -245,8 +245,7 @@ def show_overview(
     sheet, codes = _pictures(paths, pixels)
     with rasterio.open(paths[0]) as f:
         legend = _Legend.of(f)
-    images = {"natural colours": _bands_on(sheet, scenes)} if scenes else {}
-    images["map"] = legend.image(codes)
+    images = {"natural colours": _bands_on(sheet, maps), "map": legend.image(codes)}
     fig, axes = _panels(sheet, len(images))
     for ax, (title, image) in zip(axes.flat, images.items(), strict=True):
         ax.imshow(image, interpolation="nearest")
@@ -254,7 +253,7 @@ def show_overview(
     fig.legend(handles=legend.handles(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return fig
 
-# %% ../../nbs/plot/04_maps.ipynb #6f0ae50c
+# %% ../../nbs/plot/04_maps.ipynb #784c720f
 def show_confidence(
     maps: Sequence[SceneMap],  # as in `show_overview`, with confidence
     pixels: int = 900,  # longer side of the picture, at most
@@ -271,7 +270,7 @@ def show_confidence(
     left.set_facecolor(legend.colours[legend.nodata])
     _furnish(left, sheet, "confidence, per cent")
     fig.colorbar(shown, ax=left, location="bottom", shrink=0.7)
-    for code, name in legend.names.items():
+    for code, name in sorted(legend.names.items()):
         values = percent[known & (codes == code)]
         if len(values) and code != legend.nodata:
             share = np.cumsum(np.bincount(values, minlength=101)) / len(values)
@@ -284,7 +283,7 @@ def show_confidence(
     right.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../../nbs/plot/04_maps.ipynb #c61afbc0
+# %% ../../nbs/plot/04_maps.ipynb #f43f7090
 def _busy_parts(path: Path, size: int) -> list[tuple[float, int, int]]:  # -share of edges, top, left
     "How often classes meet in windows of a map that lie side by side."
     with rasterio.open(path) as f:
@@ -315,28 +314,26 @@ def _busy_windows(paths: Sequence[Path], size: int, n: int) -> list[tuple[int, i
 
 def show_zooms(
     maps: Sequence[SceneMap],  # with confidence or without
-    scenes: Sequence,  # the scene of each map
     n: int = 3,  # number of windows, at most
     size: int = 160,  # edge of a window, pixels
 ) -> Figure:
     "Bands, map and confidence at full resolution where classes meet. Raises ValueError."
     paths = _paths(maps)
-    if len(scenes) != len(maps):
-        raise ValueError(f"found {len(scenes)} scenes for {len(maps)} maps, expected the scene of each map")
     windows = _busy_windows(paths, size, n)
     cols = 2 + all(m.confidence is not None for m in maps)
     shape = (3 * cols, 3.1 * len(windows) + 0.4)
     fig, axes = plt.subplots(len(windows), cols, figsize=shape, layout="constrained", dpi=80, squeeze=False)
     for row, (k, top, left) in zip(axes, windows, strict=True):
-        legend, shown = _zoom(row, maps[k], scenes[k], top, left, size)
+        legend, shown = _zoom(row, maps[k], top, left, size)
     if shown:
         fig.colorbar(shown, ax=axes[:, -1], location="bottom", shrink=0.8, aspect=30)
     fig.legend(handles=legend.handles(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return fig
 
 
-def _zoom(row: Sequence[Axes], found: SceneMap, scene, top: int, left: int, size: int):  # legend, image
+def _zoom(row: Sequence[Axes], found: SceneMap, top: int, left: int, size: int):  # legend, image
     "One window: bands, map, confidence."
+    scene = found.scene
     h, w = (min(size, m) for m in scene.shape)
     part, place = Window(left, top, w, h), scene.transform @ Affine.translation(left, top)
     sheet = _Sheet((h, w), scene.crs, place)

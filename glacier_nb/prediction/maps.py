@@ -317,6 +317,7 @@ class SceneMap:
     windows: int  # of the scene
     computed: int  # windows of this call; fewer when an interrupted map was continued
     seconds: float
+    scene: object  # what was mapped
 
     def __repr__(self) -> str:
         "The files, and what was computed."
@@ -399,7 +400,7 @@ def map_scene(
         if found:
             _skip(bar, total)
     paths = [files.get(name) for name in ("classes", "confidence", "probabilities")]
-    return SceneMap(*paths, found, total, total - before, time.perf_counter() - start)
+    return SceneMap(*paths, found, total, total - before, time.perf_counter() - start, scene)
 
 
 def _counting(name: str, total: int, progress: bool | tqdm):  # context of a bar or None

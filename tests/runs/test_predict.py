@@ -6,24 +6,21 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import torch
+from made_runs import save_run
 from scene_folders import ID, PLACE, product, write
 from tiny_network import TinyUNet
 from tqdm import tqdm
 
 import glacier_nb
 from glacier_nb.config.fields import ConfigError
-from glacier_nb.config.training import TrainConfig
-from glacier_nb.data.stats import fit_stats
 from glacier_nb.files.errors import TileError
 from glacier_nb.files.paths import write_text
-from glacier_nb.landsat import BANDS, CLASSES, LABEL_CODES, REFLECTANCE
+from glacier_nb.landsat import BANDS, LABEL_CODES, REFLECTANCE
 from glacier_nb.models.weights import WeightsError
 from glacier_nb.prediction import members
 from glacier_nb.prediction.members import CodingError, PredictError
@@ -32,27 +29,8 @@ from glacier_nb.prediction.windows import MapCause, MapError
 from glacier_nb.runs import predict as module
 from glacier_nb.runs.folder import RunError
 from glacier_nb.tiles.read import read_tiles
-from glacier_nb.training.checkpoints import save_checkpoint
 
 OTHER = ID.replace("20201031_20201106", "20201116_20201122")
-
-
-def save_run(name, tile, mcc, seed=0, **config):
-    "A finished run whose network has random weights."
-    cfg = TrainConfig(run=name, include_glcm=False, precision="fp32", seed=seed, **config)
-    stats = fit_stats([tile])
-    torch.manual_seed(seed)
-    net = TinyUNet(len(stats.names), len(CLASSES))
-    with torch.no_grad():
-        [w.mul_(3) for w in net.parameters()]
-    state = {"weights": net.state_dict(), "config": asdict(cfg), "stats": stats.to_dict()}
-    folder = Path("outputs", name)
-    folder.mkdir(parents=True)
-    save_checkpoint(state | {"classes": CLASSES, "codes": LABEL_CODES}, folder / "model.pt")
-    write_text(folder / "config.json", json.dumps(asdict(cfg)))
-    scores = {"mcc": mcc, "mcc_valid": mcc, "selected_epoch": 1, "ci95": [None, None], "baseline_mcc": 0.4}
-    write_text(folder / "metrics.json", json.dumps(scores))
-    return folder
 
 
 @pytest.fixture(scope="module")
