@@ -2353,6 +2353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'glacier_nb/runs/predict.py'),
                                          'glacier_nb.runs.predict._networks': ('runs/predict.html#_networks', 'glacier_nb/runs/predict.py'),
                                          'glacier_nb.runs.predict._open_all': ('runs/predict.html#_open_all', 'glacier_nb/runs/predict.py'),
+                                         'glacier_nb.runs.predict._outside': ('runs/predict.html#_outside', 'glacier_nb/runs/predict.py'),
                                          'glacier_nb.runs.predict._same_folder': ( 'runs/predict.html#_same_folder',
                                                                                    'glacier_nb/runs/predict.py'),
                                          'glacier_nb.runs.predict._sources': ('runs/predict.html#_sources', 'glacier_nb/runs/predict.py'),

@@ -23,7 +23,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import Affine, array_bounds
+from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 from rasterio.windows import Window
 

@@ -78,11 +78,21 @@ def _sources(scene) -> list:  # of scenes that are open, absolute paths, address
     return [s if hasattr(s, "read") or "://" in os.fspath(s) else _absolute(s) for s in items]
 
 
+_AS_IT_IS = {"masked": "fill", "polygon": None, "bounds": None, "bounds_crs": "EPSG:4326", "coding": "auto"}
+
+
 def _open_all(sources: Sequence, options: dict) -> list[Scene]:
     "The scenes of all sources; raises the errors of `open_scenes`."
     files = [s for s in sources if isinstance(s, Path) and not s.is_dir()]
     several = [s for s in sources if s not in files] + ([files] if len(files) > 1 else files)
     found, outside = [], []
+    if any(hasattr(s, "read") for s in sources) and options != _AS_IT_IS:
+        changed = ", ".join(name for name, value in options.items() if value != _AS_IT_IS[name])
+        raise MapError(
+            f"{changed}: found for a scene that is open, expected for paths. To fix: give {changed} to "
+            "open_scene, or the path of the scene here",
+            MapCause.OPTIONS,
+        )
     for source in several:
         try:
             found += [source] if hasattr(source, "read") else open_scenes(source, **options)
@@ -91,7 +101,8 @@ def _open_all(sources: Sequence, options: dict) -> list[Scene]:
                 raise
             outside.append(e)
     if not found:
-        raise outside[0] if outside else MapError("scene: found none, expected one or more", MapCause.OPTIONS)
+        nothing = "scene: found an empty list, expected one or more. To fix: give a path"
+        raise outside[0] if outside else MapError(nothing, MapCause.OPTIONS)
     return found
 
 # %% ../../nbs/runs/03_predict.ipynb #6eb7ea35
@@ -114,6 +125,13 @@ def _check_names(scenes: Sequence[Scene]) -> None:
         taken |= dict.fromkeys(_map_names(scene.name), scene.name)
 
 
+def _outside(folders: Sequence[Path]) -> str:
+    "A folder for maps that lies in none of some folders."
+    usual, beside = "outputs/maps", folders[0].with_name(f"{folders[0].name}-maps")
+    inside = any((project_root() / usual).resolve().is_relative_to(f) for f in folders)
+    return str(beside) if inside else usual
+
+
 def _check_out(out: str | os.PathLike, sources: Sequence, scenes: Sequence[Scene]) -> Path:  # absolute
     "The folder of the maps; raises MapError for a file, and for one where maps and scenes would be mixed."
     folder = (project_root() / Path(out).expanduser()).resolve()
@@ -127,7 +145,7 @@ def _check_out(out: str | os.PathLike, sources: Sequence, scenes: Sequence[Scene
     if mixed:
         raise MapError(
             f"out = {str(out)!r}: found a folder in {short_path(mixed[0])}, which holds the scene, expected "
-            "one outside, where maps are not taken for scenes. To fix: out = 'outputs/maps'",
+            f"one outside, where maps are not taken for scenes. To fix: out = {_outside(mixed)!r}",
             MapCause.OPTIONS,
         )
     return folder

@@ -221,6 +221,23 @@ def test_maps_and_scenes_are_not_mixed(project, tmp_path):
     assert predict("a", "scenes", "outputs/maps"), "the folder that is proposed"
 
 
+def test_the_folder_that_is_proposed_for_the_working_directory(project, tmp_path, monkeypatch):
+    shutil.copytree(project / "scenes" / ID, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(MapError, match=re.escape(f"To fix: out = '{tmp_path}/here-maps'")):
+        predict(project / "outputs/a", ".", "outputs/maps")
+    assert predict(project / "outputs/a", ".", tmp_path / "here-maps")
+
+
+def test_an_open_scene_has_its_own_options(project, tmp_path):
+    scene = open_scene(project / "scenes" / ID)
+    with pytest.raises(MapError, match="masked, bounds: found for a scene that is open") as e:
+        predict("a", scene, tmp_path, masked="cloud", bounds=(0, 0, 1, 1))
+    assert e.value.cause is MapCause.OPTIONS
+    with pytest.raises(MapError, match="found an empty list"):
+        predict("a", [], tmp_path)
+
+
 def test_two_maps_of_one_name(project, tmp_path):
     shutil.copytree(project / "scenes" / ID, tmp_path / ID)
     with pytest.raises(MapError, match=r"found the file name .* for maps of both"):
