@@ -28,7 +28,7 @@ from .folder import RunError, run_state, runs_table
 
 # %% ../../nbs/runs/03_predict.ipynb #31e5bf21
 def _best_run(sources: Sequence) -> str:
-    "The name of the best run; raises RunError when there is none, or when it cannot be told."
+    "The name of the best run; raises RunError without one, or where scores cannot be compared."
     table, outputs = runs_table(), project_root() / "outputs"
     scored = (table["state"] == "finished") & table["mcc"].notna() & table["baseline_mcc"].notna()
     table = table[scored & table.index.map(lambda name: weights_file(outputs / name).is_file()).astype(bool)]
@@ -157,8 +157,9 @@ class _ScenesError(MapError):
     def __init__(self, errors: dict[str, ValueError], maps: list[SceneMap]):
         self.errors, self.maps = errors, maps  # scene -> what was wrong with it; of the others
         texts = "\n".join(f"{name}: {type(e).__name__}: {e}" for name, e in errors.items())
+        others = ", the others are finished" if maps else ""
         super().__init__(
-            f"{len(errors)} of {len(errors) + len(maps)} scenes are not mapped, the others are finished:\n"
+            f"{len(errors)} of {len(errors) + len(maps)} scenes are not mapped{others}:\n"
             f"{texts}\nTo continue, correct this and give the same call again: finished maps are skipped",
             MapCause.SCENES,
         )

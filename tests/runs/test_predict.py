@@ -63,8 +63,9 @@ def tags_of(path):
         return {k.removeprefix("glacier_nb_"): v for k, v in f.tags().items()}
 
 
-def runs_of(path):
-    return [run["run"] for run in json.loads(tags_of(path)["runs"])]
+def names_of(run, scene):
+    "The networks that map a scene."
+    return [m.name for m in module._networks(run, module._sources(scene), "cpu")]
 
 
 def read(path):
@@ -85,7 +86,7 @@ def test_tiles_have_the_pixels_of_predict_in_the_codes_of_the_labels(project, tm
         assert [m.classes.name for m in maps] == ["00_03.tif", "00_04.tif"]
 
 
-def test_every_way_to_name_networks(project, tmp_path):
+def test_every_way_to_name_networks(project):
     ways = {
         "a": ["a"],
         "outputs/a": ["a"],
@@ -96,9 +97,8 @@ def test_every_way_to_name_networks(project, tmp_path):
         "cv": ["a", "b"],
         "best": ["b"],
     }
-    for k, (run, names) in enumerate(ways.items()):
-        (found,) = predict(run, f"scenes/{ID}", tmp_path / str(k))
-        assert runs_of(found.classes) == names
+    for run, names in ways.items():
+        assert names_of(run, f"scenes/{ID}") == names
 
 
 def test_networks_that_are_not_there(project, tmp_path):
@@ -124,29 +124,30 @@ def test_the_best_run_has_the_highest_score_that_says_something(project, tmp_pat
     pretrained = save_run("pretrained", tile, 0.9, data_dir="hkh") / "metrics.json"
     pretrained.write_text(pretrained.read_text().replace('"baseline_mcc"', '"other"'))
     os.remove(save_run("gone", tile, 0.9, data_dir="x") / "model.pt")
-    assert runs_of(predict("best", scene, "maps")[0].classes) == ["c"]
+    assert names_of("best", scene) == ["c"]
     save_run("d", tile, 0.4, data_dir=str(scene))
-    assert runs_of(predict("best", scene, "own")[0].classes) == ["d"]  # trained on what is mapped
+    assert names_of("best", scene) == ["d"]  # trained on what is mapped
     with pytest.raises(RunError, match=re.escape("c (x, MCC 0.500), d (")):
         predict("best", [scene, project / "scenes" / OTHER], "maps")
     save_run("best", tile, 0.1, data_dir="x")
-    assert runs_of(predict("best", scene, "named")[0].classes) == ["best"]
+    assert names_of("best", scene) == ["best"]
 
 
-def test_every_kind_of_scene_gives_the_same_map(project, tmp_path, monkeypatch):
+def test_every_kind_of_scene_is_read_the_same(project, monkeypatch):
     files = sorted((project / "scenes" / ID).glob(f"{ID}_S[RT]_*.TIF"))
-    expected = read(predict("a", f"scenes/{ID}", tmp_path / "0")[0].classes)
+    expected = open_scene(files).read()[0]
     ways = [files, open_scene(files), iter(files), [f"scenes/{ID}", f"scenes/{OTHER}"], "scenes"]
     for k, scene in enumerate(ways):
-        found = predict("a", scene, tmp_path / f"way{k}")
-        assert [m.classes.stem for m in found] == [ID, OTHER][: 1 + (k > 2)]
-        for m in found:
-            np.testing.assert_array_equal(read(m.classes), expected)
+        found = module._open_all(module._sources(scene), module._AS_IT_IS)
+        assert [s.name for s in found] == [ID, OTHER][: 1 + (k > 2)]
+        for s in found:
+            np.testing.assert_array_equal(s.read()[0], expected)
     write_text(project / "settings.ini", "")  # a checkout: paths are relative to its root, or to here
     (project / "nbs").mkdir(exist_ok=True)
     monkeypatch.chdir(project / "nbs")
-    for k, scene in enumerate((f"scenes/{ID}", f"../scenes/{ID}")):
-        assert predict("a", scene, tmp_path / f"way{k}")[0].found
+    for scene in (f"scenes/{ID}", f"../scenes/{ID}"):
+        assert module._sources(scene)[0].resolve() == project / "scenes" / ID
+    assert module._sources("https://x.org/item.json") == ["https://x.org/item.json"]
 
 
 def test_a_part_of_a_scene_with_clouds_as_nodata(project, tmp_path):
@@ -218,7 +219,6 @@ def test_maps_and_scenes_are_not_mixed(project, tmp_path):
         with pytest.raises(MapError, match="To fix: out = ") as e:
             predict("a", scene, out)
         assert e.value.cause is MapCause.OPTIONS
-    assert predict("a", "scenes", "outputs/maps"), "the folder that is proposed"
 
 
 def test_the_folder_that_is_proposed_for_the_working_directory(project, tmp_path, monkeypatch):
