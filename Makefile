@@ -8,10 +8,11 @@ WORKERS = 2
 COMPILE = $(BIN)/python -c "import numpy as np; from glacier_nb.texture.glcm import glcm; \
 	glcm(np.eye(9, dtype=np.float32), np.ones((9, 9), bool))"
 
-.PHONY: help demo iterations autopilot compare test bench lab readme clean
+.PHONY: help demo maps iterations autopilot compare test bench lab readme clean
 
 help:
 	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
+	@echo "make maps        map the demo tiles with the best run, with pictures and areas (a minute; trains first without a run)"
 	@echo "make iterations  make every run in configs/iterations on the demo tiles (over an hour on two cores)"
 	@echo "make autopilot   from a run that failed to MCC 0.8 on the demo tiles: diagnose, propose, run (at most an hour)"
 	@echo "make compare     write outputs/compare.ipynb: table, curves and tests of all finished runs"
@@ -25,6 +26,11 @@ demo: $(INSTALLED) data/demo
 	rm -rf outputs/demo
 	mkdir -p outputs/demo
 	$(BIN)/papermill --log-output --no-progress-bar nbs/train.ipynb outputs/demo/train.ipynb
+
+maps: $(INSTALLED) data/demo
+	test -f outputs/demo/metrics.json || $(MAKE) demo
+	mkdir -p outputs/maps
+	$(BIN)/papermill --log-output --no-progress-bar nbs/predict.ipynb outputs/maps/predict.ipynb
 
 iterations: $(INSTALLED) data/demo data/weights/tf_efficientnet_lite0.pth outputs/hkh-demo/metrics.json
 	$(BIN)/glacier-nb sweep configs/iterations/[0-9]*.yaml --n-jobs 2

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "experiments.train": ["train"],
         "runs.compare": ["compare_runs"],
         "runs.folder": ["runs_table"],
+        "runs.predict": ["predict"],
         "texture.glcm": ["glcm"],
         "tiles.read": ["describe", "read_tiles"],
     },

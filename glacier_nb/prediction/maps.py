@@ -29,6 +29,7 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform
 from rasterio.windows import Window
+from tqdm import tqdm
 
 from ..files.jsonvalues import json_values
 from ..files.locks import LockError, run_lock
@@ -239,8 +240,10 @@ def _write_cog(draft: _Draft, raster: str, look: _Look, place: dict, tags: dict[
 
 # %% ../../nbs/prediction/05_maps.ipynb #b98de0de
 def _sample(scene, size: int = 64, n: int = 8) -> Tile:
-    "Pixels from all over a scene: up to n x n boxes of some pixels, one below the other."
+    "Pixels from all over a scene: n x n boxes of some pixels, one below the other; all of a small scene."
     (height, width), parts = scene.shape, []
+    if height * width <= (n * size) ** 2:
+        return Tile(scene.name, *scene.read((0, height, 0, width)), None, scene.crs, scene.transform, ())
     tops, lefts = ({int(k) for k in np.linspace(0, max(m - size, 0), n)} for m in scene.shape)
     for top in sorted(tops):
         for left in sorted(lefts):
@@ -314,6 +317,7 @@ class SceneMap:
     windows: int  # of the scene
     computed: int  # windows of this call; fewer when an interrupted map was continued
     seconds: float
+    scene: object  # what was mapped
 
     def __repr__(self) -> str:
         "The files, and what was computed."
@@ -359,7 +363,7 @@ def _is_finished(files: dict[str, Path], key: str) -> bool:
             if tags:
                 runs = ", ".join(run["run"] for run in json.loads(tags["runs"]))
                 what = f"a map of {tags['scene']} by {runs}, with other weights, pixels or options than these"
-            fix = "overwrite=True, or another name for out"
+            fix = "overwrite=True (--overwrite in a terminal), or another out"
             raise MapError(f"{path} exists: found {what}. To fix: {fix}", MapCause.EXISTS)
     return len(found) == len(files)
 
@@ -372,10 +376,11 @@ def map_scene(
     window: int = 512,  # pixels that the network sees at a time, a multiple of 32
     overlap: int = 128,  # of neighbouring windows, pixels, a multiple of 32
     blend: str = "hann",  # weight in the overlap: hann or gaussian
+    batch: int = 1,  # windows that a network sees at once
     confidence: bool = True,  # also write NAME_confidence.tif
     probabilities: bool = False,  # also write NAME_probabilities.tif
     overwrite: bool = False,  # replace files of these names
-    progress: bool = True,  # show a bar with the time left
+    progress: bool | tqdm = True,  # show a bar with the time left; or count in that of several scenes
 ) -> SceneMap:
     """Map a scene, or continue an interrupted map of it.
 
@@ -383,34 +388,50 @@ def map_scene(
     """
     start = time.perf_counter()
     check_members(members)
-    job = SceneWindows(tuple(members), scene, tuple(views), window, overlap, blend)
+    job = SceneWindows(tuple(members), scene, tuple(views), window, overlap, blend, batch)
     files, sample = _files(out, confidence, probabilities), _sample(scene)
     for m in members:
         m.check_coding(sample)
     _check_valid(job, sample)
     key, total = _key(job, sample, list(files)), math.prod(len(axis.spans) for axis in job.axes)
     found = not overwrite and _is_finished(files, key)
-    before = total if found else _compute(job, files, key, progress)
+    with _counting(scene.name, total, progress) as bar:
+        before = total if found else _compute(job, files, key, bar)
+        if found:
+            _skip(bar, total)
     paths = [files.get(name) for name in ("classes", "confidence", "probabilities")]
-    return SceneMap(*paths, found, total, total - before, time.perf_counter() - start)
+    return SceneMap(*paths, found, total, total - before, time.perf_counter() - start, scene)
 
 
-def _compute(job: SceneWindows, files: dict[str, Path], key: str, progress: bool) -> int:
+def _counting(name: str, total: int, progress: bool | tqdm):  # context of a bar or None
+    "The bar that counts windows: one of this scene, or that of several scenes."
+    if progress is True:
+        return progress_bar(total=total, unit="window", desc=name)
+    return nullcontext(progress if isinstance(progress, tqdm) else None)
+
+
+def _skip(bar: tqdm | None, n: int) -> None:
+    "Count windows that were computed before; they say nothing about the time left."
+    if bar is not None and n:
+        bar.initial += n
+        bar.update(n)
+
+
+def _compute(job: SceneWindows, files: dict[str, Path], key: str, bar: tqdm | None) -> int:
     "Compute a map and give it its names; how many windows had been computed before."
-    first, scene, (down, across) = job.members[0], job.scene, job.axes
+    first, scene, across = job.members[0], job.scene, job.axes[1]
     looks = {name: _looks(first.classes, first.codes)[name] for name in files}
     out, bands = files["classes"], {name: len(look.names) for name, look in looks.items()}
     draft = _Draft(out.with_name(f".{out.name}.{key}"), bands, scene.shape)
     _make_folder(draft)
     with _alone(draft, out):
         state = draft.state()
-        before, n = state[0] * len(across.spans), len(across.spans)
-        options = {"total": len(down.spans) * n, "initial": before, "unit": "window", "desc": scene.name}
-        with progress_bar(**options) if progress else nullcontext() as bar:
-            for probs, valid, carry in job.strips(state[0], state[2], bar.update if bar else lambda: None):
-                arrays = _rasters(probs, valid, first.codes, list(files))
-                with _writing(draft.folder, draft.nbytes):
-                    state = draft.append(*state[:2], arrays, carry)
+        before, done = state[0] * len(across.spans), (lambda: None) if bar is None else bar.update
+        _skip(bar, before)
+        for probs, valid, carry in job.strips(state[0], state[2], done):
+            arrays = _rasters(probs, valid, first.codes, list(files))
+            with _writing(draft.folder, draft.nbytes):
+                state = draft.append(*state[:2], arrays, carry)
         with _writing(draft.folder, draft.nbytes):
             _publish(draft, looks, files, {"crs": scene.crs, "transform": scene.transform}, _tags(job, key))
     shutil.rmtree(draft.folder, ignore_errors=True)

@@ -148,7 +148,8 @@ class Member:
     def name(self) -> str:
         "The name of the run, and of the file unless it holds the run's selected weights."
         run = self.path.parent
-        return run.name if self.path.name == weights_file(run).name else f"{run.name}/{self.path.name}"
+        own = weights_file(run / "model.pt").name  # also of a folder that is not there any more
+        return run.name if self.path.name == own else f"{run.name}/{self.path.name}"
 
     @staticmethod
     def check_codings(stats: BandStats, tiles: Sequence[Tile], name: str) -> None:

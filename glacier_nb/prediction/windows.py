@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import groupby, islice
 from typing import Protocol
 
 import numpy as np
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from .evaluate import tile_probs
+from .evaluate import window_probs
 from .members import Member, PredictError
 from .views import PLAIN, View
 from ..tiles.read import Box, Tile
@@ -31,6 +32,7 @@ class MapCause(StrEnum):
     IN_USE = "in use"  # another process writes the same map
     DISK = "disk"  # a folder without space, or that cannot be written to
     UNREADABLE = "unreadable"  # a file that is no map of this package
+    SCENES = "scenes"  # some of several scenes are not mapped
 
 
 class MapError(PredictError):
@@ -105,6 +107,7 @@ class SceneWindows:
     window: int = 512  # height and width of a window, pixels, a multiple of 32
     overlap: int = 128  # of neighbouring windows, pixels, a multiple of 32
     blend: str = "hann"  # weight in the overlap: hann or gaussian
+    batch: int = 1  # windows that a network sees at once
 
     def __post_init__(self):
         window, overlap = self.window, self.overlap
@@ -114,6 +117,11 @@ class SceneWindows:
                 f"window = {window}, overlap = {overlap}, blend = {self.blend!r} is not allowed: expected a "
                 f"window of 64 pixels or more, an overlap of at most half of it, both multiples of {_STEP}, "
                 f"and {' or '.join(_BLENDS)}. To fix: window = 512, overlap = 128, blend = 'hann'",
+                MapCause.OPTIONS,
+            )
+        if self.batch < 1:
+            raise MapError(
+                f"batch = {self.batch} is not allowed: expected 1 window or more. To fix: batch = 1",
                 MapCause.OPTIONS,
             )
 
@@ -150,14 +158,25 @@ class SceneWindows:
         valid = np.zeros(probs.shape[1:], bool)
         if carry is not None:
             probs[:, : carry.shape[1]] = carry
-        for (left, right), share in zip(across.spans, across.weights, strict=True):
-            tile, inside = self.tile((top, bottom, left, right))
-            valid[:, left:right] = tile.valid[inside]
-            if tile.valid[inside].any():
-                part = tile_probs(self.members, tile, self.views, inside)
-                probs[:, :, left:right] += np.multiply(part, weight * share, out=part)
-            done()
+        for group in self._batches():
+            parts = {k: self.tile((top, bottom, *across.spans[k])) for k in group}
+            for k, (tile, inside) in parts.items():
+                valid[:, slice(*across.spans[k])] = tile.valid[inside]
+            used = {k: part for k, part in parts.items() if part[0].valid[part[1]].any()}
+            found = window_probs(self.members, list(used.values()), self.views) if used else ()
+            for k, part in zip(used, found, strict=True):
+                share = weight * across.weights[k]
+                probs[:, :, slice(*across.spans[k])] += np.multiply(part, share, out=part)
+            for _ in group:
+                done()
         return probs, valid
+
+    def _batches(self) -> Iterator[tuple[int, ...]]:
+        "The windows of a row that are seen at once: neighbours of one size."
+        spans = self.axes[1].spans
+        for _, same in groupby(range(len(spans)), key=lambda k: spans[k][1] - spans[k][0]):
+            while group := tuple(islice(same, self.batch)):
+                yield group
 
     def strips(
         self,

@@ -1,14 +1,18 @@
 """The command `glacier-nb`, in this process: what it prints, where it writes, and its exit status."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+import rasterio
 import yaml
+from scene_folders import ID, PLACE, product
 
 from glacier_nb.demo.tiles import cached_demo
-from glacier_nb.experiments.command import _HELP, main
+from glacier_nb.experiments.command import _HELP, _OPTIONS, main
 from glacier_nb.runs.folder import read_metrics
+from glacier_nb.runs.predict import predict
 
 TINY = {
     **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False},
@@ -106,3 +110,62 @@ def test_demo_and_parameters(tmp_path, capsys):
     assert main(["parameters", "lr"]) == 0
     assert "peak learning rate" in capsys.readouterr().out
     assert main(["parameters", "lerning"]) == 2
+
+
+def test_options_of_maps_are_those_of_predict():
+    found = {name: p.default for name, p in inspect.signature(predict).parameters.items()}
+    assert {name: default for name, (default, _) in _OPTIONS.items()} | {"progress": True} == {
+        name: default for name, default in found.items() if default is not inspect.Parameter.empty
+    }
+
+
+def test_predict_writes_maps_and_says_where(folder, tmp_path, capsys):
+    scene, (x, y) = product(folder / "data/scenes"), PLACE["transform"] * (3, 2)
+    assert main(["predict", "best", str(scene), "outputs/maps", "--no-confidence", "--overwrite"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"outputs/maps/{ID}.tif: ")
+    assert "km2" in shown
+    box = [str(v) for v in (x, y - 300, x + 150, y)]
+    files = [str(path) for path in sorted(scene.glob("*_S[RT]_*.TIF"))]
+    part = ["--bounds", *box, "--bounds-crs", PLACE["crs"], "--tta", "flips", "--probabilities"]
+    assert main(["predict", *part, "one, two", *files, str(tmp_path)]) == 0
+    assert {p.name for p in tmp_path.glob("*.tif")} == {
+        f"{ID}{end}.tif" for end in ("", "_confidence", "_probabilities")
+    }
+    with rasterio.open(tmp_path / f"{ID}.tif") as f:
+        assert f.shape == (10, 5)
+    capsys.readouterr()
+
+
+def test_predict_says_what_is_wrong(folder, tmp_path, capsys):
+    scenes = product(tmp_path / "scenes").parent
+    wrong = {
+        ("onne", str(scenes), "maps"): "Existing runs: one",
+        ("one", "data/scene", "maps"): "no such file or folder",
+        ("one", str(scenes), "maps", "--bounds", "0", "0", "1", "1"): "correct bounds",
+        ("one", str(scenes), "maps", "--masked", "clouds"): "did you mean 'cloud'",
+        ("one", str(scenes), "maps", "--tta", "all"): "expected one of none, flips, dihedral",
+        ("one", str(scenes), str(scenes / "maps")): "To fix: out = 'outputs/maps'",
+    }
+    for arguments, text in wrong.items():
+        assert main(["predict", *arguments]) == 2
+        assert text in capsys.readouterr().err
+    other = product(scenes, ID.replace("20201031_20201106", "20201116_20201122"))
+    (tmp_path / "maps").mkdir()
+    (tmp_path / f"maps/{ID}.tif").write_text("notes")
+    arguments = ["predict", "one", str(scenes), str(tmp_path / "maps"), "--no-confidence"]
+    assert main(arguments) == 1
+    assert "1 of 2 scenes are not mapped" in capsys.readouterr().err
+    assert (tmp_path / f"maps/{other.name}.tif").exists()
+    assert (
+        main(["predict", "one", str(scenes), str(tmp_path / "maps"), "--no-confidence", "--overwrite"]) == 0
+    )
+
+
+def test_predict_that_is_interrupted(folder, monkeypatch, tmp_path, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glacier_nb.runs.predict.map_scene", interrupted)
+    assert main(["predict", "one", str(product(tmp_path / "scenes")), str(tmp_path / "maps")]) == 130
+    assert "run the same command again" in capsys.readouterr().err

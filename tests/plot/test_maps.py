@@ -1,0 +1,174 @@
+"""Pictures of maps: grids of one and several, bars and arrows in any projection, where classes meet."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import rasterio
+from map_workers import make_member, make_scene
+from rasterio.crs import CRS
+from rasterio.transform import Affine, from_bounds
+
+from glacier_nb.landsat import CLASSES, PALETTE
+from glacier_nb.plot.maps import (
+    _busy_windows,
+    _Legend,
+    _pictures,
+    _round_length,
+    _Sheet,
+    _thumbnail,
+    show_confidence,
+    show_overview,
+    show_zooms,
+)
+from glacier_nb.prediction.maps import map_scene
+
+RGB = {name: np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) for name, colour in PALETTE.items()}
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A map, that of a neighbour to the east, and one without a place."
+    folder, scene = tmp_path_factory.mktemp("maps"), make_scene()
+    beside = make_scene(name="east", transform=scene.transform @ Affine.translation(170, 0))
+    nowhere = make_scene(name="nowhere", crs=None, transform=Affine.identity())
+    options = {"window": 192, "overlap": 0, "progress": False}
+    return [
+        map_scene([make_member(scene)], s, folder / f"{s.name}.tif", **options)
+        for s in (scene, beside, nowhere)
+    ]
+
+
+def test_one_map_is_drawn_pixel_by_pixel_and_smaller(made):
+    with rasterio.open(made[0].classes) as f:
+        codes, place = f.read(1), f.transform
+    sheet, shown = _pictures([made[0].classes], 900)
+    np.testing.assert_array_equal(shown, codes)
+    assert (sheet.transform, sheet.crs.to_epsg()) == (place, 32643)
+    sheet, small = _pictures([made[0].classes], 85)
+    assert small.shape == (75, 85)
+    assert set(np.unique(small)) <= set(np.unique(codes))
+    corner = sheet.transform @ (85, 75)
+    np.testing.assert_allclose(corner, place @ (170, 150))
+
+
+def test_neighbours_are_drawn_in_place(made):
+    parts = [rasterio.open(m.classes).read(1) for m in made[:2]]
+    _, shown = _pictures([m.classes for m in made[:2]], 900)
+    np.testing.assert_array_equal(shown, np.hstack(parts))
+    with pytest.raises(ValueError, match=r"found no CRS in nowhere\.tif"):
+        _pictures([m.classes for m in made], 900)
+
+
+def test_maps_in_other_projections_are_drawn_in_that_of_the_first(made, tmp_path):
+    west, south, east, north = rasterio.warp.transform_bounds(
+        32643, 4326, *rasterio.open(made[1].classes).bounds
+    )
+    other = tmp_path / "other.tif"
+    with rasterio.open(made[1].classes) as f:
+        profile, codes, tags = f.profile, f.read(1), f.tags(1)
+    profile |= {"crs": CRS.from_epsg(4326), "transform": from_bounds(west, south, east, north, 170, 150)}
+    profile |= {"driver": "GTiff", "tiled": False, "blockysize": 1}
+    profile.pop("blockxsize")
+    with rasterio.open(other, "w", **profile) as f:
+        f.write(codes, 1)
+        f.update_tags(1, **tags)
+    sheet, shown = _pictures([made[0].classes, other], 900)
+    assert sheet.crs.to_epsg() == 32643
+    np.testing.assert_array_equal(shown[:150, :170], rasterio.open(made[0].classes).read(1))
+    right = shown[5:145, 175:335]
+    assert (right == codes[5:145, 5:165]).mean() > 0.7  # the two grids are turned a little
+
+
+PLACES = {
+    32643: (Affine(30, 0, 5e5, 0, -30, 3.66e6), 30, 30, 0),
+    3857: (Affine(30, 0, 8.4e6, 0, -30, 3.9e6), 25.16, 25.16, 0),
+    4326: (Affine(3e-4, 0, 75.5, 0, -3e-4, 33), 28.02, 33.27, 0),
+    3031: (Affine(30, 0, 1e6, 0, -30, 1e6), 30.45, 30.45, 45),
+}
+
+
+@pytest.mark.parametrize("code", PLACES)
+def test_lengths_and_north_in_any_projection(code):
+    place, across, down, degrees = PLACES[code]
+    sheet = _Sheet((200, 300), CRS.from_epsg(code), place)
+    np.testing.assert_allclose(sheet.ground(), (across, down), rtol=5e-3)
+    right, up = sheet.north()
+    assert np.degrees(np.arctan2(right, up)) == pytest.approx(degrees, abs=0.6)
+    assert np.hypot(right, up) == pytest.approx(1)
+
+
+def test_a_grid_that_is_turned_has_north_elsewhere():
+    "Columns run north."
+    sheet = _Sheet((200, 300), CRS.from_epsg(32643), Affine(0, 30, 5e5, 30, 0, 3.66e6))
+    np.testing.assert_allclose(sheet.north(), (1, 0), atol=1e-3)
+
+
+def test_no_arrow_at_a_pole_and_none_without_a_place():
+    at_pole = _Sheet((200, 200), CRS.from_epsg(3031), Affine(30, 0, -3000, 0, -30, 3000))
+    nowhere = _Sheet((200, 200), None, Affine.identity())
+    assert np.isnan([*at_pole.north(), *nowhere.north(), *nowhere.ground()]).all()
+    assert np.isfinite(at_pole.ground()).all()
+
+
+def test_lengths_of_bars_are_round():
+    found = [_round_length(x) for x in (1, 1.9, 2, 4.99, 5, 9.99, 10, 0.3, 12345)]
+    assert found == [1, 1, 2, 2, 5, 5, 10, 0.2, 10000]
+
+
+def test_a_thumbnail_is_every_third_pixel_of_the_scene():
+    scene = make_scene(150, 1200)
+    found, place = _thumbnail(scene, 400)
+    np.testing.assert_array_equal(found, scene.bands[:, 1::3, 1::3])
+    assert place == scene.transform @ Affine.scale(3)
+
+
+def test_windows_lie_where_classes_meet(tmp_path):
+    codes = np.zeros((90, 120), np.uint8)
+    codes[70:90:2, 100:] = 85
+    codes[0:6, 0:6] = 254  # an edge of nodata is none between classes
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 90, "width": 120, "nodata": 254}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile, crs="EPSG:32643", transform=PLACES[32643][0]) as f:
+        f.write(codes, 1)
+    assert _busy_windows([tmp_path / "a.tif"], 30, 1) == [(0, 60, 90)]
+    found = _busy_windows([tmp_path / "a.tif"] * 2, 200, 3)
+    assert found == [(0, 0, 0), (1, 0, 0)], "a window may be larger than the map"
+    with rasterio.open(tmp_path / "a.tif") as f, pytest.raises(ValueError, match="found no names of classes"):
+        _Legend.of(f)
+
+
+def test_figures_show_bands_map_bar_and_legend(made):
+    figure = show_overview(made[:2])
+    bands, shown = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["natural colours", "map"]
+    codes = np.hstack([rasterio.open(m.classes).read(1) for m in made[:2]])
+    image = np.asarray(shown.images[0].get_array())
+    assert (np.rint(255 * image[codes == 85]) == RGB["glacier"]).all()
+    assert bands.images[0].get_array().shape == image.shape
+    (bar,) = shown.artists
+    assert bar.txt_label.get_text() == "2 km"
+    assert [t.get_text() for t in shown.texts] == ["", "N"]
+    names = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert names == ["background", "glacier", "debris", "lake", "no data"]
+    figure.canvas.draw()
+    without = show_overview(made[2:])
+    assert not without.axes[0].artists
+
+
+def test_confidence_and_details(made):
+    left, right, _bar = show_confidence(made[:1]).axes
+    assert left.images[0].get_array().mask.sum() == (~made[0].scene.valid).sum()
+    assert [line.get_label().split(" (")[0] for line in right.lines] == list(CLASSES)
+    assert all(line.get_ydata()[-1] == 1 for line in right.lines)
+    figure = show_zooms(made, n=2, size=64)
+    titles = [ax.get_title() for ax in figure.axes[:6]]
+    assert titles[1:3] == ["map", "confidence, per cent"]
+    assert "° N" in titles[0] or titles[0] == "nowhere"
+    for call in (show_overview, show_confidence, show_zooms):
+        with pytest.raises(ValueError, match="found no map"):
+            call([])
