@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
-import papermill
 import pytest
 import torch
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.fields import ConfigError
@@ -394,10 +394,9 @@ def project(folder):
     (root / "nbs").mkdir()
     for name in ("nbs/pretrain.ipynb", "nbs/train.ipynb", "settings.ini"):
         shutil.copy(ROOT / name, root / name)
-    given = TINY | {"patch_size": SIZE, "min_glacier": 0.0}
-    papermill.execute_notebook(
-        root / "nbs/pretrain.ipynb", root / "out.ipynb", given, cwd=root, progress_bar=False
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_cells(root / "nbs/pretrain.ipynb", **TINY, patch_size=SIZE, min_glacier=0.0)
     return root
 
 
@@ -425,13 +424,11 @@ def test_pretraining_makes_the_checks_and_uses_all_devices(project, run_files, f
 
 
 def run_cells(path, **parameters):
-    "Run the code cells of a target in this process, with parameters as papermill gives them."
+    "Run the code cells of a target in this process, with the cell of parameters that papermill injects."
     namespace = {"__name__": "__main__", "display": lambda *objects: None}
-    for cell in nbformat.read(path, 4).cells:
+    for cell in parameterize_notebook(load_notebook_node(path), parameters).cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, path, "exec"), namespace)
-        if "parameters" in cell.metadata.get("tags", ()):
-            namespace |= parameters
     plt.close("all")
 
 

@@ -164,19 +164,17 @@ def torchrun(project: Path, arguments: list[str], log: Path) -> None:
 
 
 def agents(project: Path, config: str, *arguments: str, held: int = 0) -> list[Agent]:
-    """torchrun as on two hosts: a worker in a new interpreter, and one that is forked.
-
-    With `held`, both are forked, and wait for a signal after so many steps.
-    """
+    "torchrun as on two hosts; with `held`, forked workers that wait for a signal after so many steps."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test"]
     group += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
     program = ["-m", "glacier_nb"]
-    forked = ["--run-path", "--start-method", "fork", held_command(project, held or STEPS["epochs"])]
-    rest = ["train", "--config", config, *arguments]
-    return [Agent(project, [*group, *p, *rest]) for p in (forked if held else program, forked)]
+    if held:
+        program = ["--run-path", "--start-method", "fork", held_command(project, held)]
+    line = [*group, *program, "train", "--config", config, *arguments]
+    return [Agent(project, line) for _ in range(2)]
 
 
 @pytest.mark.slow
