@@ -27,7 +27,7 @@ from glacier_nb.training.callbacks import _holds_run
 ROOT = Path(__file__).parents[2]
 TINY = {
     **{
-        "encoder": "tu-mobilenetv3_small_050",
+        "encoder": "tu-test_resnet",
         "crop_size": 32,
         "samples_per_epoch": 16,
         "batch_size": 8,

@@ -46,7 +46,7 @@ from glacier_nb.training.recipe import prepare_data
 ROOT = Path(__file__).parents[2]
 SIZE = 64
 READING = HkhReading(SIZE, min_glacier=0)
-ENCODER = "tu-mobilenetv3_small_050"
+ENCODER = "tu-test_resnet"
 TINY = {
     **{"encoder": ENCODER, "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
     **{"n_folds": 3, "precision": "fp32", "devices": "cpu", "warmup_epochs": 0.0},
@@ -426,7 +426,7 @@ def test_pretraining_makes_the_checks_and_uses_all_devices(project, run_files, f
 def run_cells(path, **parameters):
     "Run the code cells of a target in this process, with the cell of parameters that papermill injects."
     namespace = {"__name__": "__main__", "display": lambda *objects: None}
-    for cell in parameterize_notebook(load_notebook_node(path), parameters).cells:
+    for cell in parameterize_notebook(load_notebook_node(str(path)), parameters).cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, path, "exec"), namespace)
     plt.close("all")

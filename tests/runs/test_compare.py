@@ -233,7 +233,7 @@ def project(tmp_path_factory):
     shutil.copy(ROOT / "nbs/compare.ipynb", root / "nbs")
     shutil.copy(ROOT / "settings.ini", root)
     tiles = read_tiles(root / "data/demo")
-    small = {"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False}
+    small = {"encoder": "tu-test_resnet", "decoder_attention": "none", "include_glcm": False}
     small |= {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
     for run, fold in (("one", 0), ("fold1", 1)):
         cfg = TrainConfig(run=run, n_folds=3, fold=fold, precision="fp32", **small)
