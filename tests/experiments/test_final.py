@@ -112,6 +112,7 @@ def test_everything_that_reads_runs_reads_it(final):
     found = final.metrics
     assert class_scores(found).loc["all classes", "MCC"] == found["test"]["mcc"]
     assert verdict(found).startswith("On the 3 test tiles of data/south: The network's MCC of ")
+    assert "chosen on the tiles" not in verdict(found) + str(final)
     assert f"test MCC {found['test']['mcc']:.3f}" in repr(final)
     assert "data/south" in str(final)
     assert "data/south" in final._repr_html_()
