@@ -143,9 +143,12 @@ def _score_lines(run: Run) -> list[str]:
     "The scores of a run, or how far it has come."
     if run.state in ("finished", "trial"):
         metrics = run.metrics
-        table = class_scores(metrics).to_string(float_format="{:.3f}".format, na_rep="-")
+        table = class_scores(metrics)
+        shown = (
+            [table.to_string(float_format="{:.3f}".format, na_rep="-"), ""] if table["pixels"].any() else []
+        )
         took = f"The run took {metrics['seconds'] / 60:.1f} minutes."
-        return ["", table, "", f"{verdict(metrics)} {took}", *_test_lines(metrics), ""]
+        return ["", *shown, f"{verdict(metrics)} {took}", *_test_lines(metrics), ""]
     history = run.history if run.state else ()
     if not len(history):
         return []
