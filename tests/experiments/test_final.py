@@ -159,7 +159,7 @@ def test_without_a_test_there_is_no_score(project):
     run = train(config(run="bare", fold=None), progress=False)
     assert "test" not in run.metrics
     assert "this run has no score" in str(run)
-    assert "all classes" not in str(run)
+    assert "all classes" not in str(run) + run._repr_html_()
     assert repr(run).endswith("finished)")
     table = runs_table()
     assert table.loc["bare", "test_mcc"] != table.loc["bare", "test_mcc"]
