@@ -5,12 +5,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from affine import Affine
 from made_up import noise_tile
-from matplotlib import pyplot as plt
+from small_projects import run_cells, small_project
 from tile_folders import rewrite
 
 from glacier_nb.checks.diagnosis import diagnose
@@ -46,10 +45,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "Six tiles to train on and three further south, the working directory."
-    root = tmp_path_factory.mktemp("project")
-    (root / "nbs").mkdir()
-    shutil.copy(ROOT / "nbs/train.ipynb", root / "nbs")
-    shutil.copy(ROOT / "settings.ini", root)
+    root = small_project(tmp_path_factory.mktemp("new") / "project", "train.ipynb")
     shutil.copytree(cached_demo(9, 64, 3), root / "data/north")
     for path in (root / "data/north").rglob("*_03_0*.tif"):
         south = root / "data/south" / path.relative_to(root / "data/north")
@@ -69,12 +65,7 @@ def config(**changed):
 def final(project):
     "The notebook, as with `-p fold none -p test_dir data/south`."
     given = SMALL | {"run": "final", "fold": "none", "test_dir": "data/south", "data_dir": "data/north"}
-    names = {"__name__": "notebook", "display": lambda *values: None}
-    for cell in nbformat.read(project / "nbs/train.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, f"cell {cell.id}", "exec"), names)
-            names |= given if "parameters" in cell.metadata.get("tags", ()) else {}
-    plt.close("all")
+    run_cells(project / "nbs/train.ipynb", **given)
     return load_run("final")
 
 

@@ -7,12 +7,10 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
+from small_projects import run_cells, small_project
 
 from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.fields import ConfigError
@@ -390,10 +388,8 @@ def test_left_out_class_is_restored(data):
 @pytest.fixture(scope="module")
 def project(folder):
     "The project's root with both notebooks, the patches, and a finished pre-training."
-    root = folder.parents[1]
-    (root / "nbs").mkdir()
-    for name in ("nbs/pretrain.ipynb", "nbs/train.ipynb", "settings.ini"):
-        shutil.copy(ROOT / name, root / name)
+    root = small_project(folder.parents[1] / "root", "pretrain.ipynb", "train.ipynb")
+    (root / "data/hkh").symlink_to(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         run_cells(root / "nbs/pretrain.ipynb", **TINY, patch_size=SIZE, min_glacier=0.0)
@@ -421,15 +417,6 @@ def test_pretraining_makes_the_checks_and_uses_all_devices(project, run_files, f
     assert not any(np.array(cm["all"])[:, 3].any() for cm in run.metrics["tile_confusions"].values())
     alone = load_run("hkh").history["train_loss"]
     np.testing.assert_allclose(run.history["train_loss"].iloc[0], alone.iloc[0], rtol=1e-2)
-
-
-def run_cells(path, **parameters):
-    "Run the code cells of a target in this process, with the cell of parameters that papermill injects."
-    namespace = {"__name__": "__main__", "display": lambda *objects: None}
-    for cell in parameterize_notebook(load_notebook_node(str(path)), parameters).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, path, "exec"), namespace)
-    plt.close("all")
 
 
 def test_training_starts_from_pretraining(project, monkeypatch):
