@@ -18,9 +18,9 @@ import numpy as np
 import papermill.cli
 import pytest
 from click.testing import CliRunner
-from matplotlib import pyplot as plt
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from small_projects import run_cells
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
@@ -57,15 +57,7 @@ def project(tmp_path_factory):
 
 def _execute(input_path: str, output_path: str, parameters: dict, **options) -> None:
     "papermill's function, but for the kernel: the cells run here, with Jupyter's history of them."
-    notebook = parameterize_notebook(load_notebook_node(input_path), parameters)
-    names = {"__name__": "notebook", "display": lambda *values: None, "In": []}
-    try:
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                names["In"].append(cell.source)
-                exec(compile(cell.source, f"{input_path}, cell {cell.id}", "exec"), names)
-    finally:
-        plt.close("all")
+    run_cells(parameterize_notebook(load_notebook_node(input_path), parameters))
 
 
 def run(command: str) -> None:

@@ -143,9 +143,11 @@ def _score_lines(run: Run) -> list[str]:
     "The scores of a run, or how far it has come."
     if run.state in ("finished", "trial"):
         metrics = run.metrics
-        table = class_scores(metrics).to_string(float_format="{:.3f}".format, na_rep="-")
+        table = class_scores(metrics)
+        shown = table.to_string(float_format="{:.3f}".format, na_rep="-")
         took = f"The run took {metrics['seconds'] / 60:.1f} minutes."
-        return ["", table, "", f"{verdict(metrics)} {took}", *_test_lines(metrics), ""]
+        scores = ["", shown] if table["pixels"].any() else []
+        return [*scores, "", f"{verdict(metrics)} {took}", *_test_lines(metrics), ""]
     history = run.history if run.state else ()
     if not len(history):
         return []
@@ -183,9 +185,10 @@ def _repr_html_(self: Run) -> str:
     "Scores, training curves and parameters of a run."
     parts = [f"<b>{escape(self.name)}</b>: {self.state or 'no run is there'}"]
     if self.state in ("finished", "trial"):
-        table = class_scores(self.metrics).to_html(float_format="{:.3f}".format, na_rep="–", border=0)
+        table = class_scores(self.metrics)
+        shown = table.to_html(float_format="{:.3f}".format, na_rep="–", border=0)
         lines = [verdict(self.metrics), *_test_lines(self.metrics)]
-        parts += [table, *(f"<p>{escape(line)}</p>" for line in lines)]
+        parts += [shown] * bool(table["pixels"].any()) + [f"<p>{escape(line)}</p>" for line in lines]
     else:
         parts += [f"<p>{escape(line)}</p>" for line in _score_lines(self)]
     curves = self.folder / "figures" / "curves.png"

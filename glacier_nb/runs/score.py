@@ -115,7 +115,7 @@ def _test(learner: Learner, folder: Path, with_baselines: bool, progress: bool, 
     matrices, _seconds = evaluate(members, tiles, cfg.test_path, progress=progress)
     evaluation = _evaluation(learner, folder, progress, asked, tiles, cfg.test_path)
     return {
-        **{"folder": cfg.test_dir, "tiles": len(tiles)},
+        **{"folder": cfg.test_dir, "tiles": len(tiles), "chosen_on": []},  # a test chooses nothing
         **_scores(learner, matrices),
         **(_baselines(learner, tiles) if with_baselines else {}),
         **{"evaluation": evaluation, "unchecked": notes},

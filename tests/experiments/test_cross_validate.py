@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from small_projects import run_cells
 from tiny_network import tiny_network
 
 from glacier_nb.config.fields import ConfigError
@@ -113,6 +114,7 @@ def project(tmp_path_factory):
         patch.setattr("glacier_nb.training.callbacks.run_network", network)
         patch.setattr("glacier_nb.prediction.members.empty_network", empty_network)
         patch.setattr(score, "baselines", bright_is_ice)
+        patch.setattr(score, "cached_json", lambda path, compute: compute())  # not for other tests to find
         yield root
 
 
@@ -395,12 +397,7 @@ def test_the_notebook_has_the_parameters_of_train():
 
 def run_notebook(**given) -> dict:
     "Run the notebook's cells in this process; its variables."
-    space = {}
-    for cell in nbformat.read(ROOT / "nbs/cross_validate.ipynb", 4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, f"cell {cell.id}", "exec"), space)
-            space |= given if "parameters" in cell.metadata.get("tags", ()) else {}
-    return space
+    return run_cells(ROOT / "nbs/cross_validate.ipynb", **given)
 
 
 def test_the_notebook_shows_scores_map_and_difference(first, second):

@@ -5,12 +5,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from affine import Affine
 from made_up import noise_tile
-from matplotlib import pyplot as plt
+from small_projects import run_cells, small_project
 from tile_folders import rewrite
 
 from glacier_nb.checks.diagnosis import diagnose
@@ -37,7 +36,7 @@ from glacier_nb.training.recipe import prepare_data
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False},
+    **{"encoder": "tu-test_resnet", "decoder_attention": "none", "include_glcm": False},
     **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 1, "n_folds": 3},
     **{"precision": "fp32", "devices": "cpu", "checks": "off"},
 }
@@ -46,10 +45,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "Six tiles to train on and three further south, the working directory."
-    root = tmp_path_factory.mktemp("project")
-    (root / "nbs").mkdir()
-    shutil.copy(ROOT / "nbs/train.ipynb", root / "nbs")
-    shutil.copy(ROOT / "settings.ini", root)
+    root = small_project(tmp_path_factory.mktemp("new") / "project", "train.ipynb")
     shutil.copytree(cached_demo(9, 64, 3), root / "data/north")
     for path in (root / "data/north").rglob("*_03_0*.tif"):
         south = root / "data/south" / path.relative_to(root / "data/north")
@@ -69,12 +65,7 @@ def config(**changed):
 def final(project):
     "The notebook, as with `-p fold none -p test_dir data/south`."
     given = SMALL | {"run": "final", "fold": "none", "test_dir": "data/south", "data_dir": "data/north"}
-    names = {"__name__": "notebook", "display": lambda *values: None}
-    for cell in nbformat.read(project / "nbs/train.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, f"cell {cell.id}", "exec"), names)
-            names |= given if "parameters" in cell.metadata.get("tags", ()) else {}
-    plt.close("all")
+    run_cells(project / "nbs/train.ipynb", **given)
     return load_run("final")
 
 
@@ -112,6 +103,7 @@ def test_everything_that_reads_runs_reads_it(final):
     found = final.metrics
     assert class_scores(found).loc["all classes", "MCC"] == found["test"]["mcc"]
     assert verdict(found).startswith("On the 3 test tiles of data/south: The network's MCC of ")
+    assert "chosen on the tiles" not in verdict(found) + str(final)
     assert f"test MCC {found['test']['mcc']:.3f}" in repr(final)
     assert "data/south" in str(final)
     assert "data/south" in final._repr_html_()
@@ -158,6 +150,7 @@ def test_without_a_test_there_is_no_score(project):
     run = train(config(run="bare", fold=None), progress=False)
     assert "test" not in run.metrics
     assert "this run has no score" in str(run)
+    assert "all classes" not in str(run) + run._repr_html_()
     assert repr(run).endswith("finished)")
     table = runs_table()
     assert table.loc["bare", "test_mcc"] != table.loc["bare", "test_mcc"]

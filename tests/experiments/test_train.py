@@ -3,14 +3,12 @@
 import html
 import json
 import os
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import pytest
 import yaml
-from matplotlib import pyplot as plt
+from small_projects import run_cells, small_project
 
 from glacier_nb.checks.diagnosis import _maps, _Subject
 from glacier_nb.config.fields import ConfigError
@@ -27,7 +25,7 @@ from glacier_nb.training.callbacks import _holds_run
 ROOT = Path(__file__).parents[2]
 TINY = {
     **{
-        "encoder": "tu-mobilenetv3_small_050",
+        "encoder": "tu-test_resnet",
         "crop_size": 32,
         "samples_per_epoch": 16,
         "batch_size": 8,
@@ -41,33 +39,21 @@ RUN = "autopilot-01-first"  # the run that papermill makes
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A project's root with train.ipynb and nine small tiles; the working directory."
-    root = tmp_path_factory.mktemp("project")
-    for folder in ("nbs", "data"):
-        (root / folder).mkdir()
-    shutil.copy(ROOT / "nbs/train.ipynb", root / "nbs")
-    shutil.copy(ROOT / "settings.ini", root)
-    (root / "data/demo").symlink_to(cached_demo())
+    root = small_project(tmp_path_factory.mktemp("new") / "project", "train.ipynb", tiles=cached_demo())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.chdir(root)
         yield root
 
 
-def run_cells(root: Path, cwd: Path, **parameters) -> list:
+def run_train(root: Path, cwd: Path, **parameters) -> list:
     "Run the notebook's cells in this process, from a working directory; the objects that it displays."
-    shown, names = [], {"__name__": "notebook", "display": lambda *values: shown.extend(values)}
     before = Path.cwd()
     os.chdir(cwd)
     try:
-        for cell in nbformat.read(root / "nbs/train.ipynb", as_version=4).cells:
-            if cell.cell_type == "code":
-                exec(compile(cell.source, f"cell {cell.id}", "exec"), names)
-                if "parameters" in cell.metadata.get("tags", ()):
-                    names.update(TINY | parameters)
+        return run_cells(root / "nbs/train.ipynb", **TINY | parameters)["shown"]
     finally:
         os.chdir(before)
-        plt.close("all")
-    return shown
 
 
 def metrics(root: Path, run: str) -> dict:
@@ -121,7 +107,7 @@ def test_run_folder_is_complete(first, run_files):
 @pytest.fixture(scope="module")
 def second(project):
     "Objects that the second run displays: in the working directory of JupyterLab, with checks before it."
-    return run_cells(project, project / "nbs", run="second", checks="report")
+    return run_train(project, project / "nbs", run="second", checks="report")
 
 
 def test_same_seed_same_metrics_from_jupyterlab(project, first, second):
@@ -139,7 +125,7 @@ def test_the_diagnosis_predicts_the_maps_that_were_scored(project, first):
 def test_notebook_and_command_write_the_same_metrics(project, first, capsys):
     "Key by key, with test-time augmentation, an ensemble and the baselines; only clocks differ."
     evaluated = {"tta": "flips", "tta_scales": "1,1.25", "ensemble": RUN}
-    run_cells(project, project, run="by-notebook", **evaluated)
+    run_train(project, project, run="by-notebook", **evaluated)
     (project / "by-command.json").write_text(json.dumps(TINY | evaluated | {"run": "by-command"}))
     assert main(["train", "--config", "by-command.json"]) == 0
     assert "beat" in capsys.readouterr().out, "the command ends with the scores"
@@ -201,14 +187,14 @@ def test_output_is_not_flooded(first):
 
 def test_unknown_parameter_stops_with_the_nearest_name(project):
     with pytest.raises(ConfigError, match="did you mean 'mcc_weight'"):
-        run_cells(project, project, mcc_wieght=1)
+        run_train(project, project, mcc_wieght=1)
     assert not (project / "outputs/demo").exists()
 
 
 def test_run_that_exists_is_not_overwritten(project, first):
     before = metrics(project, RUN)
     with pytest.raises(ConfigError, match=r"already holds a run.*resume=True"):
-        run_cells(project, project, run=RUN, seed=5)
+        run_train(project, project, run=RUN, seed=5)
     assert metrics(project, RUN) == before
 
 

@@ -7,12 +7,10 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
-import papermill
 import pytest
 import torch
+from small_projects import run_cells, small_project
 
 from glacier_nb.checks.diagnosis import diagnose
 from glacier_nb.config.fields import ConfigError
@@ -46,7 +44,7 @@ from glacier_nb.training.recipe import prepare_data
 ROOT = Path(__file__).parents[2]
 SIZE = 64
 READING = HkhReading(SIZE, min_glacier=0)
-ENCODER = "tu-mobilenetv3_small_050"
+ENCODER = "tu-test_resnet"
 TINY = {
     **{"encoder": ENCODER, "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
     **{"n_folds": 3, "precision": "fp32", "devices": "cpu", "warmup_epochs": 0.0},
@@ -390,14 +388,11 @@ def test_left_out_class_is_restored(data):
 @pytest.fixture(scope="module")
 def project(folder):
     "The project's root with both notebooks, the patches, and a finished pre-training."
-    root = folder.parents[1]
-    (root / "nbs").mkdir()
-    for name in ("nbs/pretrain.ipynb", "nbs/train.ipynb", "settings.ini"):
-        shutil.copy(ROOT / name, root / name)
-    given = TINY | {"patch_size": SIZE, "min_glacier": 0.0}
-    papermill.execute_notebook(
-        root / "nbs/pretrain.ipynb", root / "out.ipynb", given, cwd=root, progress_bar=False
-    )
+    root = small_project(folder.parents[1] / "root", "pretrain.ipynb", "train.ipynb")
+    (root / "data/hkh").symlink_to(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run_cells(root / "nbs/pretrain.ipynb", **TINY, patch_size=SIZE, min_glacier=0.0)
     return root
 
 
@@ -422,17 +417,6 @@ def test_pretraining_makes_the_checks_and_uses_all_devices(project, run_files, f
     assert not any(np.array(cm["all"])[:, 3].any() for cm in run.metrics["tile_confusions"].values())
     alone = load_run("hkh").history["train_loss"]
     np.testing.assert_allclose(run.history["train_loss"].iloc[0], alone.iloc[0], rtol=1e-2)
-
-
-def run_cells(path, **parameters):
-    "Run the code cells of a target in this process, with parameters as papermill gives them."
-    namespace = {"__name__": "__main__", "display": lambda *objects: None}
-    for cell in nbformat.read(path, 4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, path, "exec"), namespace)
-        if "parameters" in cell.metadata.get("tags", ()):
-            namespace |= parameters
-    plt.close("all")
 
 
 def test_training_starts_from_pretraining(project, monkeypatch):

@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from small_projects import run_cells, small_project
 
 from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
@@ -18,7 +18,7 @@ from glacier_nb.report.report import Report
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    **{"encoder": "tu-mobilenetv3_small_050", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8},
+    **{"encoder": "tu-test_resnet", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8},
     **{"epochs": 2, "n_folds": 3, "precision": "fp32", "include_glcm": False, "decoder_attention": "none"},
 }
 
@@ -26,12 +26,9 @@ TINY = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A project's root with diagnose_run.ipynb and nine small tiles."
-    root = tmp_path_factory.mktemp("project")
-    (root / "nbs").mkdir()
-    shutil.copy(ROOT / "nbs/diagnose_run.ipynb", root / "nbs")
-    shutil.copy(ROOT / "settings.ini", root)
-    (root / "data").mkdir()
-    (root / "data/demo").symlink_to(cached_demo(9, 96, 3), target_is_directory=True)
+    root = small_project(
+        tmp_path_factory.mktemp("new") / "project", "diagnose_run.ipynb", tiles=cached_demo(9, 96, 3)
+    )
     write_text(root / "tiny.yaml", "".join(f"{name}: {value}\n" for name, value in TINY.items()))
     return root
 
@@ -73,12 +70,7 @@ def test_parameter_file_gets_report_and_next_run(project):
 def executed(root: Path, monkeypatch, **parameters) -> dict:
     "Run the notebook's cells in this process; returns their variables."
     monkeypatch.chdir(root)
-    space = {}
-    for cell in nbformat.read(root / "nbs/diagnose_run.ipynb", 4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, space)
-            space |= {"live": False, **parameters} if "parameters" in cell.metadata.get("tags", ()) else {}
-    return space
+    return run_cells(root / "nbs/diagnose_run.ipynb", **{"live": False} | parameters)
 
 
 def test_the_diagnosis_of_a_run_is_saved_in_its_folder(project, monkeypatch):

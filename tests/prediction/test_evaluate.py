@@ -53,7 +53,7 @@ from glacier_nb.training.checkpoints import read_checkpoint, save_checkpoint
 from glacier_nb.training.recipe import prepare_data
 
 TINY = {
-    "encoder": "tu-mobilenetv3_small_050",
+    "encoder": "tu-test_resnet",
     "crop_size": 32,
     "samples_per_epoch": 4,
     "batch_size": 4,

@@ -11,6 +11,7 @@ import numpy as np
 import papermill
 import pytest
 from made_up import random_confusions
+from small_projects import small_project
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
@@ -226,14 +227,9 @@ def test_figures_name_a_run_without_epochs():
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A project: two finished runs on the same tiles, one on another fold, one failed, one interrupted."
-    root = tmp_path_factory.mktemp("project")
-    (root / "nbs").mkdir()
-    (root / "data").mkdir()
-    (root / "data/demo").symlink_to(cached_demo(n_tiles=9, size=96, seed=3))
-    shutil.copy(ROOT / "nbs/compare.ipynb", root / "nbs")
-    shutil.copy(ROOT / "settings.ini", root)
+    root = small_project(tmp_path_factory.mktemp("new") / "project", "compare.ipynb", tiles=cached_demo())
     tiles = read_tiles(root / "data/demo")
-    small = {"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False}
+    small = {"encoder": "tu-test_resnet", "decoder_attention": "none", "include_glcm": False}
     small |= {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
     for run, fold in (("one", 0), ("fold1", 1)):
         cfg = TrainConfig(run=run, n_folds=3, fold=fold, precision="fp32", **small)

@@ -377,8 +377,13 @@ def test_without_held_out_tiles_the_plateau_follows_the_inner_block(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_network_trains_alike_with_the_same_names(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("glacier_nb.training.callbacks.run_network", tiny_network)
-    cfg = replace(TINY, epochs=1, warmup_epochs=0.0)
+    def small(cfg, data):  # each kernel is compiled for seconds
+        torch.manual_seed(cfg.seed)
+        return nn.Sequential(nn.Conv2d(len(data.stats.names), 4, 1), nn.BatchNorm2d(4)), None
+
+    monkeypatch.setattr("glacier_nb.training.callbacks.run_network", small)
+    cfg = replace(TINY, fold=None, epochs=1, warmup_epochs=0.0)
+    data = prepare_data(cfg, [*data.train_tiles, *data.val_tiles])
     eager, compiled = (run(data, tmp_path / str(c), replace(cfg, compile=c)) for c in (False, True))
     assert type(compiled.network).__name__ == "OptimizedModule"
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())

@@ -176,7 +176,7 @@ def test_sigkill_at_any_moment_leaves_a_checkpoint_that_loads(project):
     "Half of the signals arrive at any time, half while a checkpoint is being written."
     rng, half_written, step = np.random.default_rng(0), 0, 0
     folder, config = project / "outputs/killed", write_config(project, run="killed", epochs=200)
-    for i in range(12):
+    for i in range(8):
         process = Process(project, "--config", config, *["--resume"] * (folder / "last.pt").exists())
         end = time.monotonic() + 120
         while not any(folder.glob(f".last.pt.*{process.pid}.tmp")):
