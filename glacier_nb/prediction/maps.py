@@ -15,7 +15,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -294,7 +294,7 @@ def _tags(job: SceneWindows, key: str) -> dict[str, str]:
 def _key(job: SceneWindows, sample: Tile, rasters: Sequence[str]) -> str:
     "A digest of all that a map depends on."
     nets, scene = [], job.scene
-    for m in job.members:
+    for m in job.placed:
         nets += [np.asarray(v.detach().cpu()) for v in m.model.state_dict().values()]
         nets += [m.stats.to_dict(), list(m.classes), list(m.codes), str(m.dtype), m.device.type, m.name]
     place = [scene.crs.to_wkt() if scene.crs else "", list(scene.transform), scene.name, list(scene.shape)]
@@ -376,6 +376,7 @@ def map_scene(
     probabilities: bool = False,  # also write NAME_probabilities.tif
     overwrite: bool = False,  # replace files of these names
     progress: bool = True,  # show a bar with the time left
+    client=None,  # `dask.distributed.Client` whose workers compute the windows; None: this process
 ) -> SceneMap:
     """Map a scene, or continue an interrupted map of it.
 
@@ -383,7 +384,7 @@ def map_scene(
     """
     start = time.perf_counter()
     check_members(members)
-    job = SceneWindows(tuple(members), scene, tuple(views), window, overlap, blend)
+    job = SceneWindows(tuple(members), scene, tuple(views), window, overlap, blend, client)
     files, sample = _files(out, confidence, probabilities), _sample(scene)
     for m in members:
         m.check_coding(sample)
@@ -407,10 +408,12 @@ def _compute(job: SceneWindows, files: dict[str, Path], key: str, progress: bool
         before, n = state[0] * len(across.spans), len(across.spans)
         options = {"total": len(down.spans) * n, "initial": before, "unit": "window", "desc": scene.name}
         with progress_bar(**options) if progress else nullcontext() as bar:
-            for probs, valid, carry in job.strips(state[0], state[2], bar.update if bar else lambda: None):
-                arrays = _rasters(probs, valid, first.codes, list(files))
-                with _writing(draft.folder, draft.nbytes):
-                    state = draft.append(*state[:2], arrays, carry)
+            done = bar.update if bar else lambda: None
+            with closing(job.strips(state[0], state[2], done)) as strips:
+                for probs, valid, carry in strips:
+                    arrays = _rasters(probs, valid, first.codes, list(files))
+                    with _writing(draft.folder, draft.nbytes):
+                        state = draft.append(*state[:2], arrays, carry)
         with _writing(draft.folder, draft.nbytes):
             _publish(draft, looks, files, {"crs": scene.crs, "transform": scene.transform}, _tags(job, key))
     shutil.rmtree(draft.folder, ignore_errors=True)

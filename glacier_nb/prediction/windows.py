@@ -6,20 +6,32 @@
 __all__ = ['MapCause', 'MapError', 'SceneWindows']
 
 # %% ../../nbs/prediction/04_windows.ipynb #a3351427
+import io
+import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
+from ..config.fields import ConfigError
+from ..files.errors import TileError
+from ..files.paths import digest
+from ..parallel.device import pick_device
 from .evaluate import tile_probs
 from .members import Member, PredictError
 from .views import PLAIN, View
 from ..tiles.read import Box, Tile
+from ..training.precision import Precision
 
 # %% ../../nbs/prediction/04_windows.ipynb #db9caa6c
 class MapCause(StrEnum):
@@ -31,6 +43,7 @@ class MapCause(StrEnum):
     IN_USE = "in use"  # another process writes the same map
     DISK = "disk"  # a folder without space, or that cannot be written to
     UNREADABLE = "unreadable"  # a file that is no map of this package
+    WORKER = "worker"  # a window that the workers of a dask cluster could not compute
 
 
 class MapError(PredictError):
@@ -39,6 +52,10 @@ class MapError(PredictError):
     def __init__(self, message: str, cause: MapCause):
         super().__init__(message)
         self.cause = cause
+
+    def __reduce__(self):
+        "How it travels between processes."
+        return type(self), (str(self), self.cause)
 
 
 _STEP = 32  # pixels: windows start at its multiples, see `glacier_nb.models.build`
@@ -105,6 +122,7 @@ class SceneWindows:
     window: int = 512  # height and width of a window, pixels, a multiple of 32
     overlap: int = 128  # of neighbouring windows, pixels, a multiple of 32
     blend: str = "hann"  # weight in the overlap: hann or gaussian
+    client: object = None  # `dask.distributed.Client` whose workers compute the windows; None: this process
 
     def __post_init__(self):
         window, overlap = self.window, self.overlap
@@ -116,11 +134,26 @@ class SceneWindows:
                 f"and {' or '.join(_BLENDS)}. To fix: window = 512, overlap = 128, blend = 'hann'",
                 MapCause.OPTIONS,
             )
+        if not (self.client is None or hasattr(self.client, "submit")):
+            raise MapError(
+                f"client = {self.client!r}: expected a client of dask. To fix: client = "
+                "dask.distributed.Client(ADDRESS), with the address of the scheduler",
+                MapCause.OPTIONS,
+            )
 
     @cached_property
     def axes(self) -> tuple[_Axis, _Axis]:
         "The windows along rows and along columns."
         return tuple(_Axis(n, self.window, self.overlap, self.blend) for n in self.scene.shape)
+
+    @cached_property
+    def placed(self) -> tuple[Member, ...]:
+        "The members, with device and precision where they compute; asks the first worker that is there."
+        if self.client is None:
+            return self.members
+        known = [(m.device.type, m.dtype, m.cfg.precision) for m in self.members]
+        places = self.client.submit(_places, known, pure=False).result()
+        return tuple(replace(m, device=d, dtype=t) for m, (d, t) in zip(self.members, places, strict=True))
 
     @property
     def halo(self) -> int:  # pixels
@@ -137,25 +170,42 @@ class SceneWindows:
         scene = self.scene
         return Tile(scene.name, *scene.read(outer), None, scene.crs, scene.transform, ()), inside
 
+    def part(self, i: int, k: int) -> tuple[np.ndarray | None, np.ndarray]:  # (n, h, w) float32, (h, w) bool
+        "Weighted class probabilities in a window by its row and column, None without a valid pixel; valid."
+        down, across = self.axes
+        tile, inside = self.tile((*down.spans[i], *across.spans[k]))
+        valid = tile.valid[inside]
+        if not valid.any():
+            return None, valid
+        probs = tile_probs(self.members, tile, self.views, inside)
+        return np.multiply(probs, down.weights[i][:, None] * across.weights[k], out=probs), valid
+
+    def parts(self, first: int = 0) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+        "All windows from a row on, one after the other; with a client its workers compute them."
+        down, across = self.axes
+        places = ((i, k) for i in range(first, len(down.spans)) for k in range(len(across.spans)))
+        if self.client is None:
+            return (self.part(*place) for place in places)
+        return _on_workers(self, places)
+
     def row(
         self,
         i: int,  # number of the row of windows
         carry: np.ndarray | None,  # (n, h, W) float32, of the row above; None: there is none
+        parts: Iterator,  # its windows come next
         done: Callable[[], object],  # called after each window
     ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, W) float32, (h, W) bool
-        "Weighted class probabilities of a row of windows, and where it is valid."
+        "Class probabilities of a row of windows, and where it is valid."
         (down, across), n = self.axes, len(self.members[0].classes)
-        (top, bottom), weight = down.spans[i], down.weights[i][:, None]
+        (top, bottom) = down.spans[i]
         probs = np.zeros((n, bottom - top, across.n), np.float32)
         valid = np.zeros(probs.shape[1:], bool)
         if carry is not None:
             probs[:, : carry.shape[1]] = carry
-        for (left, right), share in zip(across.spans, across.weights, strict=True):
-            tile, inside = self.tile((top, bottom, left, right))
-            valid[:, left:right] = tile.valid[inside]
-            if tile.valid[inside].any():
-                part = tile_probs(self.members, tile, self.views, inside)
-                probs[:, :, left:right] += np.multiply(part, weight * share, out=part)
+        for left, right in across.spans:
+            part, valid[:, left:right] = next(parts)
+            if part is not None:
+                probs[:, :, left:right] += part
             done()
         return probs, valid
 
@@ -168,8 +218,128 @@ class SceneWindows:
         "The finished rows of the scene, and the carry, after each row of windows."
         spans = self.axes[0].spans
         ends = [start for start, _ in spans[1:]] + [self.scene.shape[0]]
-        for i in range(first, len(spans)):
-            probs, valid = self.row(i, carry, done)
-            n = ends[i] - spans[i][0]
-            carry = probs[:, n:].copy()
-            yield probs[:, :n], valid[:n], carry
+        with closing(self.parts(first)) as parts:
+            for i in range(first, len(spans)):
+                probs, valid = self.row(i, carry, parts, done)
+                n = ends[i] - spans[i][0]
+                carry = probs[:, n:].copy()
+                yield probs[:, :n], valid[:n], carry
+
+# %% ../../nbs/prediction/04_windows.ipynb #e29e8f04
+_payloads: dict[str, tuple[list[bytes], bytes]] = {}  # of the jobs of this worker: networks, and the rest
+_jobs: dict[str, SceneWindows] = {}  # those that are loaded
+_networks: WeakValueDictionary = WeakValueDictionary()  # digest -> network, shared by the jobs that use it
+_loading = threading.RLock()
+
+
+def _keep(name: str, payload: tuple, worker=None) -> None:
+    "Keep what a worker needs for a job."
+    _payloads[name] = payload
+
+
+def _forget(name: str, worker=None) -> None:
+    "Free what a worker kept for a job."
+    _payloads.pop(name, None)
+    _jobs.pop(name, None)
+
+
+def _packed(thing: object) -> bytes:
+    "Anything with tensors in it, to be loaded on any device."
+    import cloudpickle  # it comes with dask, and also packs what a notebook defines
+
+    torch.save(thing, file := io.BytesIO(), pickle_module=cloudpickle)
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> object:
+    "What `_packed` has packed, on the CPU."
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+
+
+def _network(data: bytes) -> Member:
+    "A network on the device of this worker. Raises `ConfigError` when it is not there."
+    key = digest(np.frombuffer(data, np.uint8))
+    if (member := _networks.get(key)) is None:
+        member = _unpacked(data)
+        device = pick_device(member.device.type)
+        member = _networks[key] = replace(member, model=member.model.to(device), device=device)
+    return member
+
+
+def _job(name: str) -> SceneWindows:
+    "A job of this worker, loaded at its first window."
+    with _loading:
+        if name not in _jobs:
+            networks, rest = _payloads[name]
+            _jobs[name] = replace(_unpacked(rest), members=tuple(map(_network, networks)))
+        return _jobs[name]
+
+# %% ../../nbs/prediction/04_windows.ipynb #f41b71d6
+def _places(known: list[tuple[str, torch.dtype, str]]) -> list[tuple[torch.device, torch.dtype]]:
+    "Device and precision of networks on this worker: those they have, unless the kind of device is another."
+    device = pick_device()
+    own = [Precision.choose(precision, "channels_last", device).dtype for _, _, precision in known]
+    there = zip(known, own, strict=True)
+    return [(device, dtype if kind == device.type else new) for (kind, dtype, _), new in there]
+
+
+def _part(name: str, i: int, k: int) -> tuple[np.ndarray | None, np.ndarray]:
+    "A window of a job on this worker."
+    return _job(name).part(i, k)
+
+
+def _plugin(job: SceneWindows, name: str):  # `WorkerPlugin`
+    "What brings a job to all workers, also to later ones, and frees it afterwards."
+    from distributed import WorkerPlugin
+
+    rest = _packed(replace(job, members=(), client=None))
+    networks = [_packed(m) for m in job.placed]
+    plugin = WorkerPlugin()
+    plugin.setup = partial(_keep, name, (networks, rest))
+    plugin.teardown = partial(_forget, name)
+    return plugin
+
+
+def _fix(error: Exception) -> str:
+    "What helps against an error of a worker."
+    from distributed import KilledWorker
+
+    fixes = {
+        KilledWorker: "give each worker more memory, or take a smaller window",
+        TileError: "let all workers see the files of the scene under the same path",
+        ConfigError: "start workers that all have the same kind of device",
+    }
+    known = (fix for kind, fix in fixes.items() if isinstance(error, kind))
+    return next(known, "look into the log of the worker")
+
+
+def _result(job: SceneWindows, place: tuple[int, int], future) -> tuple[np.ndarray | None, np.ndarray]:
+    "A window that a worker has computed. Raises `MapError` with the worker's error as its cause."
+    try:
+        return future.result()
+    except Exception as e:
+        spans = (axis.spans[n] for axis, n in zip(job.axes, place, strict=True))
+        rows, columns = ("{} to {}".format(*span) for span in spans)
+        raise MapError(
+            f"rows {rows}, columns {columns} of scene {job.scene.name} could not be computed by a worker: "
+            f"found {type(e).__name__}: {e}. To fix: {_fix(e)}, then map the scene again, which goes on "
+            "where it stopped",
+            MapCause.WORKER,
+        ) from e
+
+
+def _on_workers(job: SceneWindows, places: Iterator[tuple[int, int]]) -> Iterator[tuple]:
+    "Windows by the workers of a client, in the order of their places; two a thread are under way."
+    client, waiting, name = job.client, deque(), f"glacier_nb-map-{os.urandom(8).hex()}"
+    client.register_plugin(_plugin(job, name), name)
+    try:
+        for place in places:
+            key = "-".join(map(str, (name, *place)))
+            waiting.append((place, client.submit(_part, name, *place, key=key, pure=False)))
+            while len(waiting) > 2 * sum(client.nthreads().values()):
+                yield _result(job, *waiting.popleft())
+        while waiting:
+            yield _result(job, *waiting.popleft())
+    finally:
+        client.cancel([future for _, future in waiting])
+        client.unregister_worker_plugin(name)
