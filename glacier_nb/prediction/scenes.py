@@ -27,6 +27,7 @@ from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
 from ..tiles.index import TileFiles
 from ..tiles.products import SceneFiles
 from ..tiles.read import Box, Tile
+from ..tiles.stac import Mosaic, find_stac, in_dates, is_stac
 
 # %% ../../nbs/prediction/03_scenes.ipynb #1fcc5642
 class Quality(IntEnum):
@@ -66,7 +67,7 @@ class Scene:
     "An image of any size whose windows are read when they are used."
 
     name: str  # of the product, tile or files
-    files: TileFiles
+    files: TileFiles | Mosaic
     window: Box  # of the scene in its files
     crs: CRS | None  # None: none declared
     transform: Affine  # pixel of the scene to map
@@ -75,6 +76,7 @@ class Scene:
     codings: tuple[tuple[float, float] | None, ...]  # scale and offset of each band; None: by tags
     fill: bool  # 0 is nodata, declared or not
     outline: tuple[dict, ...] | None = None  # GeoJSON polygons in `crs`: the rest is nodata; None: all of it
+    date: str = ""  # YYYY-MM-DD, or the first and the last one of several; empty: not known
 
     @property
     def shape(self) -> tuple[int, int]:  # rows, columns
@@ -86,6 +88,13 @@ class Scene:
     def bounds(self) -> tuple[float, float, float, float]:  # west, south, east, north in `crs`
         "Where the scene lies."
         return array_bounds(*self.shape, self.transform)
+
+    def __getstate__(self) -> dict:
+        "What goes to another process, which may work in another folder."
+        state, quality = vars(self).copy(), self.quality
+        if isinstance(self.files, TileFiles):
+            state["files"] = replace(self.files, bands=tuple(p.absolute() for p in self.files.bands))
+        return state | {"quality": quality and quality.absolute()}
 
     def __repr__(self) -> str:
         "One line."
@@ -137,6 +146,10 @@ def read(
     "A window of the scene and where it is valid. Raises `TileError` as `read_tiles` does."
     box = box or (0, self.shape[0], 0, self.shape[1])
     where = _in_files(self, box)
+    if isinstance(self.files, Mosaic):
+        bands, valid = self.files.read(where, sum(1 << q for q in self.masked))
+        valid &= _outlined(self, box)
+        return np.where(valid, bands, np.float32(0)), valid
     bands, valid, _first = self.files.read_bands(where, self.codings, self.fill)
     valid = valid & _outlined(self, box)
     if self.quality:
@@ -327,6 +340,18 @@ def _check_any_valid(
     raise TileError(scene.name, found, "some pixels with data in all bands", fix, cause=TileCause.EMPTY)
 
 
+def _check_quality(
+    source: SceneFiles,  # files of a scene, or of several
+    masked: tuple[Quality, ...],  # bits that become nodata
+) -> None:
+    "Raise `TileError` when bits are to be masked and there is no quality band."
+    for one in [part.source for part in getattr(source.files, "parts", ())] or [source]:
+        if masked[1:] and not one.quality:
+            what, fix = f"no {one.files.id}_QA_PIXEL.TIF", "add the file, or choose masked='fill'"
+            where = one.files.bands[0].parent
+            raise TileError(where, what, f"QA_PIXEL, to mask {masked[1].words}", fix)
+
+
 def _opened(
     source: SceneFiles,  # files of a scene
     masked: tuple[Quality, ...],  # bits that become nodata
@@ -334,19 +359,19 @@ def _opened(
 ) -> Scene:
     "All of a scene, checked without reading its pixels. Raises `TileError`."
     files, quality, codings = source.files, source.quality, source.codings
-    if masked[1:] and not quality:
-        what, fix = f"no {files.id}_QA_PIXEL.TIF", "add the file, or choose masked='fill'"
-        raise TileError(files.bands[0].parent, what, f"QA_PIXEL, to mask {masked[1].words}", fix)
+    _check_quality(source, masked)
     if _CODINGS[coding]:
         reflectance, kelvin = map(tuple, _CODINGS[coding])
         codings = tuple(kelvin if band == "B10" else reflectance for band in BANDS)
-    h, w = files.shape
+    (h, w), rest = files.shape, (quality, masked, codings, source.fill, None, source.date)
+    if isinstance(files, Mosaic):
+        files = files.coded(codings) if _CODINGS[coding] else files
+        return Scene(files.id, files, (0, h, 0, w), files.crs, files.transform, *rest)
     for y, x in {(0, 0), (0, w - 1), (h - 1, 0), (h - 1, w - 1)}:
         first = files.read_bands((y, y + 1, x, x + 1), codings, source.fill)[2]
     if quality:
         files.read_beside(quality, (0, 1, 0, 1))
-    window = (0, h, 0, w)
-    return Scene(files.id, files, window, first.crs, first.transform, quality, masked, codings, source.fill)
+    return Scene(files.id, files, (0, h, 0, w), first.crs, first.transform, *rest)
 
 
 def _open(
@@ -376,19 +401,47 @@ def _open(
     return scene
 
 # %% ../../nbs/prediction/03_scenes.ipynb #8a7547c7
+def _sources(
+    path: object,  # as in `open_scenes`
+    bounds: str | Sequence[float] | None,
+    bounds_crs: str | CRS,
+    dates: str | None,
+    one: bool,  # several STAC items make one scene
+) -> list[SceneFiles]:
+    "The files of the scenes of a path that lie within bounds and dates. Raises `TileError`, `ConfigError`."
+    if is_stac(path):
+        around = bounds and transform_bounds(_crs(bounds_crs), _WORLD, *_box(bounds))
+        scenes = find_stac(path, around, dates)
+        if not one or len(scenes) == 1:
+            return [scene.source for scene in scenes]
+        mosaic = Mosaic.of(scenes, around)
+        return [SceneFiles(mosaic, None, scenes[0].source.codings, True, mosaic.date)]
+    found = SceneFiles.find(path)
+    if dates and (bare := [source.files.id for source in found if not source.date]):
+        fix = "leave dates out, or give the folders of products or a STAC collection"
+        raise TileError(bare[0], "no date in the name", f"a day, to compare with dates={dates!r}", fix)
+    left = [source for source in found if in_dates(source.date, dates)]
+    if not left:
+        expected = f"a scene in dates={dates!r}"
+        found = f"scenes of {listing(source.date for source in found)}"
+        raise TileError(path, found, expected, "choose other dates", cause=TileCause.OUTSIDE)
+    return left
+
+
 def open_scenes(
     path: str
     | Path
-    | Iterable[str | Path],  # product, folder of products, tile folder, or files, see `SceneFiles.find`
+    | Iterable,  # product, folder of products, tile folder, files: `SceneFiles.find`; STAC: `find_stac`
     masked: str
     | Iterable = "fill",  # bits of QA_PIXEL that become nodata, by name, fill always: see `Quality`
     polygon: str | Path | None = None,  # file of polygons, outside which all is nodata
     bounds: str | Sequence[float] | None = None,  # west, south, east, north; the scene shrinks to it
     bounds_crs: str | CRS = _WORLD,  # of `bounds`
     coding: str = "auto",  # auto: as product or tags say; dn: Collection 2; physical: reflectance, kelvin
+    dates: str | None = None,  # 2020-07-15, 2020-07, or first and last 2020-07-01/2020-09-30; None: all
 ) -> list[Scene]:
     "All scenes of a path; of several, those that polygon and bounds leave out are not in the list."
-    sources, found, outside = SceneFiles.find(path), [], []
+    sources, found, outside = _sources(path, bounds, bounds_crs, dates, False), [], []
     for source in sources:
         try:
             found.append(_open(source, masked, polygon, bounds, bounds_crs, coding))
@@ -412,9 +465,13 @@ def open_scene(
     bounds: str | Sequence[float] | None = None,
     bounds_crs: str | CRS = _WORLD,
     coding: str = "auto",
+    dates: str | None = None,
 ) -> Scene:
-    "The one scene of a path, see `open_scenes`. Raises `TileError` for none, several, or one that misleads."
-    sources = SceneFiles.find(path)
+    """The one scene of a path, see `open_scenes`; of several STAC items their mosaic on one grid.
+
+    Raises `TileError` for none, several, or one that misleads.
+    """
+    sources = _sources(path, bounds, bounds_crs, dates, True)
     if len(sources) > 1:
         names = listing(source.files.id for source in sources)
         fix = "use open_scenes, or give the path of one of them"
