@@ -365,6 +365,10 @@ def _opened(
         codings = tuple(kelvin if band == "B10" else reflectance for band in BANDS)
     (h, w), rest = files.shape, (quality, masked, codings, source.fill, None, source.date)
     if isinstance(files, Mosaic):
+        for part in files.parts:  # bands on one grid, of the right names
+            part.source.files.read_bands((0, 1, 0, 1), part.source.codings, fill=True)
+            if part.source.quality:
+                part.source.files.read_beside(part.source.quality, (0, 1, 0, 1))
         files = files.coded(codings) if _CODINGS[coding] else files
         return Scene(files.id, files, (0, h, 0, w), files.crs, files.transform, *rest)
     for y, x in {(0, 0), (0, w - 1), (h - 1, 0), (h - 1, w - 1)}:

@@ -172,7 +172,7 @@ def _read_json(href: str) -> dict:
 
     try:
         return pystac.StacIO.default().read_json(href)
-    except (OSError, ValueError, pystac.STACError) as e:
+    except Exception as e:  # pystac passes on what the libraries below it raise
         fix = "correct the path or address, or download the file again"
         found = f"no JSON that can be read ({type(e).__name__}: {e})"
         raise TileError(href, found, "a STAC item or collection", fix, cause=TileCause.UNREADABLE) from e
