@@ -85,6 +85,7 @@ def frail(scene, **options):
     return FrailScene(**vars(scene) | options)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_pixels_and_one_of_them_dies(written, scene, member, tmp_path):
     utils._forkserver_preload_set = True  # see `fork_server`
     method = dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})

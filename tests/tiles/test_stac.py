@@ -64,7 +64,7 @@ def save(path, found):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "Two products of one grid; the second lies 16 pixels to the east and is overcast where it has the first's place."
+    "Two products of one grid, the second one 16 pixels to the east."
     root = tmp_path_factory.mktemp("stac")
     product(root)
     product(root, OTHER, transform=from_origin(567945 + 16 * 30, 3771855, 30, 30))
@@ -188,7 +188,7 @@ def test_dates_and_boxes_choose(folder):
         "2020-10-31",
         "/2020-11-01",
         "2020/2020-10",
-        "..//".replace("//", "/2020-11-15"),
+        "../2020-11-15",
     ):
         assert [s.name for s in open_scenes(many, dates=dates)] == [ID]
     west, south, east, north = transform_bounds("EPSG:32643", "EPSG:4326", 567945, 3771200, 568200, 3771800)
@@ -295,11 +295,8 @@ def test_an_item_of_the_next_zone_is_resampled(folder, tmp_path):
     product(tmp_path, name, crs="EPSG:32644", transform=from_origin(15900, 3778000, 30, 30))
     product(tmp_path)
     far = item(tmp_path, name)
-    mosaic = open_scene(
-        [pystac.Item.from_dict(one) for one in (item(tmp_path), item(tmp_path), far)[1:]]
-        if False
-        else save(tmp_path / "x.json", {"type": "FeatureCollection", "features": [item(tmp_path), far]})
-    )
+    both = {"type": "FeatureCollection", "features": [item(tmp_path), far]}
+    mosaic = open_scene(save(tmp_path / "x.json", both))
     assert mosaic.crs.to_epsg() in (32643, 32644)
     bands, valid = mosaic.read()
     seen = {tuple(column) for column in bands[:, valid].T}
