@@ -1,7 +1,7 @@
 """Ways to map a scene with a network in overlapping windows, each in a process of its own.
 
 Every contender reads the scene from the same GeoTIFFs, uses the same network, windows, overlap and Gaussian
-blend, and writes classes and confidence. What differs is what this benchmark is about: how windows are read, added up and kept.
+blend, and writes classes and confidence. What differs is how windows are read, added up and kept.
 """
 
 import argparse

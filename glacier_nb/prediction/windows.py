@@ -306,7 +306,7 @@ def _fix(error: Exception) -> str:
 
     fixes = {
         KilledWorker: "give each worker more memory, or take a smaller window",
-        TileError: "let all workers see the files of the scene under the same path",
+        (TileError, OSError): "let all workers see the files of the scene under the same path",
         ConfigError: "start workers that all have the same kind of device",
     }
     known = (fix for kind, fix in fixes.items() if isinstance(error, kind))

@@ -310,7 +310,7 @@ def find_stac(
     if not merged:
         where = getattr(source, "id", None) or (source if isinstance(source, str | Path) else "the items")
         fix = "choose another bounding box or other dates"
-        raise TileError(where, "no item there and then", "one or more", fix, cause=TileCause.OUTSIDE)
+        raise TileError(where, "no item of this place and time", "one or more", fix, cause=TileCause.OUTSIDE)
     found = [StacScene.of(item, bases[name]) for name, item in merged.items()]
     return sorted(found, key=lambda s: (s.cloud, *(-int(part) for part in s.source.date.split("-") if part)))
 
