@@ -44,7 +44,8 @@ def product(folder, name=ID, metadata=True, **profile):
     bands, quality = numbers()
     for k, band in enumerate(NAMES):
         write(folder / name / f"{name}_{band}.TIF", bands[k], **{"nodata": 0} | profile)
-    write(folder / name / f"{name}_QA_PIXEL.TIF", quality, nodata=1)
+    place = {key: profile[key] for key in PLACE.keys() & profile.keys()}
+    write(folder / name / f"{name}_QA_PIXEL.TIF", quality, nodata=1, **place)
     for other in ("SR_B1", "SR_B5", "ST_QA", "QA_RADSAT", "SR_QA_AEROSOL"):
         write(folder / name / f"{name}_{other}.TIF", quality)
     if metadata:

@@ -15,7 +15,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -297,7 +297,7 @@ def _tags(job: SceneWindows, key: str) -> dict[str, str]:
 def _key(job: SceneWindows, sample: Tile, rasters: Sequence[str]) -> str:
     "A digest of all that a map depends on."
     nets, scene = [], job.scene
-    for m in job.members:
+    for m in job.placed:
         nets += [np.asarray(v.detach().cpu()) for v in m.model.state_dict().values()]
         nets += [m.stats.to_dict(), list(m.classes), list(m.codes), str(m.dtype), m.device.type, m.name]
     place = [scene.crs.to_wkt() if scene.crs else "", list(scene.transform), scene.name, list(scene.shape)]
@@ -380,6 +380,7 @@ def map_scene(
     confidence: bool = True,  # also write NAME_confidence.tif
     probabilities: bool = False,  # also write NAME_probabilities.tif
     overwrite: bool = False,  # replace files of these names
+    client=None,  # `dask.distributed.Client` whose workers compute the windows; None: this process
     progress: bool | tqdm = True,  # show a bar with the time left; or count in that of several scenes
 ) -> SceneMap:
     """Map a scene, or continue an interrupted map of it.
@@ -388,7 +389,7 @@ def map_scene(
     """
     start = time.perf_counter()
     check_members(members)
-    job = SceneWindows(tuple(members), scene, tuple(views), window, overlap, blend, batch)
+    job = SceneWindows(tuple(members), scene, tuple(views), window, overlap, blend, batch, client)
     files, sample = _files(out, confidence, probabilities), _sample(scene)
     for m in members:
         m.check_coding(sample)
@@ -428,10 +429,11 @@ def _compute(job: SceneWindows, files: dict[str, Path], key: str, bar: tqdm | No
         state = draft.state()
         before, done = state[0] * len(across.spans), (lambda: None) if bar is None else bar.update
         _skip(bar, before)
-        for probs, valid, carry in job.strips(state[0], state[2], done):
-            arrays = _rasters(probs, valid, first.codes, list(files))
-            with _writing(draft.folder, draft.nbytes):
-                state = draft.append(*state[:2], arrays, carry)
+        with closing(job.strips(state[0], state[2], done)) as strips:
+            for probs, valid, carry in strips:
+                arrays = _rasters(probs, valid, first.codes, list(files))
+                with _writing(draft.folder, draft.nbytes):
+                    state = draft.append(*state[:2], arrays, carry)
         with _writing(draft.folder, draft.nbytes):
             _publish(draft, looks, files, {"crs": scene.crs, "transform": scene.transform}, _tags(job, key))
     shutil.rmtree(draft.folder, ignore_errors=True)

@@ -6,21 +6,33 @@
 __all__ = ['MapCause', 'MapError', 'SceneWindows']
 
 # %% ../../nbs/prediction/04_windows.ipynb #a3351427
+import io
+import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby, islice
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
+from ..config.fields import ConfigError
+from ..files.errors import TileError
+from ..files.paths import digest
+from ..parallel.device import pick_device
 from .evaluate import window_probs
 from .members import Member, PredictError
 from .views import PLAIN, View
 from ..tiles.read import Box, Tile
+from ..training.precision import Precision
 
 # %% ../../nbs/prediction/04_windows.ipynb #db9caa6c
 class MapCause(StrEnum):
@@ -33,6 +45,7 @@ class MapCause(StrEnum):
     DISK = "disk"  # a folder without space, or that cannot be written to
     UNREADABLE = "unreadable"  # a file that is no map of this package
     SCENES = "scenes"  # some of several scenes are not mapped
+    WORKER = "worker"  # a window that the workers of a dask cluster could not compute
 
 
 class MapError(PredictError):
@@ -41,6 +54,10 @@ class MapError(PredictError):
     def __init__(self, message: str, cause: MapCause):
         super().__init__(message)
         self.cause = cause
+
+    def __reduce__(self):
+        "How it travels between processes."
+        return type(self), (str(self), self.cause)
 
 
 _STEP = 32  # pixels: windows start at its multiples, see `glacier_nb.models.build`
@@ -108,6 +125,7 @@ class SceneWindows:
     overlap: int = 128  # of neighbouring windows, pixels, a multiple of 32
     blend: str = "hann"  # weight in the overlap: hann or gaussian
     batch: int = 1  # windows that a network sees at once
+    client: object = None  # `dask.distributed.Client` whose workers compute the windows; None: this process
 
     def __post_init__(self):
         window, overlap = self.window, self.overlap
@@ -124,11 +142,27 @@ class SceneWindows:
                 f"batch = {self.batch} is not allowed: expected 1 window or more. To fix: batch = 1",
                 MapCause.OPTIONS,
             )
+        if not (self.client is None or hasattr(self.client, "submit")):
+            raise MapError(
+                f"client = {self.client!r}: expected a client of dask. To fix: client = "
+                "dask.distributed.Client(ADDRESS), with the address of the scheduler",
+                MapCause.OPTIONS,
+            )
 
     @cached_property
     def axes(self) -> tuple[_Axis, _Axis]:
         "The windows along rows and along columns."
         return tuple(_Axis(n, self.window, self.overlap, self.blend) for n in self.scene.shape)
+
+    @cached_property
+    def placed(self) -> tuple[Member, ...]:
+        "The members, with device and precision where they compute; asks the first worker that is there."
+        if self.client is None:
+            return self.members
+        known = [(m.device.type, m.dtype, m.cfg.precision) for m in self.members]
+        with _reachable(self.client):
+            places = self.client.submit(_places, known, pure=False).result()
+        return tuple(replace(m, device=d, dtype=t) for m, (d, t) in zip(self.members, places, strict=True))
 
     @property
     def halo(self) -> int:  # pixels
@@ -145,31 +179,31 @@ class SceneWindows:
         scene = self.scene
         return Tile(scene.name, *scene.read(outer), None, scene.crs, scene.transform, ()), inside
 
-    def row(
+    def group(
         self,
         i: int,  # number of the row of windows
-        carry: np.ndarray | None,  # (n, h, W) float32, of the row above; None: there is none
-        done: Callable[[], object],  # called after each window
-    ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, W) float32, (h, W) bool
-        "Weighted class probabilities of a row of windows, and where it is valid."
-        (down, across), n = self.axes, len(self.members[0].classes)
-        (top, bottom), weight = down.spans[i], down.weights[i][:, None]
-        probs = np.zeros((n, bottom - top, across.n), np.float32)
-        valid = np.zeros(probs.shape[1:], bool)
-        if carry is not None:
-            probs[:, : carry.shape[1]] = carry
-        for group in self._batches():
-            parts = {k: self.tile((top, bottom, *across.spans[k])) for k in group}
-            for k, (tile, inside) in parts.items():
-                valid[:, slice(*across.spans[k])] = tile.valid[inside]
-            used = {k: part for k, part in parts.items() if part[0].valid[part[1]].any()}
-            found = window_probs(self.members, list(used.values()), self.views) if used else ()
-            for k, part in zip(used, found, strict=True):
-                share = weight * across.weights[k]
-                probs[:, :, slice(*across.spans[k])] += np.multiply(part, share, out=part)
-            for _ in group:
-                done()
-        return probs, valid
+        columns: Sequence[int],  # numbers of neighbouring windows of one size
+    ) -> list[tuple[np.ndarray | None, np.ndarray]]:  # of each window (n, h, w) float32 and valid (h, w) bool
+        "Weighted class probabilities in windows that the networks see at once; None without a valid pixel."
+        down, across = self.axes
+        windows = [self.tile((*down.spans[i], *across.spans[k])) for k in columns]
+        valid = [tile.valid[inside] for tile, inside in windows]
+        used = [n for n, where in enumerate(valid) if where.any()]
+        found = window_probs(self.members, [windows[n] for n in used], self.views) if used else ()
+        probs = [None] * len(columns)
+        for n, part in zip(used, found, strict=True):
+            weight = down.weights[i][:, None] * across.weights[columns[n]]
+            probs[n] = np.multiply(part, weight, out=part)
+        return list(zip(probs, valid, strict=True))
+
+    def parts(self, first: int = 0) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+        "All windows from a row on, one after the other; with a client its workers compute them."
+        rows = range(first, len(self.axes[0].spans))
+        places = ((i, columns) for i in rows for columns in self._batches())
+        own = (self.group(*place) for place in places)
+        with closing(own if self.client is None else _on_workers(self, places)) as groups:
+            for group in groups:
+                yield from group
 
     def _batches(self) -> Iterator[tuple[int, ...]]:
         "The windows of a row that are seen at once: neighbours of one size."
@@ -177,6 +211,27 @@ class SceneWindows:
         for _, same in groupby(range(len(spans)), key=lambda k: spans[k][1] - spans[k][0]):
             while group := tuple(islice(same, self.batch)):
                 yield group
+
+    def row(
+        self,
+        i: int,  # number of the row of windows
+        carry: np.ndarray | None,  # (n, h, W) float32, of the row above; None: there is none
+        parts: Iterator,  # its windows come next
+        done: Callable[[], object],  # called after each window
+    ) -> tuple[np.ndarray, np.ndarray]:  # (n, h, W) float32, (h, W) bool
+        "Class probabilities of a row of windows, and where it is valid."
+        (down, across), n = self.axes, len(self.members[0].classes)
+        (top, bottom) = down.spans[i]
+        probs = np.zeros((n, bottom - top, across.n), np.float32)
+        valid = np.zeros(probs.shape[1:], bool)
+        if carry is not None:
+            probs[:, : carry.shape[1]] = carry
+        for left, right in across.spans:
+            part, valid[:, left:right] = next(parts)
+            if part is not None:
+                probs[:, :, left:right] += part
+            done()
+        return probs, valid
 
     def strips(
         self,
@@ -187,8 +242,127 @@ class SceneWindows:
         "The finished rows of the scene, and the carry, after each row of windows."
         spans = self.axes[0].spans
         ends = [start for start, _ in spans[1:]] + [self.scene.shape[0]]
-        for i in range(first, len(spans)):
-            probs, valid = self.row(i, carry, done)
-            n = ends[i] - spans[i][0]
-            carry = probs[:, n:].copy()
-            yield probs[:, :n], valid[:n], carry
+        with closing(self.parts(first)) as parts:
+            for i in range(first, len(spans)):
+                probs, valid = self.row(i, carry, parts, done)
+                n = ends[i] - spans[i][0]
+                carry = probs[:, n:].copy()
+                yield probs[:, :n], valid[:n], carry
+
+# %% ../../nbs/prediction/04_windows.ipynb #e29e8f04
+_payloads: dict[str, tuple[list[bytes], bytes]] = {}  # of the jobs of this worker: networks, and the rest
+_jobs: dict[str, SceneWindows] = {}  # those that are loaded
+_networks: WeakValueDictionary = WeakValueDictionary()  # digest -> network, shared by the jobs that use it
+_loading = threading.RLock()
+
+
+def _keep(name: str, payload: tuple, worker=None) -> None:
+    "Keep what a worker needs for a job."
+    _payloads[name] = payload
+
+
+def _forget(name: str, worker=None) -> None:
+    "Free what a worker kept for a job."
+    _payloads.pop(name, None)
+    _jobs.pop(name, None)
+
+
+def _packed(thing: object) -> bytes:
+    "Anything with tensors in it, to be loaded on any device."
+    import cloudpickle  # it comes with dask, and also packs what a notebook defines
+
+    torch.save(thing, file := io.BytesIO(), pickle_module=cloudpickle)
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> object:
+    "What `_packed` has packed, on the CPU."
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+
+
+def _network(data: bytes) -> Member:
+    "A network on the device of this worker. Raises `ConfigError` when it is not there."
+    key = digest(np.frombuffer(data, np.uint8))
+    if (member := _networks.get(key)) is None:
+        member = _unpacked(data)
+        device = pick_device(member.device.type)
+        member = _networks[key] = replace(member, model=member.model.to(device), device=device)
+    return member
+
+
+def _job(name: str) -> SceneWindows:
+    "A job of this worker, loaded at its first window."
+    with _loading:
+        if name not in _jobs:
+            networks, rest = _payloads[name]
+            _jobs[name] = replace(_unpacked(rest), members=tuple(map(_network, networks)))
+        return _jobs[name]
+
+# %% ../../nbs/prediction/04_windows.ipynb #f41b71d6
+def _places(known: list[tuple[str, torch.dtype, str]]) -> list[tuple[torch.device, torch.dtype]]:
+    "Device and precision of networks on this worker: those they have, unless the kind of device is another."
+    device = pick_device()
+    own = [Precision.choose(precision, "channels_last", device).dtype for _, _, precision in known]
+    there = zip(known, own, strict=True)
+    return [(device, dtype if kind == device.type else new) for (kind, dtype, _), new in there]
+
+
+def _group(name: str, i: int, columns: tuple[int, ...]) -> list[tuple[np.ndarray | None, np.ndarray]]:
+    "Windows of a job on this worker."
+    return _job(name).group(i, columns)
+
+
+def _plugin(job: SceneWindows, name: str):  # `WorkerPlugin`
+    "What brings a job to all workers, also to later ones, and frees it afterwards."
+    from distributed import WorkerPlugin
+
+    rest = _packed(replace(job, members=(), client=None))
+    networks = [_packed(m) for m in job.placed]
+    plugin = WorkerPlugin()
+    plugin.setup = partial(_keep, name, (networks, rest))
+    plugin.teardown = partial(_forget, name)
+    return plugin
+
+
+def _fix(error: Exception) -> str:
+    "What helps against an error of a worker."
+    from distributed import KilledWorker
+
+    fixes = {
+        KilledWorker: "give each worker more memory, or take a smaller window",
+        (TileError, OSError): "let all workers see the files of the scene under the same path",
+        ConfigError: "start workers that all have the same kind of device",
+    }
+    known = (fix for kind, fix in fixes.items() if isinstance(error, kind))
+    return next(known, "look into the log of the worker")
+
+
+def _result(job: SceneWindows, i: int, columns: tuple[int, ...], future) -> list[tuple]:
+    "Windows that a worker has computed. Raises `MapError` with the worker's error as its cause."
+    try:
+        return future.result()
+    except Exception as e:
+        (top, bottom), across = job.axes[0].spans[i], job.axes[1].spans
+        raise MapError(
+            f"rows {top} to {bottom}, columns {across[columns[0]][0]} to {across[columns[-1]][1]} of scene {job.scene.name} could not be computed by a worker: "
+            f"found {type(e).__name__}: {e}. To fix: {_fix(e)}, then map the scene again, which goes on "
+            "where it stopped",
+            MapCause.WORKER,
+        ) from e
+
+
+def _on_workers(job: SceneWindows, places: Iterator[tuple[int, tuple[int, ...]]]) -> Iterator[list[tuple]]:
+    "Windows by the workers of a client, in the order of their places; two a thread are under way."
+    client, waiting, name = job.client, deque(), f"glacier_nb-map-{os.urandom(8).hex()}"
+    client.register_plugin(_plugin(job, name), name)
+    try:
+        for i, columns in places:
+            key = "-".join(map(str, (name, i, *columns)))
+            waiting.append((i, columns, client.submit(_group, name, i, columns, key=key, pure=False)))
+            while len(waiting) > 2 * sum(client.nthreads().values()):
+                yield _result(job, *waiting.popleft())
+        while waiting:
+            yield _result(job, *waiting.popleft())
+    finally:
+        client.cancel([future for *_, future in waiting])
+        client.unregister_worker_plugin(name)

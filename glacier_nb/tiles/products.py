@@ -20,7 +20,9 @@ from .index import TileFiles
 from .read import read_raster
 
 # %% ../../nbs/tiles/09_products.ipynb #d0a5024a
-_PRODUCT = re.compile(r"(L[A-Z]\d\d)_(L[A-Z0-9]{3})_(\d{6}_\d{8}_\d{8})_(\d\d)_(?:T[12]|RT)", re.IGNORECASE)
+_PRODUCT = re.compile(
+    r"(L[A-Z]\d\d)_(L[A-Z0-9]{3})_(\d{6}_\d{8}(?:_\d{8})?)_(\d\d)_(?:T[12]|RT)", re.IGNORECASE
+)
 _SENSORS = {"LC08": "Landsat 8", "LC09": "Landsat 9", "LO": "OLI alone", "LT0[89]": "TIRS alone"}
 _SENSORS |= {"LE07": "Landsat 7", "LT0[45]": "Landsat 4 or 5 TM", "LM0": "Landsat MSS"}
 _LEVELS = {"L1": "Level 1, top of atmosphere", "L2SR": "Level 2 without surface temperature"}
@@ -65,6 +67,16 @@ def _check_foreign(
         for what, pattern in _FOREIGN.items():
             if re.match(pattern, name, re.IGNORECASE):
                 raise TileError(where, f"{what} ({name})", _EXPECTED, _ELSEWHERE, cause=TileCause.PRODUCT)
+
+
+def _check_name(
+    where: Path | str,  # folder, file or item, for the message
+    name: str,  # of a product, file or item
+) -> None:
+    "Raise `TileError` for a name of another sensor, level, collection or format."
+    _check_foreign(where, [name])
+    if product := _PRODUCT.match(name):
+        _check_product(where, product)
 
 # %% ../../nbs/tiles/09_products.ipynb #a151ab93
 def _unreadable(
@@ -121,6 +133,9 @@ class SceneFiles:
     quality: Path | None = None  # QA_PIXEL
     codings: tuple[tuple[float, float], ...] | tuple[None, ...] = (None,) * len(BANDS)  # None: by tags
     fill: bool = False  # 0 is nodata, declared or not
+    date: str = ""  # YYYY-MM-DD; empty: not known
+
+    check_name = staticmethod(_check_name)
 
 
 def _of_product(
@@ -145,7 +160,9 @@ def _of_product(
         except ValueError as e:
             raise _unreadable(metadata, e) from e
     files = TileFiles(product[0], tuple(known[file] for file in wanted), None)
-    return SceneFiles(files, known.get(f"{name}_QA_PIXEL.TIF"), codings, fill=True)
+    day = product[3].split("_")[1]
+    date = f"{day[:4]}-{day[4:6]}-{day[6:]}"
+    return SceneFiles(files, known.get(f"{name}_QA_PIXEL.TIF"), codings, fill=True, date=date)
 
 # %% ../../nbs/tiles/09_products.ipynb #ce5cbcc9
 def _n_bands(
@@ -263,8 +280,8 @@ def _of_one_file(
     _check_archive([path])
     _check_foreign(path, [path.name])
     if path.suffix.lower() in (".json", ".geojson"):
-        fix = "download the band files that it lists into a folder, and give that folder"
-        raise TileError(path, "a JSON file that is no MTL.json", "the files of a scene", fix)
+        fix = "give the folder of the files, or a STAC item (with stac_version) that lists them"
+        raise TileError(path, "a JSON file that is neither MTL.json nor STAC", "the files of a scene", fix)
     if _n_bands(path) > 1:
         return [SceneFiles(TileFiles(path.stem, (path,), None))]
     if match := _PRODUCT.match(path.name):

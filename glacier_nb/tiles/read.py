@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, Self
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -72,6 +73,9 @@ def _opened(path: str | Path) -> Iterator[rasterio.DatasetReader]:
             with rasterio.open(path, driver="VRT" if Path(path).suffix.lower() == ".vrt" else "GTiff") as f:
                 yield f
     except RasterioError as e:
+        if not Path(path).exists():
+            where, fix = unquote(str(path)).split("url=")[-1], "check the path, or the address and its access"
+            raise TileError(where, f"no file there ({e})", "a GeoTIFF", fix) from e
         _check_pointer(Path(path))
         why = re.sub(rf"\S*{re.escape(Path(path).name)}\W*", "", str(e.__cause__ or e)).strip(" .")
         found = f"{Path(path).stat().st_size} bytes that GDAL cannot read ({why})"

@@ -64,4 +64,4 @@ def test_paths_without_a_scene(tmp_path, name):
 
 def test_a_catalogue_entry_is_no_scene(tmp_path):
     (tmp_path / "item.json").write_text("{}")
-    assert "download the band files" in refused(tmp_path / "item.json")
+    assert "STAC item" in refused(tmp_path / "item.json")
