@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
@@ -152,7 +152,8 @@ class SceneWindows:
         if self.client is None:
             return self.members
         known = [(m.device.type, m.dtype, m.cfg.precision) for m in self.members]
-        places = self.client.submit(_places, known, pure=False).result()
+        with _reachable(self.client):
+            places = self.client.submit(_places, known, pure=False).result()
         return tuple(replace(m, device=d, dtype=t) for m, (d, t) in zip(self.members, places, strict=True))
 
     @property
@@ -275,6 +276,19 @@ def _job(name: str) -> SceneWindows:
         return _jobs[name]
 
 # %% ../../nbs/prediction/04_windows.ipynb #f41b71d6
+@contextmanager
+def _reachable(client) -> Iterator[None]:
+    "Raise `MapError` when the scheduler of a client is gone."
+    try:
+        yield
+    except (OSError, RuntimeError) as e:  # what dask raises then
+        raise MapError(
+            f"the dask scheduler cannot be reached ({type(e).__name__}: {e}). To fix: start it, its workers "
+            "and a client again, then map the scene again, which goes on where it stopped",
+            MapCause.WORKER,
+        ) from e
+
+
 def _places(known: list[tuple[str, torch.dtype, str]]) -> list[tuple[torch.device, torch.dtype]]:
     "Device and precision of networks on this worker: those they have, unless the kind of device is another."
     device = pick_device()
@@ -302,9 +316,11 @@ def _plugin(job: SceneWindows, name: str):  # `WorkerPlugin`
 
 def _fix(error: Exception) -> str:
     "What helps against an error of a worker."
-    from distributed import KilledWorker
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
 
     fixes = {
+        (CancelledError, CommClosedError): "start the scheduler, its workers and a client again",
         KilledWorker: "give each worker more memory, or take a smaller window",
         (TileError, OSError): "let all workers see the files of the scene under the same path",
         ConfigError: "start workers that all have the same kind of device",
@@ -331,15 +347,18 @@ def _result(job: SceneWindows, place: tuple[int, int], future) -> tuple[np.ndarr
 def _on_workers(job: SceneWindows, places: Iterator[tuple[int, int]]) -> Iterator[tuple]:
     "Windows by the workers of a client, in the order of their places; two a thread are under way."
     client, waiting, name = job.client, deque(), f"glacier_nb-map-{os.urandom(8).hex()}"
-    client.register_plugin(_plugin(job, name), name)
     try:
-        for place in places:
-            key = "-".join(map(str, (name, *place)))
-            waiting.append((place, client.submit(_part, name, *place, key=key, pure=False)))
-            while len(waiting) > 2 * sum(client.nthreads().values()):
+        with _reachable(client):
+            client.register_plugin(_plugin(job, name), name)
+            for place in places:
+                key = "-".join(map(str, (name, *place)))
+                waiting.append((place, client.submit(_part, name, *place, key=key, pure=False)))
+                while len(waiting) > 2 * sum(client.nthreads().values()):
+                    yield _result(job, *waiting.popleft())
+            while waiting:
                 yield _result(job, *waiting.popleft())
-        while waiting:
-            yield _result(job, *waiting.popleft())
     finally:
-        client.cancel([future for _, future in waiting])
-        client.unregister_worker_plugin(name)
+        if client.status == "running":
+            with suppress(OSError, RuntimeError):
+                client.cancel([future for _, future in waiting])
+                client.unregister_worker_plugin(name)
