@@ -162,7 +162,8 @@ def torchgeo(member: Member, scene: Scene, options: argparse.Namespace, out: Pat
         np.array(v, np.float32)[:, None, None] for v in (member.stats.center, member.stats.scale)
     )
     for batch in DataLoader(dataset, batch_size=1, sampler=grid, collate_fn=stack_samples):
-        left, top = transform @ (batch["bounds"][0, 0].item(), batch["bounds"][0, 3].item())
+        across, up, _when = batch["bounds"][0]
+        left, top = transform @ (across.start, up.stop)
         left, top = round(left), round(top)
         image = batch["image"][0].numpy()
         seen = (image != 0).all(0)

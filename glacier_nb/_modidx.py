@@ -2200,6 +2200,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'glacier_nb/prediction/windows.py'),
                                                'glacier_nb.prediction.windows._plugin': ( 'prediction/windows.html#_plugin',
                                                                                           'glacier_nb/prediction/windows.py'),
+                                               'glacier_nb.prediction.windows._reachable': ( 'prediction/windows.html#_reachable',
+                                                                                             'glacier_nb/prediction/windows.py'),
                                                'glacier_nb.prediction.windows._result': ( 'prediction/windows.html#_result',
                                                                                           'glacier_nb/prediction/windows.py'),
                                                'glacier_nb.prediction.windows._unpacked': ( 'prediction/windows.html#_unpacked',

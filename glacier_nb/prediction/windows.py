@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -299,6 +299,19 @@ def _job(name: str) -> SceneWindows:
         return _jobs[name]
 
 # %% ../../nbs/prediction/04_windows.ipynb #f41b71d6
+@contextmanager
+def _reachable(client) -> Iterator[None]:
+    "Raise `MapError` when the scheduler of a client is gone."
+    try:
+        yield
+    except (OSError, RuntimeError) as e:  # what dask raises then
+        raise MapError(
+            f"the dask scheduler cannot be reached ({type(e).__name__}: {e}). To fix: start it, its workers "
+            "and a client again, then map the scene again, which goes on where it stopped",
+            MapCause.WORKER,
+        ) from e
+
+
 def _places(known: list[tuple[str, torch.dtype, str]]) -> list[tuple[torch.device, torch.dtype]]:
     "Device and precision of networks on this worker: those they have, unless the kind of device is another."
     device = pick_device()
@@ -326,9 +339,11 @@ def _plugin(job: SceneWindows, name: str):  # `WorkerPlugin`
 
 def _fix(error: Exception) -> str:
     "What helps against an error of a worker."
-    from distributed import KilledWorker
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
 
     fixes = {
+        (CancelledError, CommClosedError): "start the scheduler, its workers and a client again",
         KilledWorker: "give each worker more memory, or take a smaller window",
         (TileError, OSError): "let all workers see the files of the scene under the same path",
         ConfigError: "start workers that all have the same kind of device",
@@ -344,7 +359,8 @@ def _result(job: SceneWindows, i: int, columns: tuple[int, ...], future) -> list
     except Exception as e:
         (top, bottom), across = job.axes[0].spans[i], job.axes[1].spans
         raise MapError(
-            f"rows {top} to {bottom}, columns {across[columns[0]][0]} to {across[columns[-1]][1]} of scene {job.scene.name} could not be computed by a worker: "
+            f"rows {top} to {bottom}, columns {across[columns[0]][0]} to {across[columns[-1]][1]} of scene "
+            f"{job.scene.name} could not be computed by a worker: "
             f"found {type(e).__name__}: {e}. To fix: {_fix(e)}, then map the scene again, which goes on "
             "where it stopped",
             MapCause.WORKER,
@@ -352,17 +368,20 @@ def _result(job: SceneWindows, i: int, columns: tuple[int, ...], future) -> list
 
 
 def _on_workers(job: SceneWindows, places: Iterator[tuple[int, tuple[int, ...]]]) -> Iterator[list[tuple]]:
-    "Windows by the workers of a client, in the order of their places; two a thread are under way."
+    "Windows by the workers of a client, in the order of their places; two groups a thread are under way."
     client, waiting, name = job.client, deque(), f"glacier_nb-map-{os.urandom(8).hex()}"
-    client.register_plugin(_plugin(job, name), name)
     try:
-        for i, columns in places:
-            key = "-".join(map(str, (name, i, *columns)))
-            waiting.append((i, columns, client.submit(_group, name, i, columns, key=key, pure=False)))
-            while len(waiting) > 2 * sum(client.nthreads().values()):
+        with _reachable(client):
+            client.register_plugin(_plugin(job, name), name)
+            for i, columns in places:
+                key = "-".join(map(str, (name, i, *columns)))
+                waiting.append((i, columns, client.submit(_group, name, i, columns, key=key, pure=False)))
+                while len(waiting) > 2 * sum(client.nthreads().values()):
+                    yield _result(job, *waiting.popleft())
+            while waiting:
                 yield _result(job, *waiting.popleft())
-        while waiting:
-            yield _result(job, *waiting.popleft())
     finally:
-        client.cancel([future for *_, future in waiting])
-        client.unregister_worker_plugin(name)
+        if client.status == "running":
+            with suppress(OSError, RuntimeError):
+                client.cancel([future for *_, future in waiting])
+                client.unregister_worker_plugin(name)

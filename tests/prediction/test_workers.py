@@ -5,6 +5,7 @@ import pickle
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,3 +178,37 @@ def test_no_client_and_errors_that_travel(scene, member):
         SceneWindows((member,), scene, client="tcp://x:8786")
     again = pickle.loads(pickle.dumps(e.value))
     assert (str(again), again.cause) == (str(e.value), MapCause.OPTIONS)
+
+
+def test_a_scheduler_that_is_gone(scene, member):
+    gone = SimpleNamespace(submit=lambda *args, **options: 1 / 0, status="closed")
+    gone.register_plugin = raising(OSError("timed out"))
+    job = SceneWindows((member,), scene, window=192, overlap=0, client=gone)
+    vars(job)["placed"] = (member,)
+    with pytest.raises(MapError, match=r"cannot be reached \(OSError: timed out\).*and a client again") as e:
+        list(job.strips())
+    assert e.value.cause is MapCause.WORKER
+    gone.submit = raising(RuntimeError("closed"))
+    with pytest.raises(MapError, match="cannot be reached"):
+        _ = SceneWindows((member,), scene, client=gone).placed
+
+
+def raising(error):
+    def function(*args, **options):
+        raise error
+
+    return function
+
+
+def test_each_error_has_its_fix():
+    from distributed.comm import CommClosedError
+
+    errors = {
+        "a client again": (CommClosedError("closed"), distributed.CancelledError("key")),
+        "same path": (FileNotFoundError("x"), TileError("x", "nothing", "a file", "give it")),
+        "more memory": (distributed.KilledWorker("task", None, 3),),
+        "log of the worker": (ZeroDivisionError(),),
+    }
+    for words, kinds in errors.items():
+        for error in kinds:
+            assert words in windows._fix(error)
