@@ -11,7 +11,7 @@ from glacier_nb.experiments.command import _HELP, main
 from glacier_nb.runs.folder import read_metrics
 
 TINY = {
-    **{"encoder": "tu-test_resnet", "decoder_attention": "none", "include_glcm": False},
+    **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False},
     **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 1, "n_folds": 3},
     **{"warmup_epochs": 0.0, "precision": "fp32", "checks": "off"},
 }
