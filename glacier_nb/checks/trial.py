@@ -83,13 +83,18 @@ def take(
     cls: FirstStep,
     learner: Learner,  # unchanged
 ):
-    "Take one step at `USUAL_LR`, which changes float32 weights; raises only what building the batch raises."
+    """Take one step at `USUAL_LR`, which changes float32 weights; raises only what building the batch raises.
+
+    A second one where a gradient is 0: a block may begin with a factor of 0 (Goyal et al., 2017).
+    """
     record, error = {"learns": True}, None
     with learner.trial(_fixed(cls.USUAL_LR)) as trial:
         image = (batch := _first_crops(next(trial.batches(0))))["image"]
         trial.loss = partial(_recorded, trial.loss, record)
         try:
             for _ in range(8 if trial.scaler.is_enabled() else 1):  # the scaler of fp16 may skip steps
+                trial.train_step([batch])
+            if (_states(learner, trial)["state"] == "no gradient").any():
                 trial.train_step([batch])
         except cls.ERRORS as e:  # a loss without any gradient has its own finding
             error = e if record["learns"] or isinstance(e, TrainingError) else None

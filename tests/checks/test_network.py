@@ -33,7 +33,7 @@ from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.models.weights import InitialWeights, WeightKind
 from glacier_nb.tiles.read import read_tiles
 from glacier_nb.training.learner import Learner
-from glacier_nb.training.recipe import prepare_data
+from glacier_nb.training.recipe import prepare_data, run_network
 
 TINY = TrainConfig(
     crop_size=32,
@@ -391,3 +391,12 @@ def test_crops_are_mixed_and_of_several_tiles(make):
 
 def test_the_peak_learning_rate(make):
     assert _peak_lr(make(lr=2e-3)) == pytest.approx(2e-3)
+
+
+def test_blocks_that_begin_with_a_factor_of_0_are_not_frozen(data):
+    "The first step of timm's residual networks changes the last norm of each block, the second the rest."
+    cfg = replace(TINY, encoder="tu-test_resnet", decoder_attention="none")
+    learner = Learner(cfg, data, run_network(cfg, data)[0])
+    zero = [m for m in learner.model.modules() if isinstance(m, nn.BatchNorm2d) and not m.weight.any()]
+    assert zero
+    assert _check_frozen(learner, FirstStep.take(learner)) == []

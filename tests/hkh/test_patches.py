@@ -441,7 +441,7 @@ def test_every_tensor_of_pretraining_is_loaded(project, tmp_path, monkeypatch):
     ("channels", "classes", "lacking"),
     [
         (7, 4, set()),
-        (5, 4, {"encoder.model.conv_stem.weight"}),
+        (5, 4, {"encoder.model.conv1.0.weight"}),
         (7, 2, {"segmentation_head.0.weight", "segmentation_head.0.bias"}),
     ],
 )

@@ -270,7 +270,7 @@ def wider(state):
     return state | {"stats": stats | more}
 
 
-STEM, HEAD = "encoder.model.conv_stem.weight", "segmentation_head.0.bias"
+STEM, HEAD = "encoder.model.conv1.0.weight", "segmentation_head.0.bias"
 BROKEN = {
     "no weights": (drop("weights"), PredictError, "weights missing"),
     "no statistics": (drop("stats"), PredictError, "stats missing"),
