@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1750, 3500, 7000], help="rows and columns")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument(
-        "--scenes", type=Path, default=Path("outputs/scene_sizes"), help="made once, and kept"
+        "--scenes", type=Path, default=Path("outputs/scene_sizes"), help="made once; they stay"
     )
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--overlap", type=int, default=128)

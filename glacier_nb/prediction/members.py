@@ -413,7 +413,8 @@ def check_leakage(
             expected = "Expected a run that held them out: same data_dir, fold and n_folds"
             raise LeakageError(
                 f"{m.name} ({m.path}) trained on {len(leaks)} of the {len(ids)} tiles to be scored: "
-                f"{', '.join(leaks[:8])}. {_of_folds(m) or expected}"
+                f"{', '.join(leaks[:8])}. {_of_folds(m) or expected}",
+                f"leave {m.folds or m.name} out of ensemble",
             )
         shared = _shared(record, tiles) if record else []
         if shared:

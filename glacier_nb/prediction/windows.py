@@ -262,7 +262,7 @@ def _keep(name: str, payload: tuple, worker=None) -> None:
 
 
 def _forget(name: str, worker=None) -> None:
-    "Free what a worker kept for a job."
+    "Free what a worker holds for a job."
     _payloads.pop(name, None)
     _jobs.pop(name, None)
 

@@ -63,6 +63,14 @@ def test_product_is_read_in_windows_without_its_other_bands(usgs):
             scene.read(box)
 
 
+def test_a_scene_by_a_relative_path_is_found_from_another_folder(usgs, tmp_path, monkeypatch):
+    monkeypatch.chdir(usgs.parent)
+    sent = pickle.dumps(open_scene(usgs.name, "cloud"))
+    monkeypatch.chdir(tmp_path)
+    scene = pickle.loads(sent)
+    np.testing.assert_array_equal(scene.read()[0], open_scene(usgs, "cloud").read()[0])
+
+
 def test_no_file_stays_open(usgs):
     scene = open_scene(usgs, "cloud")
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
