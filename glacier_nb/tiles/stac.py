@@ -43,7 +43,7 @@ def _is_url(text: str) -> bool:
 def _path(href: str, base: str) -> Path:  # for GDAL
     "Where an asset lies; `base`: address or folder of its item. Raises `TileError` for an unknown scheme."
     beside = Path(base) / Path(unquote(urlparse(href).path)).name
-    if not _is_url(base) and beside.is_file():
+    if base and not _is_url(base) and beside.is_file():
         return beside
     if not re.match(r"\w+://", href) and not href.startswith("/"):
         href = f"{base}/{href.removeprefix('./')}"
@@ -191,7 +191,8 @@ def _api_items(link: str, bbox: Sequence[float] | None, dates: str) -> Iterable[
     while href:
         page = _read_json(href)
         yield from page["features"]
-        href = next((x["href"] for x in page.get("links", []) if x["rel"] == "next"), None)
+        more = [x for x in page.get("links", []) if x["rel"] == "next" and x.get("method", "GET") == "GET"]
+        href = more[0]["href"] if more else None
 
 
 def _items(source, bbox: Sequence[float] | None, dates: str) -> Iterable[tuple[dict, str]]:  # item, base

@@ -216,6 +216,9 @@ def test_a_static_collection(folder, tmp_path):
     catalog.normalize_and_save(str(tmp_path), pystac.CatalogType.SELF_CONTAINED)
     assert [s.name for s in open_scenes(tmp_path / "catalog.json", dates="2020-10")] == [ID]
     assert len(find_stac(catalog)) == 2
+    found = pystac.ItemCollection(catalog.get_items(), clone_items=False)  # as a search returns it
+    assert [s.name for s in open_scenes(found)] == [OTHER, ID]
+    assert open_scene(found).name == "mosaic_20201031_20201116_2"
 
 
 @contextmanager
