@@ -17,9 +17,10 @@ from rasterio.crs import CRS
 
 from ..files.errors import TileCause, TileError, listing
 from ..files.paths import folds_folder, project_root, short_path
+from ..landsat import BANDS
 from ..models.weights import weights_file
 from ..prediction.maps import SceneMap, map_scene
-from ..prediction.members import Member, PredictError, check_members, load_ensemble
+from ..prediction.members import CodingError, Member, PredictError, check_members, load_ensemble
 from ..prediction.scenes import Scene, open_scenes
 from ..prediction.views import make_views
 from ..prediction.windows import MapCause, MapError, SceneWindows
@@ -199,6 +200,14 @@ def predict(
     return _map_all(jobs, folder, progress, sizes | files)
 
 
+def _with_coding(error: ValueError) -> ValueError:
+    "A `CodingError` with the option that reads reflectance and kelvin, where these were found."
+    bands = error.bands if isinstance(error, CodingError) else {}
+    if len(bands) < len(BANDS) or max(high for _, high in bands.values()) > 1000:
+        return error
+    return CodingError(f"{error}, or give coding = 'physical' (--coding physical in a terminal)", bands)
+
+
 def _map_all(jobs: Sequence[SceneWindows], folder: Path, progress: bool, options: dict) -> list[SceneMap]:
     "Map scenes one after the other; raises the error of the only one, of a full disk, or `_ScenesError`."
     maps, errors, ends = [], {}, np.cumsum([math.prod(len(axis.spans) for axis in job.axes) for job in jobs])
@@ -211,8 +220,9 @@ def _map_all(jobs: Sequence[SceneWindows], folder: Path, progress: bool, options
                 out = folder / f"{name}.tif"
                 maps.append(map_scene(job.members, job.scene, out, job.views, progress=bar, **options))
             except (PredictError, TileError) as e:
+                e = _with_coding(e)
                 if len(jobs) == 1 or getattr(e, "cause", None) is MapCause.DISK:
-                    raise
+                    raise e
                 errors[name] = e
                 if progress:  # its windows say nothing about the time left
                     bar.initial += int(end) - bar.n

@@ -237,6 +237,23 @@ def test_a_full_disk_is_one_error_and_the_map_goes_on(written, scene, member, tm
     assert_same(pixels(tmp_path, "a"), pixels(written.classes.parent, "map"))
 
 
+def test_a_limit_on_the_size_of_files_is_named(tmp_path):
+    resource = pytest.importorskip("resource", reason="POSIX only")
+    draft, before = maps._Draft(tmp_path, {"classes": 1}, (4, 3)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    rows, carry = {"classes": np.ones((2, 1, 3), np.uint8)}, np.zeros((4, 100, 3), np.float32)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with (
+            pytest.raises(MapError, match=r"File too large.*ulimit -f") as e,
+            maps._writing(tmp_path, 1),
+        ):
+            draft.append(0, 0, rows, carry)  # the carry is too large
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert e.value.cause is MapCause.DISK
+    assert draft.state() == (0, 0, None)
+
+
 def test_the_half_map_of_another_network_is_not_continued(written, scene, member, tmp_path, monkeypatch):
     stop_after(monkeypatch, 2)
     with pytest.raises(MapError):

@@ -20,7 +20,7 @@ import glacier_nb
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.files.errors import TileError
 from glacier_nb.files.paths import write_text
-from glacier_nb.landsat import BANDS, LABEL_CODES, REFLECTANCE
+from glacier_nb.landsat import BANDS, LABEL_CODES, REFLECTANCE, TEMPERATURE
 from glacier_nb.models.weights import WeightsError
 from glacier_nb.prediction import members
 from glacier_nb.prediction.members import CodingError, PredictError
@@ -254,7 +254,8 @@ def reflectance(project, tmp_path):
     "A folder of three scenes, the second of which holds reflectance."
     for name in "abc":
         bands, valid = open_scene(project / "scenes" / ID).read()
-        bands[:4] = np.where(valid & (name == "b"), REFLECTANCE(bands[:4]), bands[:4])
+        for k in range(5 * (name == "b")):
+            bands[k] = np.where(valid, (REFLECTANCE if k < 4 else TEMPERATURE)(bands[k]), 0)
         write(tmp_path / "stacks" / f"{name}.tif", bands, nodata=0)
     return tmp_path / "stacks"
 
@@ -269,6 +270,9 @@ def test_a_scene_that_cannot_be_mapped_does_not_stop_the_others(reflectance, tmp
     assert [type(x) for x in e.value.errors.values()] == [CodingError]
     assert [m.classes.stem for m in e.value.maps] == ["a", "c"]
     assert (bars[0].n, bars[0].total, bars[0].initial) == (3, 3, 1)
+    with pytest.raises(CodingError, match="or give coding = 'physical'"):
+        predict("a", reflectance / "b.tif", tmp_path / "maps")
+    assert predict("a", reflectance / "b.tif", tmp_path / "fixed", coding="physical")
     (reflectance / "b.tif").unlink()
     again = predict("a", reflectance, tmp_path / "maps", window=64, overlap=0, progress=True)
     assert all(m.found for m in again)
