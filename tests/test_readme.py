@@ -6,6 +6,8 @@ process instead of a kernel, which takes seconds to start. What runs for minutes
 `make iterations`, `make autopilot`, the five runs of a sweep, two hosts of torchrun) is checked as far as its
 arguments, and a run that another command makes as well as far as its config."""
 
+import ast
+import importlib.util
 import re
 import shlex
 import shutil
@@ -39,7 +41,9 @@ BLOCKS = [
     for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), flags=re.M | re.S)
 ]
 COMMANDS = [line for _page, kind, text in BLOCKS if not kind for line in text.splitlines()]
-PYTHON = {page: text for page, kind, text in BLOCKS if kind == "python"}
+PYTHON = {}
+for page, _kind, text in (block for block in BLOCKS if block[1] == "python"):
+    PYTHON[page] = PYTHON.get(page, "") + text
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +213,26 @@ def test_parameter_files_and_sweeps_are_read(project):
     assert len(jobs) == 5
 
 
+def test_commands_for_maps_are_read():
+    "What they do is tested with the command itself; here, that each option and the call exist."
+    if importlib.util.find_spec("glacier_nb.runs.predict") is None:
+        pytest.skip("glacier_nb.predict is not in this checkout")
+    for command in lines("glacier-nb predict"):
+        assert _parser().parse_args(shlex.split(command)[1:]).command == "predict"
+    (notebook,) = lines("papermill nbs/predict.ipynb")
+    given = {shlex.split(notebook)[i + 1] for i, word in enumerate(shlex.split(notebook)) if word == "-p"}
+    parameters = load_notebook_node(str(ROOT / "nbs/predict.ipynb")).cells[1].source
+    assert all(re.search(rf"^{name} = ", parameters, flags=re.M) for name in given)
+    names = set()
+    for node in ast.walk(ast.parse(PYTHON["scenes"])):
+        if isinstance(node, ast.ImportFrom):
+            names |= {hasattr(importlib.import_module(node.module), alias.name) for alias in node.names}
+    assert names == {True}
+
+
 @pytest.mark.parametrize("target", ["demo", "compare", "iterations", "autopilot", "test", "lab"])
 def test_make_knows_its_targets(project, target):
-    assert any(f"make {target}" in path.read_text() for path in [*PAGES, ROOT / "nbs/train.ipynb"])
+    assert any(f"make {target}" in path.read_text() for path in PAGES)
     found = subprocess.run(["make", "-n", target], cwd=project, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     for notebook in re.findall(r"papermill .*?(nbs/\w+\.ipynb)", found.stdout):
