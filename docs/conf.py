@@ -47,6 +47,7 @@ intersphinx_mapping = {n: (OTHERS[n], str(file)) for n, file in inventories.item
 html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["static"]
+html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["parameters.js"]
 html_copy_source = False
