@@ -8,7 +8,7 @@ WORKERS = 2
 COMPILE = $(BIN)/python -c "import numpy as np; from glacier_nb.texture.glcm import glcm; \
 	glcm(np.eye(9, dtype=np.float32), np.ones((9, 9), bool))"
 
-.PHONY: help demo maps iterations autopilot compare test bench lab readme clean
+.PHONY: help demo maps iterations autopilot compare test bench lab docs docs-check readme clean
 
 help:
 	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
@@ -19,6 +19,8 @@ help:
 	@echo "make test        notebooks, tests, style and export checks"
 	@echo "make bench       our training epoch beside the bare loop and torchgeo on Lightning (10 minutes; installs 7 GB)"
 	@echo "make lab         open JupyterLab on nbs/"
+	@echo "make docs        build the documentation site in _docs/ (a minute on two cores)"
+	@echo "make docs-check  build it, and look at every page in a browser (two minutes more)"
 	@echo "make readme      write README.md from nbs/index.ipynb"
 	@echo "make clean       remove the demo run and caches; keeps .venv, data and other runs"
 
@@ -55,11 +57,21 @@ bench: benchmarks/.venv/.installed data/demo
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab --notebook-dir nbs
 
+# no network; a warning is an error
+docs: .venv/.docs
+	$(BIN)/python docs/prepare.py
+	$(BIN)/python -m sphinx -b html -c docs -d _proc/.build/doctrees -W --keep-going -q -j $(WORKERS) _proc _proc/.build/html
+	rm -rf _docs
+	mv _proc/.build/html _docs
+
+docs-check: docs
+	$(BIN)/python docs/check.py
+
 readme: $(INSTALLED)
 	$(BIN)/python docs/readme.py
 
 clean:
-	rm -rf outputs/demo outputs/.cache build *.egg-info .pytest_cache .ruff_cache
+	rm -rf outputs/demo outputs/.cache _docs _proc build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path '*/.venv/*' -prune -exec rm -rf {} +
 
 data/demo: $(INSTALLED)
@@ -83,6 +95,10 @@ benchmarks/.venv/.installed: settings.ini setup.py constraints.txt benchmarks/re
 	$(PYTHON) -m venv benchmarks/.venv
 	benchmarks/.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
 		--requirement benchmarks/requirements.txt
+	touch $@
+
+.venv/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt

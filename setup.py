@@ -23,5 +23,7 @@ setup(
     packages=find_packages(include=[meta["lib_name"], f"{meta['lib_name']}.*"]),
     entry_points={"console_scripts": meta["console_scripts"].split()},
     install_requires=meta["requirements"].split(),
-    extras_require={name: meta[f"{name}_requirements"].split() for name in ("dask", "stac", "dev", "bench")},
+    extras_require={
+        name: meta[f"{name}_requirements"].split() for name in ("dask", "stac", "dev", "docs", "bench")
+    },
 )

@@ -2421,6 +2421,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'glacier_nb.runs.predict._same_folder': ( 'runs/predict.html#_same_folder',
                                                                                    'glacier_nb/runs/predict.py'),
                                          'glacier_nb.runs.predict._sources': ('runs/predict.html#_sources', 'glacier_nb/runs/predict.py'),
+                                         'glacier_nb.runs.predict._with_coding': ( 'runs/predict.html#_with_coding',
+                                                                                   'glacier_nb/runs/predict.py'),
                                          'glacier_nb.runs.predict.predict': ('runs/predict.html#predict', 'glacier_nb/runs/predict.py')},
             'glacier_nb.runs.score': { 'glacier_nb.runs.score._baselines': ('runs/score.html#_baselines', 'glacier_nb/runs/score.py'),
                                        'glacier_nb.runs.score._block_texts': ('runs/score.html#_block_texts', 'glacier_nb/runs/score.py'),

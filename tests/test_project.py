@@ -68,8 +68,9 @@ def test_readme_is_index():
 
 
 def test_links_between_files_lead_somewhere():
-    "Relative links of notebooks, README and documents, and those of the picture on the front page."
-    markdown = {path: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("*/*.md")]}
+    "Relative links of notebooks, README and documents, and those of the picture of the packages."
+    pages = [*ROOT.glob("[a-z]*/*.md"), *ROOT.glob("docs/*/*.md")]
+    markdown = {path: path.read_text() for path in [ROOT / "README.md", *pages]}
     for path in NOTEBOOKS:
         cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
         markdown[path] = "\n".join(cells)

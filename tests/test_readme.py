@@ -1,4 +1,4 @@
-"""The commands of README.md as they stand there, in a folder with tiny tiles at the paths that it names.
+"""The commands of README.md and docs/ as they stand there, in a folder with tiny tiles at their paths.
 
 Only `-p trial True` is added to what trains or diagnoses, as a reader may: without it the runs would take
 hours. papermill's own command line parses each command and injects its cell; the cells then run in this
@@ -6,6 +6,8 @@ process instead of a kernel, which takes seconds to start. What runs for minutes
 `make iterations`, `make autopilot`, the five runs of a sweep, two hosts of torchrun) is checked as far as its
 arguments, and a run that another command makes as well as far as its config."""
 
+import ast
+import importlib.util
 import re
 import shlex
 import shutil
@@ -32,9 +34,16 @@ from glacier_nb.prediction.members import load_member
 from glacier_nb.runs.folder import read_metrics, run_state
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
-COMMANDS = [line for kind, text in BLOCKS if kind != "python" for line in text.splitlines()]
-PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/howto/*.md"))]
+BLOCKS = [
+    (path.stem, kind, text)
+    for path in PAGES
+    for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+]
+COMMANDS = [line for _page, kind, text in BLOCKS if not kind for line in text.splitlines()]
+PYTHON = {}
+for page, _kind, text in (block for block in BLOCKS if block[1] == "python"):
+    PYTHON[page] = PYTHON.get(page, "") + text
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +82,25 @@ def run(command: str) -> None:
 
 
 def test_every_command_is_tested_here():
-    "A new command in README.md needs a test."
+    "A new command in README.md or docs/ needs a test."
     tested = (
-        r"make (demo|compare)",
-        r"papermill nbs/train\.ipynb outputs/mine\.ipynb -p",
-        r"papermill nbs/train\.ipynb out\.ipynb -(p mcc_wieght|f)",
-        r"papermill nbs/(diagnose_run|cross_validate)\.ipynb",
-        r"glacier-nb (train|diagnose|sweep|cross-validate|--help)",
-        r"torchrun .* -m glacier_nb train",
+        r"make (demo|compare|lab|autopilot)",
+        r"papermill nbs/train\.ipynb outputs/mine(-trial)?\.ipynb -p",
+        r"papermill nbs/train\.ipynb out\.ipynb -(p mcc_wieght|p init_from|f)",
+        r"papermill nbs/(diagnose_run|cross_validate|pretrain|autopilot|predict)\.ipynb",
+        r"glacier-nb (train|diagnose|next|predict|sweep|cross-validate|--help)",
+        r"torchrun .*( -m glacier_nb train|\\$)|    -m glacier_nb train",
         r"ConfigError: ",
     )
-    assert [line for line in COMMANDS if not any(re.match(pattern, line) for pattern in tested)] == []
-    assert len(PYTHON) == 3
+    shell = (
+        r"\. \.venv/bin/activate",
+        r"ln -s ",
+        r"python -c .*write_hkh_like",
+        r"!papermill nbs/train\.ipynb",
+    )
+    known = (*tested, *shell)
+    assert [line for line in COMMANDS if not any(re.match(pattern, line) for pattern in known)] == []
+    assert sorted(PYTHON) == ["cross_validation", "own_labels", "python", "scenes", "texture"]
 
 
 def lines(beginning: str) -> list[str]:
@@ -95,7 +111,10 @@ def lines(beginning: str) -> list[str]:
 
 
 def test_a_run_its_resumption_and_its_diagnosis(project):
-    start, resume = lines("papermill nbs/train.ipynb outputs/mine.ipynb")
+    start, resume = dict.fromkeys(lines("papermill nbs/train.ipynb outputs/mine.ipynb"))
+    assert lines("papermill nbs/train.ipynb outputs/mine-trial.ipynb") == [
+        start.replace("mine.ipynb", "mine-trial.ipynb") + " -p trial True"
+    ]
     run(f"{start} -p trial True")
     folder = project / "outputs/mine-trial"
     assert run_state(folder) == "trial"
@@ -106,10 +125,12 @@ def test_a_run_its_resumption_and_its_diagnosis(project):
     run(f"{resume} -p trial True")
     assert read_metrics(folder)["mcc"] == first["mcc"]
     shutil.copytree(folder, project / "outputs/demo")
-    for command in lines("papermill nbs/diagnose_run.ipynb") + lines("glacier-nb diagnose --config"):
+    reports = lines("papermill nbs/diagnose_run.ipynb") + lines("glacier-nb diagnose --config")
+    for command in dict.fromkeys(reports):
         run(command if "-p run" in command else f"{command} -p trial True")
     assert (project / "outputs/demo/diagnosis.md").is_file()
-    (torchrun,) = lines("torchrun")
+    run(*lines("glacier-nb next demo"))
+    torchrun = lines("torchrun --nnodes 2 --nproc-per-node 8")[0]
     shutil.copy(folder / "config.json", project / "run.json")
     assert main(shlex.split(torchrun.partition("-m glacier_nb ")[2])) == 0
 
@@ -130,11 +151,13 @@ class _Folds(CrossValidation):
 
 
 def test_python_and_the_command(project, monkeypatch):
-    code, folds, texture = PYTHON
+    code, folds, texture = (PYTHON[page] for page in ("python", "cross_validation", "texture"))
     names = {"band": np.full((32, 32), 9000.0), "valid": np.ones((32, 32), bool)}
     exec(code.replace("TrainConfig(", "TrainConfig(trial=True, "), names)
     assert names["pred"].shape == (64, 64)
     exec(texture, names)
+    exec(PYTHON["own_labels"], names)
+    assert len(names["tiles"]) == 9
     with monkeypatch.context() as patch:  # its folds would take minutes: what is read of the result is there
         patch.setattr("glacier_nb.cross_validate", lambda cfg: _Folds(cfg, names["run"]), raising=False)
         exec(folds, names)
@@ -142,7 +165,7 @@ def test_python_and_the_command(project, monkeypatch):
     assert names["contrast"].shape == (32, 32)
     shutil.move(project / "outputs/pure-mcc-trial", project / "outputs/pure-mcc")
     run(*lines("glacier-nb diagnose pure-mcc"))
-    (train,) = lines("glacier-nb train")
+    (train,) = lines("glacier-nb train -p data_dir data/competition -p mcc_weight")
     assert _config(_parser().parse_args(shlex.split(train)[1:])) == eval(
         re.search(r"TrainConfig\(.*?\)", code)[0], names
     ), "the same run as that of the Python code"
@@ -164,6 +187,10 @@ def test_parameter_files_and_sweeps_are_read(project):
     ):  # the last parameter, all others are right
         run(f"{command} -p epochs 0")
     (folds,) = lines("papermill nbs/cross_validate.ipynb")
+    for beginning in ("papermill nbs/train.ipynb out.ipynb -p init_from", "papermill nbs/pretrain.ipynb"):
+        for command in lines(beginning):
+            with pytest.raises(ConfigError, match=r"epochs = 0 is not allowed"):
+                run(f"{command} -p epochs 0")
     with pytest.raises(ConfigError, match=r"batch_size = 0 is not allowed"):
         run(f"{folds} -p batch_size 0")
     (command,) = lines("glacier-nb cross-validate")
@@ -177,10 +204,26 @@ def test_parameter_files_and_sweeps_are_read(project):
     assert len(jobs) == 5
 
 
+def test_commands_for_maps_are_read():
+    "What they do is tested with the command itself; here, that each option and the call exist."
+    if importlib.util.find_spec("glacier_nb.runs.predict") is None:
+        pytest.skip("glacier_nb.predict is not in this checkout")
+    for command in lines("glacier-nb predict"):
+        assert _parser().parse_args(shlex.split(command)[1:]).command == "predict"
+    (notebook,) = lines("papermill nbs/predict.ipynb")
+    given = {shlex.split(notebook)[i + 1] for i, word in enumerate(shlex.split(notebook)) if word == "-p"}
+    parameters = load_notebook_node(str(ROOT / "nbs/predict.ipynb")).cells[1].source
+    assert all(re.search(rf"^{name} = ", parameters, flags=re.M) for name in given)
+    names = set()
+    for node in ast.walk(ast.parse(PYTHON["scenes"])):
+        if isinstance(node, ast.ImportFrom):
+            names |= {hasattr(importlib.import_module(node.module), alias.name) for alias in node.names}
+    assert names == {True}
+
+
 @pytest.mark.parametrize("target", ["demo", "compare", "iterations", "autopilot", "test", "lab"])
 def test_make_knows_its_targets(project, target):
-    text = (ROOT / "README.md").read_text()
-    assert f"make {target}" in text
+    assert any(f"make {target}" in path.read_text() for path in PAGES)
     found = subprocess.run(["make", "-n", target], cwd=project, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     for notebook in re.findall(r"papermill .*?(nbs/\w+\.ipynb)", found.stdout):

@@ -20,7 +20,7 @@ RETIRED = [
     *["stands in the way", "costs quality", "good to know", "the user's four"],
 ]
 PATTERN = re.compile(rf"(?<![a-z])({'|'.join(RETIRED)})(?![a-z])", re.IGNORECASE)
-TEXTS = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+TEXTS = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 
 

@@ -7,6 +7,7 @@ __all__ = ['SceneMap', 'map_scene', 'map_areas']
 
 # %% ../../nbs/prediction/05_maps.ipynb #e6714fec
 import errno
+import io
 import json
 import math
 import os
@@ -55,6 +56,7 @@ def _writing(path: Path, needed: float) -> Iterator[None]:
     except (OSError, RasterioError) as e:
         folder, code = next(p for p in (path, *path.parents) if p.is_dir()), getattr(e, "errno", None)
         fix = "free some space" if code in _FULL else "make the folder writable"
+        fix = "raise the limit on the size of a file (ulimit -f unlimited)" if code == errno.EFBIG else fix
         fix += "" if code in _FULL + _CLOSED else ", and free some space on its disk or in your quota"
         why, free = getattr(e, "strerror", None) or e, shutil.disk_usage(folder).free
         raise MapError(
@@ -99,8 +101,10 @@ class _Draft:
                 f.flush()
                 os.fsync(f.fileno())
             height = len(array)
-        with atomic_write(self.folder / f"carry-{windows + 1}.npy") as temporary, open(temporary, "wb") as f:
-            np.save(f, carry)
+        buffer = io.BytesIO()  # numpy's own way to write a file does not say why it fails
+        np.save(buffer, carry)
+        with atomic_write(self.folder / f"carry-{windows + 1}.npy") as temporary:
+            temporary.write_bytes(buffer.getbuffer())
         write_text(self.folder / "state.json", json.dumps([windows + 1, rows + height]))
         (self.folder / f"carry-{windows}.npy").unlink(missing_ok=True)
         return windows + 1, rows + height, carry
