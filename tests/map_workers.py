@@ -88,7 +88,7 @@ def make_member(scene, seed: int = 0, texture: bool = False) -> Member:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = SmallUNet(len(stats.names)).eval()
-    name, cpu = Path(f"runs/net-{seed}-{texture}/best.pt"), torch.device("cpu")
+    name, cpu = Path(f"runs/net-{seed}-{texture}/model.pt"), torch.device("cpu")
     member = Member(name, net, cfg, stats, CLASSES, LABEL_CODES, cpu, torch.float32)
     logits = member(member.image(scene.tile))[0][:, torch.from_numpy(scene.valid)]
     scale = 2 / logits.std(1)
