@@ -51,7 +51,7 @@ def make_member(
     device = torch.device("cuda" if options.gpu else "cpu")
     net = empty_network(cfg, len(stats.names), len(CLASSES)).eval()
     net = net.to(device, memory_format=torch.channels_last)
-    return Member(Path("net/best.pt"), net, cfg, stats, CLASSES, LABEL_CODES, device, torch.float32)
+    return Member(Path("net/model.pt"), net, cfg, stats, CLASSES, LABEL_CODES, device, torch.float32)
 
 
 def resident() -> float:  # MB
