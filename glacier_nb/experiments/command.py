@@ -214,7 +214,8 @@ def _predict(options: argparse.Namespace) -> int:
     _catch_signals()
     scene = options.scene[0] if len(options.scene) == 1 else options.scene
     try:
-        maps = predict(options.run, scene, options.out, **{name: getattr(options, name) for name in _OPTIONS})
+        given = {name: getattr(options, name) for name in _OPTIONS}
+        maps = predict(options.run, scene, options.out, client=_client(options.scheduler), **given)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
@@ -353,6 +354,7 @@ _OPTIONS = {  # of `glacier_nb.predict`: default and what `add_argument` needs
     ),
     "bounds_crs": ("EPSG:4326", {"metavar": "CRS", "help": "of the bounds"}),
     "coding": ("auto", {"help": "of the values: auto, dn (Collection 2) or physical (reflectance, kelvin)"}),
+    "dates": (None, {"help": "of several scenes: 2020-07-15, 2020-07, or 2020-07-01/2020-09-30"}),
     "batch": (1, {"type": int, "help": "windows that a network sees at once"}),
     "device": ("auto", {"help": "auto, cpu or cuda"}),
     "overwrite": (False, {"action": "store_true", "help": "replace files of these names"}),
@@ -368,6 +370,7 @@ def _map_options(add) -> None:
         shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
         text = options["help"] + shown
         add(f"--{name.replace('_', '-')}", default=default, **options | {"help": text})
+    add("--scheduler", metavar="ADDRESS", help="dask scheduler whose workers compute the windows")
 
 
 def _many_runs(name: str, parser: argparse.ArgumentParser) -> None:

@@ -79,7 +79,8 @@ def _sources(scene) -> list:  # of scenes that are open, absolute paths, address
     return [s if hasattr(s, "read") or "://" in os.fspath(s) else _absolute(s) for s in items]
 
 
-_AS_IT_IS = {"masked": "fill", "polygon": None, "bounds": None, "bounds_crs": "EPSG:4326", "coding": "auto"}
+_AS_IT_IS = {"masked": "fill", "polygon": None, "bounds": None, "bounds_crs": "EPSG:4326"}
+_AS_IT_IS |= {"coding": "auto", "dates": None}
 
 
 def _open_all(sources: Sequence, options: dict) -> list[Scene]:
@@ -182,19 +183,21 @@ def predict(
     bounds: str | Sequence[float] | None = None,  # west, south, east, north; the scene shrinks to it
     bounds_crs: str | CRS = "EPSG:4326",  # of `bounds`
     coding: str = "auto",  # auto: as product or tags say; dn: Collection 2; physical: reflectance, kelvin
+    dates: str | None = None,  # of several scenes: 2020-07-15, 2020-07, or 2020-07-01/2020-09-30
     batch: int = 1,  # windows that a network sees at once
     device: str = "auto",  # auto, cpu or cuda
+    client=None,  # `dask.distributed.Client` whose workers compute the windows; None: this process
     overwrite: bool = False,  # replace files of these names
     progress: bool = True,  # show a bar with the time left
 ) -> list[SceneMap]:  # one a scene
     "Map scenes by a run; raises PredictError, WeightsError, TileError, ConfigError, RunError."
     polygon, sources = _absolute(polygon) if polygon else None, _sources(scene)
     where = {"masked": masked, "polygon": polygon, "bounds": bounds}
-    scenes = _open_all(sources, where | {"bounds_crs": bounds_crs, "coding": coding})
+    scenes = _open_all(sources, where | {"bounds_crs": bounds_crs, "coding": coding, "dates": dates})
     _check_names(scenes)
     folder = _check_out(out, sources, scenes)
     members = tuple(_networks(run, sources, device))
-    sizes = {"window": window, "overlap": overlap, "blend": blend, "batch": batch}
+    sizes = {"window": window, "overlap": overlap, "blend": blend, "batch": batch, "client": client}
     jobs = [SceneWindows(members, s, make_views(tta, tta_scales), **sizes) for s in scenes]
     files = {"confidence": confidence, "probabilities": probabilities, "overwrite": overwrite}
     return _map_all(jobs, folder, progress, sizes | files)

@@ -114,9 +114,10 @@ def test_demo_and_parameters(tmp_path, capsys):
 
 def test_options_of_maps_are_those_of_predict():
     found = {name: p.default for name, p in inspect.signature(predict).parameters.items()}
-    assert {name: default for name, (default, _) in _OPTIONS.items()} | {"progress": True} == {
-        name: default for name, default in found.items() if default is not inspect.Parameter.empty
-    }
+    assert {name: default for name, (default, _) in _OPTIONS.items()} | {
+        "progress": True,
+        "client": None,
+    } == {name: default for name, default in found.items() if default is not inspect.Parameter.empty}
 
 
 def test_predict_writes_maps_and_says_where(folder, tmp_path, capsys):

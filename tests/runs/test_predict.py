@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,8 +235,26 @@ def test_an_open_scene_has_its_own_options(project, tmp_path):
     with pytest.raises(MapError, match="masked, bounds: found for a scene that is open") as e:
         predict("a", scene, tmp_path, masked="cloud", bounds=(0, 0, 1, 1))
     assert e.value.cause is MapCause.OPTIONS
+    with pytest.raises(MapError, match="dates: found for a scene that is open"):
+        predict("a", scene, tmp_path, dates="2020-10")
     with pytest.raises(MapError, match="found an empty list"):
         predict("a", [], tmp_path)
+
+
+def test_only_scenes_of_some_dates(project, tmp_path):
+    assert predict("a", "scenes", tmp_path, dates=f"{ID[17:21]}-{ID[21:23]}")
+    with pytest.raises(TileError, match="1999"):
+        predict("a", "scenes", tmp_path, dates="1999")
+
+
+def test_workers_of_a_client_compute_the_windows(project, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "map_scene", lambda *args, client, **options: asked.append(client))
+    client = SimpleNamespace(submit=None)
+    predict("a", "scenes", tmp_path, client=client)
+    assert {id(found) for found in asked} == {id(client)}
+    with pytest.raises(MapError, match="expected a client of dask"):
+        predict("a", "scenes", tmp_path, client="tcp://HOST:8786")
 
 
 def test_two_maps_of_one_name(project, tmp_path):
