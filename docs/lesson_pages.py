@@ -113,7 +113,7 @@ def shown(outputs: list[dict]) -> list[dict]:
 
 def page_cells(path: Path, page: str, target: Path) -> list[dict]:
     "The cells of a notebook as cells of its page."
-    processor = NBProcessor(path, procs=PROCESSORS, rm_directives="quarto")
+    processor = NBProcessor(path, procs=PROCESSORS, rm_directives=True)
     processor.process()
     module, cells = module_of(path), []
     for cell in processor.nb.cells:

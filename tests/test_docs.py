@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from api_pages import all_names, entries, module_of, modules, parameter_groups
-from lesson_pages import defined, name_links
+from lesson_pages import defined, name_links, page_cells
 from site_map import (
     ABOUT,
     NBS,
@@ -124,6 +124,20 @@ def test_code_in_a_text_links_to_the_reference():
     )
     assert "`loss`, [`glcm`](x)" in found
     assert defined("A = 1\ndef f(): ...\nclass B: ...\n") == ["A", "f", "B"]
+
+
+def test_lessons_show_code_without_directives(tmp_path):
+    path, page = NBS / "tiles/01_labels.ipynb", "lessons/tiles/labels"
+    found = page_cells(path, page, tmp_path)
+    code = [cell for cell in found if cell["cell_type"] == "code"]
+    assert not [cell for cell in code if "#|" in cell["source"]]
+    exported = [cell for cell in code if "export" in cell["metadata"]["tags"]]
+    assert "hide-input" in exported[0]["metadata"]["tags"], "imports are folded"
+    assert exported[1]["source"].startswith("@dataclass")
+    assert found[0]["source"].startswith("# tiles.labels\n\n{.subtitle}\nWhat the codes")
+    before = found[found.index(exported[1]) - 1]["source"]
+    assert before.endswith("{py:obj}`LabelCodes <glacier_nb.tiles.labels.LabelCodes>`")
+    assert [output for cell in code for output in cell["outputs"]], "stored outputs are shown"
 
 
 def test_pages_named_elsewhere_exist():
