@@ -98,4 +98,4 @@ def test_parameters_are_flat_and_have_the_defaults_of_the_call():
     known = {name: p.default for name, p in inspect.signature(predict).parameters.items()}
     shared = {name for name in values if name in known} - {"scene", "out", "progress"}
     assert {name: values[name] or None for name in shared} == {name: known[name] or None for name in shared}
-    assert set(known) - set(values) == {"run", "confidence"}
+    assert set(known) - set(values) == {"run", "confidence", "client"}
