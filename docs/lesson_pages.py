@@ -99,16 +99,23 @@ def title(path: Path, page: str) -> str:
     return f"# {heading}\n\n{{.subtitle}}\n{line}\n\n{{.where}}\n{reference}`{name}`"
 
 
+def short_cells(html: str) -> str:
+    "Cells of a table with few characters do not break into lines."
+    return re.sub(r"<(t[dh])>([^<]{1,20})</", r'<\1 class="short">\2</', html)
+
+
 def shown(outputs: list[dict]) -> list[dict]:
     "Outputs without those that are empty, such as a figure that was closed."
-    kept = []
+    found = []
     for output in outputs:
         data = output.get("data", {})
         plain = "".join(data.get("text/plain", ""))
         if output["output_type"] == "display_data" and set(data) == {"text/plain"} and not plain.strip():
             continue
-        kept.append(output)
-    return kept
+        if "text/html" in data:
+            output = output | {"data": data | {"text/html": short_cells("".join(data["text/html"]))}}
+        found.append(output)
+    return found
 
 
 def page_cells(path: Path, page: str, target: Path) -> list[dict]:

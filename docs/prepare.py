@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 from api_pages import module_of, module_page, modules, parameter_groups
-from lesson_pages import lesson_target, name_links, write_notebook
+from lesson_pages import lesson_target, name_links, short_cells, write_notebook
 from site_map import (
     ABOUT,
     NBS,
@@ -81,7 +81,7 @@ def stored(kind: str, notebook: str, cell: str, caption: str | None) -> str:
         return "```text\n" + "".join(t for o in found["outputs"] for t in o.get("text", [])).strip() + "\n```"
     (data,) = ["".join(o["data"][key]) for o in found["outputs"] if key in o.get("data", {})]
     if kind == "table":
-        return f'```{{raw}} html\n<div class="stored-table">{data}</div>\n```'
+        return f'```{{raw}} html\n<div class="stored-table">{short_cells(data)}</div>\n```'
     file = TARGET / "figures" / f"{path.stem}-{cell}.png"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(base64.b64decode(data))

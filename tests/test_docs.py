@@ -137,7 +137,10 @@ def test_lessons_show_code_without_directives(tmp_path):
     assert found[0]["source"].startswith("# tiles.labels\n\n{.subtitle}\nWhat the codes")
     before = found[found.index(exported[1]) - 1]["source"]
     assert before.endswith("{py:obj}`LabelCodes <glacier_nb.tiles.labels.LabelCodes>`")
-    assert [output for cell in code for output in cell["outputs"]], "stored outputs are shown"
+    html = [
+        o["data"]["text/html"] for cell in code for o in cell["outputs"] if "text/html" in o.get("data", {})
+    ]
+    assert '<td class="short">85</td>' in html[0], "stored outputs are shown, short cells in one line"
 
 
 def test_pages_named_elsewhere_exist():
