@@ -209,8 +209,6 @@ def test_parameter_files_and_sweeps_are_read(project):
 
 def test_commands_for_maps_are_read():
     "What they do is tested with the command itself; here, that each option and the call exist."
-    if importlib.util.find_spec("glacier_nb.runs.predict") is None:
-        pytest.skip("glacier_nb.predict is not in this checkout")
     for command in lines("glacier-nb predict"):
         assert _parser().parse_args(shlex.split(command)[1:]).command == "predict"
     (notebook,) = lines("papermill nbs/predict.ipynb")
