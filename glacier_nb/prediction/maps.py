@@ -243,10 +243,13 @@ def _write_cog(draft: _Draft, raster: str, look: _Look, place: dict, tags: dict[
     return cog
 
 # %% ../../nbs/prediction/05_maps.ipynb #b98de0de
-def _sample(scene, size: int = 64, n: int = 8) -> Tile:
+_SMALL = 512**2  # pixels that are read at once, rather than box by box
+
+
+def _sample(scene, size: int = 64, n: int = 5) -> Tile:
     "Pixels from all over a scene: n x n boxes of some pixels, one below the other; all of a small scene."
     (height, width), parts = scene.shape, []
-    if height * width <= (n * size) ** 2:
+    if height * width <= _SMALL:
         return Tile(scene.name, *scene.read((0, height, 0, width)), None, scene.crs, scene.transform, ())
     tops, lefts = ({int(k) for k in np.linspace(0, max(m - size, 0), n)} for m in scene.shape)
     for top in sorted(tops):

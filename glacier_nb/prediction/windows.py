@@ -11,11 +11,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -179,14 +180,19 @@ class SceneWindows:
         scene = self.scene
         return Tile(scene.name, *scene.read(outer), None, scene.crs, scene.transform, ()), inside
 
+    def read(self, i: int, columns: Sequence[int]) -> list[tuple[Tile, tuple[slice, slice]]]:
+        "Windows of a row, as `tile` gives them."
+        down, across = self.axes
+        return [self.tile((*down.spans[i], *across.spans[k])) for k in columns]
+
     def group(
         self,
         i: int,  # number of the row of windows
         columns: Sequence[int],  # numbers of neighbouring windows of one size
+        windows: Sequence[tuple],  # from `read`
     ) -> list[tuple[np.ndarray | None, np.ndarray]]:  # of each window (n, h, w) float32 and valid (h, w) bool
         "Weighted class probabilities in windows that the networks see at once; None without a valid pixel."
         down, across = self.axes
-        windows = [self.tile((*down.spans[i], *across.spans[k])) for k in columns]
         valid = [tile.valid[inside] for tile, inside in windows]
         used = [n for n, where in enumerate(valid) if where.any()]
         found = window_probs(self.members, [windows[n] for n in used], self.views) if used else ()
@@ -200,10 +206,21 @@ class SceneWindows:
         "All windows from a row on, one after the other; with a client its workers compute them."
         rows = range(first, len(self.axes[0].spans))
         places = ((i, columns) for i in rows for columns in self._batches())
-        own = (self.group(*place) for place in places)
+        own = (self.group(*place, windows) for place, windows in self._ahead(places))
         with closing(own if self.client is None else _on_workers(self, places)) as groups:
             for group in groups:
                 yield from group
+
+    def _ahead(self, places: Iterator[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[tuple, list]]:
+        "Places and their windows; the next ones are read while these are computed."
+        with ThreadPoolExecutor(1) as reader:
+            waiting = deque()
+            for place in chain(places, [None]):
+                if place is not None:
+                    waiting.append((place, reader.submit(self.read, *place)))
+                if len(waiting) > (place is not None):
+                    before, windows = waiting.popleft()
+                    yield before, windows.result()
 
     def _batches(self) -> Iterator[tuple[int, ...]]:
         "The windows of a row that are seen at once: neighbours of one size."
@@ -322,7 +339,8 @@ def _places(known: list[tuple[str, torch.dtype, str]]) -> list[tuple[torch.devic
 
 def _group(name: str, i: int, columns: tuple[int, ...]) -> list[tuple[np.ndarray | None, np.ndarray]]:
     "Windows of a job on this worker."
-    return _job(name).group(i, columns)
+    job = _job(name)
+    return job.group(i, columns, job.read(i, columns))
 
 
 def _plugin(job: SceneWindows, name: str):  # `WorkerPlugin`
