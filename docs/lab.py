@@ -1,4 +1,4 @@
-"""A working copy of notebooks and documents in lab/: what is run and changed there leaves git clean (`make lab`)."""
+"""A working copy of notebooks and documents in lab/: what is run there leaves git clean (`make lab`)."""
 
 import json
 import shutil
