@@ -91,7 +91,8 @@ def _cut_off(ax: Axes, table: pd.DataFrame) -> None:
     top, found = 1.08 * limit, []
     for name, (values, colour) in lines.items():
         above = values[values > top]
-        ax.plot(above.index, np.full(len(above), top), "^", color=colour, ms=7, clip_on=False, zorder=5)
+        if len(above):
+            ax.plot(above.index, np.full(len(above), top), "^", color=colour, ms=7, clip_on=False, zorder=5)
         found += [f"{name} {value:.3g} in epoch {epoch:g}" for epoch, value in above.items()]
     ax.set_ylim(min(0, *(values.min() for values, _ in lines.values())), top)
     more = f" and {len(found) - 2} more" if len(found) > 2 else ""
@@ -273,6 +274,11 @@ def curves_of_runs(
             _curve(ax, values.astype(float), marks, name, look)
     for ax, label in zip(axes, ("validation MCC", "training loss"), strict=True):
         ax.set(xlabel="epoch", ylabel=label)
+        limit = (
+            curve_limit(np.concatenate([line.get_ydata() for line in ax.lines])) if ax is axes[1] else None
+        )
+        if limit is not None:
+            ax.set(ylim=(None, 1.08 * limit), ylabel=f"{label}, cut off at {limit:.2g}")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)

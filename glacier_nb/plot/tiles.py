@@ -274,10 +274,10 @@ def _close_up(ax: Axes, whole: Axes, image: np.ndarray, tile: Tile, pred: np.nda
         return
     k, rows, cols = place
     ax.imshow(image[rows, cols], interpolation="nearest")
-    for mask, style in ((tile.label == k, "solid"), ((pred == k) & tile.valid, "dotted")):
+    for mask, colour, width in ((tile.label == k, "w", 1.8), ((pred == k) & tile.valid, "#F0E442", 1.0)):
         if 0 < mask[rows, cols].sum() < mask[rows, cols].size:
-            lines = ax.contour(mask[rows, cols], levels=[0.5], colors="w", linewidths=1.6, linestyles=style)
-            lines.set(path_effects=[withStroke(linewidth=3, foreground="k")] if style == "solid" else [])
+            lines = ax.contour(mask[rows, cols], levels=[0.5], colors=[colour], linewidths=width)
+            lines.set(path_effects=[withStroke(linewidth=width + 1.4, foreground="k")])
     _no_ticks(
         ax, f"{tile.classes[k]}: {(tile.label == k)[tile.valid].sum():,} px, mapped {(pred == k).sum():,}"
     )
