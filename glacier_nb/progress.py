@@ -116,14 +116,15 @@ class LiveCurves:
             return
         self.last = now
         text = {title: {k: v for k, v in lines.items() if len(v)} for title, lines in panels.items()}
+        text = {title: lines for title, lines in text.items() if lines}
         wide, high = _LEFT + _WIDE + 20, _TOP + _HIGH + 22
-        groups = (
+        groups = [
             f"<g transform='translate({k * wide},0)'>{_panel(title, lines, 1)}</g>"
-            for k, (title, lines) in enumerate((t, x) for t, x in text.items() if x)
-        )
+            for k, (title, lines) in enumerate(text.items())
+        ]
         look = "font-family='sans-serif' font-size='12' fill='currentColor'"
-        wide *= sum(map(bool, text.values()))
-        size = f"viewBox='0 0 {wide} {high}' style='max-width:{wide}px;color:inherit'"
+        whole = wide * len(text)
+        size = f"viewBox='0 0 {whole} {high}' style='max-width:{whole}px;color:inherit'"
         words = "; ".join(f"{t}: " + ", ".join(f"{k} {v[-1]}" for k, v in x.items()) for t, x in text.items())
         svg = (
             f"<svg {size} role='img' aria-label='{html.escape(words)}'><g {look}>{''.join(groups)}</g></svg>"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from glacier_nb import progress
+from glacier_nb.checks import diagnosis
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.demo.tiles import cached_demo
@@ -134,6 +135,24 @@ def test_curves_are_drawn_only_for_a_page(monkeypatch):
     assert page.count("<polyline") == 3
     assert "nan" not in page
     assert len(page) < 5000
+    wide, starts = (re.findall(p, page) for p in (r"viewBox='0 0 (\d+)", r"translate\((\d+),0\)"))
+    assert (starts, wide) == (["0", "364"], ["728"])  # both panels lie inside the picture
+
+
+def test_the_bar_of_the_checks_moves_and_is_gone_at_the_end(monkeypatch):
+    drawn, names = [], []
+    handle = SimpleNamespace(update=lambda data, raw: drawn.append(data["text/plain"]))
+    monkeypatch.setattr(progress, "display", lambda *args, **options: names.append("shown") or handle)
+    monkeypatch.setattr(progress, "get_ipython", lambda: SimpleNamespace(kernel=object()))
+    checks = [diagnosis._Check(name, "files", lambda subject: []) for name in ("bands", "split")]
+    monkeypatch.setattr(diagnosis, "_CHECKS", checks)
+    subject = SimpleNamespace(cfg=TrainConfig(), files=[1], build_findings=[])
+    diagnosis._examine(subject, progress=False)
+    assert (names, drawn) == ([], [])
+    diagnosis._examine(subject, progress=True)
+    assert names == ["shown"]
+    assert any(text.startswith("bands") for text in drawn)
+    assert drawn[-1] == ""
 
 
 @pytest.mark.parametrize("session", [True, False])

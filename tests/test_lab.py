@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from lab import RECORD, refresh, sources
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +66,11 @@ def test_what_was_run_there_is_never_overwritten(project):
     own.write_text("changed")
     assert refresh(project) == []
     assert own.read_text() == "changed"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_page_shows_parameters_and_results_first(path):
+    "The source of all other cells is folded in JupyterLab."
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    folded = [c["metadata"].get("jupyter", {}).get("source_hidden", False) for c in cells]
+    assert folded == ["parameters" not in c["metadata"].get("tags", []) for c in cells]

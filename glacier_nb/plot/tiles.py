@@ -278,8 +278,7 @@ def _close_up(ax: Axes, whole: Axes, image: np.ndarray, tile: Tile, pred: np.nda
         if 0 < mask[rows, cols].sum() < mask[rows, cols].size:
             lines = ax.contour(mask[rows, cols], levels=[0.5], colors=[colour], linewidths=width)
             lines.set(path_effects=[withStroke(linewidth=width + 1.4, foreground="k")])
-    _no_ticks(
-        ax, f"{tile.classes[k]}: {(tile.label == k)[tile.valid].sum():,} px, mapped {(pred == k).sum():,}"
-    )
+    labelled, mapped = (int(((values == k) & tile.valid).sum()) for values in (tile.label, pred))
+    _no_ticks(ax, f"{tile.classes[k]}: {labelled:,} px, mapped {mapped:,}")
     box = (cols.start - 0.5, rows.start - 0.5), cols.stop - cols.start, rows.stop - rows.start
     whole.add_patch(Rectangle(*box, fill=False, ec="w", lw=1.2))
