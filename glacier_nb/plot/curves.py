@@ -93,10 +93,10 @@ def _cut_off(ax: Axes, table: pd.DataFrame) -> None:
         above = values[values > top]
         if len(above):
             ax.plot(above.index, np.full(len(above), top), "^", color=colour, ms=7, clip_on=False, zorder=5)
-        found += [f"{name} {value:.3g} in epoch {epoch:g}" for epoch, value in above.items()]
+        found += [(value, f"{name} {value:.3g} in epoch {epoch:g}") for epoch, value in above.items()]
     ax.set_ylim(min(0, *(values.min() for values, _ in lines.values())), top)
-    more = f" and {len(found) - 2} more" if len(found) > 2 else ""
-    ax.set_title(f"cut off at {limit:.2g}; above:\n{', '.join(found[:2])}{more}", fontsize=9)
+    what = max(found)[1] if len(found) == 1 else f"{len(found)} values, up to {max(found)[1]}"
+    ax.set_title(f"cut off at {limit:.2g}; above:\n{what}", fontsize=9)
 
 # %% ../../nbs/plot/02_curves.ipynb #f816ab8e
 _CLASS_MCC = "class_mcc_"

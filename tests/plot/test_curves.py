@@ -191,6 +191,12 @@ def test_a_loss_that_would_flatten_the_others_is_cut_off_and_named():
     assert loss.get_position().height > 0.4  # the marks leave the panel its size
 
 
+def test_several_losses_beyond_the_axis_are_counted():
+    losses = [53.0, 70e3, 15e3, 1.0, 0.9, 0.8]
+    fig = training_curves([record(k, val_loss=v) for k, v in enumerate(losses, 1)])
+    assert fig.axes[0].get_title() == "cut off at 1; above:\n3 values, up to validation 7e+04 in epoch 2"
+
+
 def test_curves_that_fall_are_whole():
     fig = training_curves([record(k) for k in range(1, 7)])
     loss = next(ax for ax in fig.axes if ax.get_ylabel() == "loss")
