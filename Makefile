@@ -4,6 +4,8 @@ BIN = .venv/bin
 INSTALLED = .venv/.installed
 # processes of `make test`
 WORKERS = 2
+# more options of `jupyter lab`, such as LAB='--no-browser --ip 0.0.0.0'
+LAB =
 # numba caches the compiled kernels of the texture features in the user's cache folder: once, before many processes need them
 COMPILE = $(BIN)/python -c "import numpy as np; from glacier_nb.texture.glcm import glcm; \
 	glcm(np.eye(9, dtype=np.float32), np.ones((9, 9), bool))"
@@ -18,7 +20,7 @@ help:
 	@echo "make compare     write outputs/compare.ipynb: table, curves and tests of all finished runs"
 	@echo "make test        notebooks, tests, style and export checks"
 	@echo "make bench       our training epoch beside the bare loop and torchgeo on Lightning (10 minutes; installs 7 GB)"
-	@echo "make lab         open JupyterLab on nbs/"
+	@echo "make lab         open JupyterLab on a working copy of the notebooks, lab/, which git ignores"
 	@echo "make docs        build the documentation site in _docs/ (a minute on two cores)"
 	@echo "make docs-check  build it, and look at every page in a browser (two minutes more)"
 	@echo "make readme      write README.md from nbs/index.ipynb"
@@ -54,8 +56,11 @@ test: $(INSTALLED)
 bench: benchmarks/.venv/.installed data/demo
 	benchmarks/.venv/bin/python benchmarks/train_throughput.py
 
+# the root is the project's, so that data, configs and outputs are in reach; a click on a document shows it, not its text
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab --notebook-dir nbs
+	$(BIN)/python docs/lab.py
+	JUPYTER_CONFIG_PATH="$(CURDIR)/docs/jupyter:$$JUPYTER_CONFIG_PATH" \
+		$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/lab/nbs/index.ipynb $(LAB)
 
 # no network; a warning is an error
 docs: .venv/.docs

@@ -1,12 +1,16 @@
 """Map glaciers from a handful of labelled Landsat tiles; each name below is loaded when it is first used."""
 
 import os
+import warnings
 
 import lazy_loader
 
 # threads of PyTorch that wait leave their cores to others, see parallel/04_threads.ipynb
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# bars of other packages show themselves as text without ipywidgets, as those of this one do
+warnings.filterwarnings("ignore", "IProgress not found")
 
 __version__ = "0.1.0"
 

@@ -331,7 +331,7 @@ def _examine(
     "Run all checks that are possible for a subject."
     findings, done = [], []
     checks = [c for c in _CHECKS if c.when in ("always", "full" if live else "quick")]
-    with progress_bar(total=len(checks), unit="check", disable=not progress) as bar:
+    with progress_bar(total=len(checks), unit="check", disable=not progress, leave=False) as bar:
         for check in checks:
             bar.set_description(check.name)
             found, result = _run_check(check, subject)

@@ -145,7 +145,7 @@ def _random_data(
     return _unchecked_data(train, val, run_stats(cfg, train), distance)
 
 # %% ../../nbs/checks/13_faults.ipynb #d6666cfc
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _AugmentedTiles(TileSet):
     "Tiles that are augmented each time they are read."
 

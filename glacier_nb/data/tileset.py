@@ -14,12 +14,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 
 from .stats import BandStats, DataError
 from ..files.arrays import CacheError, DiskArray
 from ..files.paths import digest
 from ..landsat import IGNORE
+from ..progress import facts_html
 from ..tiles.read import AnyTile
 
 # %% ../../nbs/data/01_tileset.ipynb #2c8e703e
@@ -171,6 +173,47 @@ def empty(
 ) -> TileSet:
     "A set without a tile."
     return cls((), classes, stats, (), (), (), ())
+
+# %% ../../nbs/data/01_tileset.ipynb #5be71bf0
+def _shares(tiles: TileSet, n: int) -> pd.DataFrame:  # a row per tile, as text
+    "Size, valid pixels and fractions of the labelled ones of the first `n` tiles."
+    rows = {}
+    for name, label, valid in zip(tiles.ids[:n], tiles.labels, tiles.valids, strict=False):
+        label, valid = np.asarray(label[:]), np.asarray(valid[:])
+        counts = np.bincount(label[valid], minlength=IGNORE + 1)[: len(tiles.classes)]
+        shares = dict(zip(tiles.classes, counts / max(counts.sum(), 1), strict=True))
+        size = {"size": f"{label.shape[0]} x {label.shape[1]}"}
+        rows[name] = size | {k: f"{v:.1%}" for k, v in ({"valid": valid.mean()} | shares).items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _facts(tiles: TileSet) -> dict[str, str]:
+    "Tiles, channels, classes and size of a set."
+    sizes = Counter(f"{h} x {w}" for h, w in tiles.shapes)
+    common = ", ".join(f"{n} of {size}" for size, n in sizes.most_common(3)) or "none"
+    where = "on disk" if len(tiles) and isinstance(tiles.images[0], DiskArray) else "in memory"
+    return {
+        "tiles": common + (f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""),
+        "channels": ", ".join(tiles.stats.names),
+        "classes": ", ".join(tiles.classes),
+        "size": f"{tiles.nbytes / 2**20:,.1f} MiB {where}",
+    }
+
+
+@patch
+def __repr__(self: TileSet) -> str:
+    "One line instead of all pixels."
+    return f"TileSet({'; '.join(f'{what}: {fact}' for what, fact in _facts(self).items())})"
+
+
+@patch
+def _repr_html_(self: TileSet) -> str:
+    "The facts of a set beside its first tiles."
+    more = len(self) - 12
+    table = _shares(self, 12).to_html(border=0) if len(self) else ""
+    return facts_html(
+        "TileSet", _facts(self) | {"not shown": f"{more} more tiles" if more > 0 else None}, table
+    )
 
 # %% ../../nbs/data/01_tileset.ipynb #922c1cff
 @patch

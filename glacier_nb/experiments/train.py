@@ -107,11 +107,12 @@ def fit_run(
 def check_run(
     learner: Learner,  # before `fit`
     folder: Path,  # its run folder, where the diagnosis is saved
+    progress: bool = False,  # show a bar, which is gone when the checks are done
 ) -> Report | None:  # None: switched off, or done when the run started
     "Run the checks before training and save their report."
     if learner.cfg.checks == "off" or learner.cfg.resume:
         return None
-    report = diagnose(learner.cfg, learner=learner, live=False)
+    report = diagnose(learner.cfg, learner=learner, live=False, progress=progress)
     report.save(folder)
     return report
 
@@ -132,9 +133,10 @@ def check_plan(
 def _check_ranks(
     learner: Learner,  # before `fit`, on every rank
     folder: Path,  # its run folder
+    progress: bool,  # show a bar
 ) -> None:
     "Run the checks on rank 0; raises FatalFinding on every rank if the config says so."
-    report, fatal = check_run(learner, folder) if learner.ranks.rank == 0 else None, ""
+    report, fatal = check_run(learner, folder, progress) if learner.ranks.rank == 0 else None, ""
     if report is not None:
         print(f"{report.verdict} See {short_path(folder)}/diagnosis.md", flush=True)
         try:
@@ -166,7 +168,7 @@ def _run_rank(
             if unused := data.tiles_left_out:
                 print("left out:", listing(f"{i} ({why})" for i, why in unused.items()), flush=True)
             evaluation_members(cfg, data)  # raises before the training, not after
-        _check_ranks(learner, folder)
+        _check_ranks(learner, folder, progress)
         learner.fit()
         if not learner.interrupted and (metrics := score_run(learner, folder, progress=progress)):
             save_metrics(folder, metrics, time.perf_counter() - start)

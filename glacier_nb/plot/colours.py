@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/plot/00_colours.ipynb #89cfa697
 ERROR_PALETTE = {
     "correct: background": "#F2F2F2",
-    "correct: other": "#7A7A7A",
-    "false positive": "#D55E00",
+    "correct: other": "#6A6A6A",
+    "false positive": "#B2182B",
     "false negative": "#0072B2",
     "wrong class": "#F0E442",
     "no data": "#B5AC9E",

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 
 from ..metrics.scores import mcc
 from .colours import LINE_COLOURS, PALETTE
+from .tiles import NotebookFigure
+from ..progress import curve_limit
 from ..runs.compare import Comparison
 
 # %% ../../nbs/plot/02_curves.ipynb #d15b608e
@@ -36,7 +38,8 @@ def training_curves(
         raise ValueError(f"history: found {what}, expected a record for each epoch with {', '.join(needed)}")
     table = table.set_index("epoch").astype(float, errors="ignore")
     by_class = [c for c in table if c.startswith(_CLASS_MCC)]
-    fig = plt.figure(figsize=(9 + 3.5 * bool(by_class), 3.6), layout="constrained", dpi=80)
+    size = (9 + 3.5 * bool(by_class), 3.6)
+    fig = plt.figure(figsize=size, layout="constrained", dpi=80, FigureClass=NotebookFigure)
     panels = [*["mcc"] * scored, *["classes"] * bool(by_class)]
     axes = fig.subplot_mosaic([["loss", *panels], ["lr", *panels]], height_ratios=[3.2, 1])
     best = table[monitor].idxmax() if scored and table[monitor].notna().any() else None
@@ -54,6 +57,9 @@ def training_curves(
     return fig
 
 # %% ../../nbs/plot/02_curves.ipynb #d912b73c
+_LOOK = {"layout": "constrained", "dpi": 80, "FigureClass": NotebookFigure}  # of all charts
+
+
 def _line(ax: Axes, values: pd.Series, label: str, **style) -> None:
     "A line, with dots if the run is short."
     marker = "o" if len(values) <= 30 and style.get("lw", 2) > 1 else ("." if len(values) == 1 else "")
@@ -71,7 +77,26 @@ def _loss_axes(ax: Axes, table: pd.DataFrame) -> None:
     if "val_loss" in table:
         _line(ax, table.val_loss, "validation", color=LINE_COLOURS[1])
     ax.set(ylabel="loss")
+    _cut_off(ax, table)
     ax.legend(fontsize=8, frameon=False, ncols=2)
+
+
+def _cut_off(ax: Axes, table: pd.DataFrame) -> None:
+    "End the axis below losses that would flatten the others, mark these, and say how large they are."
+    lines = {"train": ("train_loss", "k"), "validation": ("val_loss", LINE_COLOURS[1])}
+    lines = {name: (table[key], colour) for name, (key, colour) in lines.items() if key in table}
+    limit = curve_limit(np.concatenate([values for values, _ in lines.values()]))
+    if limit is None:
+        return
+    top, found = 1.08 * limit, []
+    for name, (values, colour) in lines.items():
+        above = values[values > top]
+        if len(above):
+            ax.plot(above.index, np.full(len(above), top), "^", color=colour, ms=7, clip_on=False, zorder=5)
+        found += [(value, f"{name} {value:.3g} in epoch {epoch:g}") for epoch, value in above.items()]
+    ax.set_ylim(min(0, *(values.min() for values, _ in lines.values())), top)
+    what = max(found)[1] if len(found) == 1 else f"{len(found)} values, up to {max(found)[1]}"
+    ax.set_title(f"cut off at {limit:.2g}; above:\n{what}", fontsize=9)
 
 # %% ../../nbs/plot/02_curves.ipynb #f816ab8e
 _CLASS_MCC = "class_mcc_"
@@ -133,7 +158,7 @@ def confusion_heatmap(
     text = [[_cell(share[i, j], cm[i, j], cm[i].sum()) for j in range(len(cm))] for i in range(len(cm))]
     if ax is None:
         size = 1.1 * len(cm)
-        ax = plt.subplots(figsize=(size + 1.6, 0.75 * size + 1.1), layout="constrained", dpi=80)[1]
+        ax = plt.subplots(figsize=(size + 1.6, 0.75 * size + 1.1), **_LOOK)[1]
     look = {
         "vmin": 0,
         "vmax": 1,
@@ -164,7 +189,7 @@ def per_tile_bars(
         raise ValueError(f"found {len(table)} rows with columns {list(table)}, expected mcc for each tile")
     table = table.sort_values("mcc", kind="stable")
     x = np.arange(len(table))
-    fig, ax = plt.subplots(figsize=(min(9, 5.5 + 0.12 * len(x)), 3.2), layout="constrained", dpi=80)
+    fig, ax = plt.subplots(figsize=(min(9, 5.5 + 0.12 * len(x)), 3.2), **_LOOK)
     ax.bar(x, table.mcc, color=LINE_COLOURS[5], width=0.75, label="all pixels")
     defined = table.get("mcc_defined", pd.Series(True, table.index)).to_numpy(bool)
     if "mcc_valid" in table:
@@ -189,7 +214,7 @@ def critical_difference(
 ) -> Figure:
     "Runs by MCC, with bars along those that do not differ (after Demšar, 2006)."
     names, y = list(found.scores.index), np.arange(len(found.scores))
-    fig, ax = plt.subplots(figsize=(8, 1.3 + 0.34 * len(y)), layout="constrained", dpi=80)
+    fig, ax = plt.subplots(figsize=(8, 1.3 + 0.34 * len(y)), **_LOOK)
     ax.hlines(y, found.intervals["low"], found.intervals["high"], color="0.75", lw=3)
     ax.plot(found.scores, y, "o", color=LINE_COLOURS[0], ms=7)
     low = np.nanmin([found.intervals["low"].min(), found.scores.min()])  # one tile has no interval
@@ -239,7 +264,7 @@ def curves_of_runs(
             f"found no epoch of {', '.join(empty) or 'any run'}, expected at least one of each run"
         )
     rows = -(-len(histories) // 4)
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4 + 0.22 * rows), layout="constrained", dpi=80)
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4 + 0.22 * rows), **_LOOK)
     for k, (name, history) in enumerate(histories.items()):
         table = pd.DataFrame(history).set_index("epoch")
         look = {"color": LINE_COLOURS[k % 8], "ls": _STYLES[k // 8 % 4], "lw": 1.6}
@@ -249,6 +274,11 @@ def curves_of_runs(
             _curve(ax, values.astype(float), marks, name, look)
     for ax, label in zip(axes, ("validation MCC", "training loss"), strict=True):
         ax.set(xlabel="epoch", ylabel=label)
+        limit = (
+            curve_limit(np.concatenate([line.get_ydata() for line in ax.lines])) if ax is axes[1] else None
+        )
+        if limit is not None:
+            ax.set(ylim=(None, 1.08 * limit), ylabel=f"{label}, cut off at {limit:.2g}")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)

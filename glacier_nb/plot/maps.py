@@ -27,7 +27,7 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 from rasterio.windows import Window
 
-from .tiles import composite
+from .tiles import NotebookFigure, composite
 from ..prediction.maps import SceneMap
 
 # %% ../../nbs/plot/04_maps.ipynb #737b5785
@@ -233,7 +233,9 @@ def _panels(sheet: _Sheet, n: int) -> tuple[Figure, np.ndarray]:
     high = sheet.shape[0] / sheet.shape[1] * (down / across if np.isfinite(across) else 1)
     width = 9 if n > 1 else 6
     size = (width, min(width / n * high + 0.7, 11))
-    return plt.subplots(1, n, figsize=size, layout="constrained", dpi=80, squeeze=False)
+    return plt.subplots(
+        1, n, figsize=size, layout="constrained", dpi=80, FigureClass=NotebookFigure, squeeze=False
+    )
 
 
 def show_overview(
@@ -322,7 +324,15 @@ def show_zooms(
     windows = _busy_windows(paths, size, n)
     cols = 2 + all(m.confidence is not None for m in maps)
     shape = (3 * cols, 3.1 * len(windows) + 0.4)
-    fig, axes = plt.subplots(len(windows), cols, figsize=shape, layout="constrained", dpi=80, squeeze=False)
+    fig, axes = plt.subplots(
+        len(windows),
+        cols,
+        figsize=shape,
+        layout="constrained",
+        dpi=80,
+        FigureClass=NotebookFigure,
+        squeeze=False,
+    )
     for row, (k, top, left) in zip(axes, windows, strict=True):
         legend, shown = _zoom(row, maps[k], top, left, size)
     if shown:

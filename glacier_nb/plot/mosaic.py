@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 
 from ..metrics.scores import mcc, tile_confusion
 from .colours import ERROR_PALETTE, handles
-from .tiles import class_image, composite, error_map
+from .tiles import NotebookFigure, class_image, composite, error_map
 from ..tiles.read import Tile
 from ..tiles.splits import tile_boxes
 
@@ -102,7 +102,7 @@ def _panels(boxes: np.ndarray) -> tuple[Figure, np.ndarray]:
     high, wide = boxes[:, 2:].max(0)
     rows, cols = (1, 4) if high > 1.6 * wide else (2, 2)
     size = (9, rows * (9 / cols * high / wide + 0.25) + 0.6)
-    return plt.subplots(rows, cols, figsize=size, layout="constrained", dpi=80)
+    return plt.subplots(rows, cols, figsize=size, layout="constrained", dpi=80, FigureClass=NotebookFigure)
 
 # %% ../../nbs/plot/03_mosaic.ipynb #88e20504
 def show_map(

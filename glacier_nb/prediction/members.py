@@ -130,7 +130,7 @@ def _check_coding(
     )
 
 # %% ../../nbs/prediction/01_members.ipynb #ba5c807d
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Member:
     "A trained network loaded from a checkpoint, ready to predict."
 
@@ -143,6 +143,11 @@ class Member:
     device: torch.device
     dtype: torch.dtype  # precision of the network
     folds: str = ""  # name of the cross-validation that it was loaded with; empty: none
+
+    def __repr__(self) -> str:
+        "One line instead of all layers."
+        place = f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+        return f"Member({self.name}: {', '.join(self.stats.names)} -> {', '.join(self.classes)}; on {place})"
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ from rasterio.warp import transform, transform_bounds
 from ..config.fields import ConfigError, check_known
 from ..files.errors import TileCause, TileError, listing
 from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
+from ..progress import facts_html
 from ..tiles.index import TileFiles
 from ..tiles.products import SceneFiles
 from ..tiles.read import Box, Tile
@@ -100,6 +101,20 @@ class Scene:
         "One line."
         (h, w), masked = self.shape, ", ".join(q.words for q in self.masked)
         return f"Scene({self.name}: 5 x {h} x {w}, {self.crs}, nodata: {masked})"
+
+    def _repr_html_(self) -> str:
+        "The facts of a scene."
+        west, south, east, north = self.bounds
+        facts = {
+            "name": self.name,
+            "date": self.date or None,
+            "size": "{:,} x {:,} pixels".format(*self.shape),
+            "CRS": self.crs or "none",
+            "bounds": f"{west:,.6g} to {east:,.6g}, {south:,.6g} to {north:,.6g}",
+            "nodata": ", ".join(q.words for q in self.masked),
+            "clipped": "to polygons" if self.outline else None,
+        }
+        return facts_html("Scene", facts)
 
 # %% ../../nbs/prediction/03_scenes.ipynb #ca6fc3ae
 def _in_files(

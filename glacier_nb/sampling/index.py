@@ -36,6 +36,12 @@ class PixelIndex:
         # (rows of all tiles, n_classes + 1) running counts; last column: any class
         self.ends = np.cumsum(np.concatenate(rows), axis=0, dtype=np.int64)
 
+    def __repr__(self) -> str:
+        "How many pixels of each class there are."
+        names = (*self.tileset.classes, "all")[-self.ends.shape[1] :]
+        pixels = (f"{name} {n:,}" for name, n in zip(names, self.ends[-1].tolist(), strict=True))
+        return f"{type(self).__name__}({len(self.tileset)} tiles, pixels: {', '.join(pixels)})"
+
     def known(self, i: int, rows: slice | int = np.s_[:]) -> np.ndarray:
         "Class indices in some rows of a tile, 255 where unlabelled or nodata."
         return np.where(self.tileset.valids[i][rows], self.tileset.labels[i][rows], IGNORE)

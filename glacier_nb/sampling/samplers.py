@@ -8,7 +8,7 @@ __all__ = ['crop_shape', 'RandomCrops', 'crop_classes', 'WeightedTiles', 'PixelC
 # %% ../../nbs/sampling/01_samplers.ipynb #9fbf57d1
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..config.training import TrainConfig
 from ..data.tileset import TileSet, crop_array
 from ..landsat import CLASSES, IGNORE
+from ..progress import facts_html
 from .index import InterfaceIndex, PixelIndex, SamplerError
 
 # %% ../../nbs/sampling/01_samplers.ipynb #67ed1ab4
@@ -60,7 +61,7 @@ def crop_shape(
     return sizes.pop() if len(sizes) == 1 else (side, side)
 
 # %% ../../nbs/sampling/01_samplers.ipynb #7051c8be
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RandomCrops:
     "Crops around labelled pixels, all pixels alike; with `crop_size` 0 whole tiles, all tiles alike."
 
@@ -139,6 +140,30 @@ def class_shares(
     "The share of each class in the crops of an epoch."
     return _crop_shares(self.tileset, self.positions(epoch), self.crop_size)
 
+# %% ../../nbs/sampling/01_samplers.ipynb #9cc22a3a
+def _options(sampler: RandomCrops) -> dict[str, object]:
+    "The options of a sampler; of those with a default, the ones that differ from it."
+    given = [(f, getattr(sampler, f.name)) for f in fields(sampler) if f.name != "tileset"]
+    return {f.name: value for f, value in given if f.name in ("crop_size", "n", "seed") or value != f.default}
+
+
+@patch
+def __repr__(self: RandomCrops) -> str:
+    "One line: the options, and the number of tiles."
+    options = ", ".join(f"{name}={value!r}" for name, value in _options(self).items())
+    return f"{type(self).__name__}({len(self.tileset)} tiles, {options})"
+
+
+@patch
+def _repr_html_(self: RandomCrops) -> str:
+    "The options beside the fractions of the classes in the first crops and in all tiles."
+    first, pixels = self.positions(0)[:256], self.index.ends[-1, :-1]
+    natural = pd.Series(pixels / max(pixels.sum(), 1), self.tileset.classes)
+    crops = _crop_shares(self.tileset, first, self.crop_size).drop("no label")
+    table = pd.DataFrame({f"first {len(first)} crops": crops, "all tiles": natural}).map("{:.1%}".format)
+    facts = {"tiles": len(self.tileset)} | _options(self)
+    return facts_html(type(self).__name__, facts, table.to_html(border=0))
+
 # %% ../../nbs/sampling/01_samplers.ipynb #e95dd24d
 def _tile_weights(
     index: PixelIndex,  # of the tiles
@@ -164,7 +189,7 @@ def _tile_weights(
 _BOOSTS = {"lake": TrainConfig.lake_boost, "debris": TrainConfig.debris_boost}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightedTiles(RandomCrops):
     "Random crops from tiles that are drawn more often when they contain certain classes."
 
@@ -208,7 +233,7 @@ def _draw_fractions(
     return fractions
 
 # %% ../../nbs/sampling/01_samplers.ipynb #fa052ad1
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PixelCrops(RandomCrops):
     "Crops around pixels of classes drawn by given fractions, and around pixels along an interface."
 

@@ -381,7 +381,7 @@ def _near_tiles(
     return found
 
 # %% ../../nbs/tiles/06_splits.ipynb #a202a546
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     "The two sides of a run: `train, val = split(...)` unpacks them."
 
@@ -402,6 +402,16 @@ class Split:
 
     def __iter__(self) -> Iterator[list[AnyTile]]:
         return iter((self.train, self.val))
+
+    def __repr__(self) -> str:
+        "One line: how many tiles are on each side, and the first ids held out."
+        val = (
+            f"{len(self.val)} held out: {listing([t.id for t in self.val], 5)}"
+            if self.val
+            else "none held out"
+        )
+        unused = f", {len(self.dropped)} not used" if self.dropped else ""
+        return f"Split({len(self.train)} to train, {val}{unused}; buffer {self.buffer} pixels)"
 
     @cached_property
     def audit(self) -> pd.DataFrame:  # empty if clean

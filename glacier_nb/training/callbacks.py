@@ -30,7 +30,7 @@ from ..models.weights import InitialWeights, WeightsError
 from ..parallel.device import seed_everything
 from ..parallel.ranks import Ranks
 from ..parallel.threads import fit_threads
-from ..progress import progress_bar
+from ..progress import LiveCurves, progress_bar
 from ..sampling.samplers import crop_shape
 from glacier_nb.training.checkpoints import (
     SaveError,
@@ -299,6 +299,19 @@ def _where(learner: Learner) -> str:
     return "inner " if learner.cfg.select == "inner" else ""
 
 
+def _panels(learner: Learner) -> dict[str, dict[str, list]]:
+    "Loss and, where tiles are held out, MCC of the epochs so far, for `LiveCurves`."
+    names = {
+        "loss": {"train": "train_loss", "validation": "val_loss"},
+        f"{_where(learner)}MCC": {"valid pixels": "mcc_valid", "all": "mcc"},
+    }
+    columns = {
+        title: {name: [r[key] for r in learner.history if key in r] for name, key in lines.items()}
+        for title, lines in names.items()
+    }
+    return {title: lines for title, lines in columns.items() if any(lines.values())}
+
+
 class Progress(Callback):
     "Shows loss, MCC and the time left; reports how a run was stopped."
 
@@ -311,6 +324,7 @@ class Progress(Callback):
     def before_fit(self, learner):
         total = learner.cfg.epochs * learner.steps_per_epoch
         self.bar = progress_bar(total=total, initial=learner.step, unit="step", dynamic_ncols=True)
+        self.curves = LiveCurves()
 
     def after_step(self, learner):
         self.bar.set_description(f"epoch {learner.epoch + 1}/{learner.cfg.epochs}", refresh=False)
@@ -327,6 +341,7 @@ class Progress(Callback):
 
     def after_epoch(self, learner):
         self._show(learner)
+        self.curves.show(_panels(learner))
         every = -(-learner.cfg.epochs // self.lines)
         if learner.epoch % every == 0 or learner.epoch == learner.cfg.epochs or learner.stop:
             line = _epoch_line(learner.record, learner.cfg.epochs, _where(learner))
@@ -334,6 +349,7 @@ class Progress(Callback):
 
     def after_fit(self, learner):
         self.bar.close()
+        self.curves.show(_panels(learner), final=True)
         if learner.stop and learner.epoch < learner.cfg.epochs:
             print(f"ended early: no better MCC in {learner.cfg.patience} epochs")
         if learner.interrupted:

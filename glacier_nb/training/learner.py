@@ -31,6 +31,7 @@ from ..parallel.device import pick_device
 from ..parallel.launch import StopRequest
 from ..parallel.ranks import Ranks
 from ..parallel.threads import fit_threads
+from ..progress import facts_html
 from ..sampling.loader import CropLoader
 from ..sampling.samplers import crop_shape
 from .ema import WeightAverage
@@ -442,6 +443,43 @@ def validate(
         _broadcast_buffers(self.eval_model, self.ranks)
     scores, self.blocks = _validate_tiles(tiles, self.predict, self.loss, self.device, self.ranks)
     return scores
+
+# %% ../../nbs/training/05_learner.ipynb #aec35918
+def _facts(learner: Learner) -> dict[str, object]:
+    "Network, tiles, steps and the last epoch."
+    cfg, data, weights = learner.cfg, learner.data, sum(p.numel() for p in learner.model.parameters())
+    facts = {
+        "network": f"{cfg.architecture} {cfg.encoder}, {weights / 1e6:,.1f} million weights",
+        "input": ", ".join(data.stats.names),
+        "classes": ", ".join(data.classes),
+        "tiles": f"{len(data.train)} to train, {len(data.val)} held out",
+        "device": f"{learner.device}, {learner.precision}",
+        "finished": f"{learner.epoch} of {cfg.epochs} epochs, {learner.step} of "
+        f"{cfg.epochs * learner.steps_per_epoch} steps",
+    }
+    if learner.history:
+        last = {k: learner.history[-1].get(k) for k in ("train_loss", "val_loss", "mcc", "mcc_valid")}
+        facts["last epoch"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if v is not None)
+    return facts
+
+
+@patch
+def __repr__(self: Learner) -> str:
+    "A line per fact."
+    return "\n".join(["Learner", *(f"  {what}: {fact}" for what, fact in _facts(self).items())])
+
+
+@patch
+def _repr_html_(self: Learner) -> str:
+    "A table of facts, and the epochs so far."
+    names = [k for k in ("epoch", "train_loss", "val_loss", "mcc", "mcc_valid", "seconds") if self.history]
+    rows = [[f"{r[k]:.3f}" if k != "epoch" else r[k] for k in names if k in r] for r in self.history[-10:]]
+    lines = [("th", [k for k in names if k in self.history[-1]])] if self.history else []
+    lines += [("td", row) for row in rows]
+    cells = ("".join(f"<{tag}>{value}</{tag}>" for value in row) for tag, row in lines)
+    return facts_html(
+        "Learner", _facts(self), f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+    )
 
 # %% ../../nbs/training/05_learner.ipynb #7a1a0002
 def _copied(part: object, learner: Learner) -> object:

@@ -10,7 +10,7 @@ import pytest
 
 from glacier_nb.landsat import CLASSES
 from glacier_nb.metrics.scores import mcc, tile_table
-from glacier_nb.plot.curves import confusion_heatmap, per_tile_bars, training_curves
+from glacier_nb.plot.curves import confusion_heatmap, curves_of_runs, per_tile_bars, training_curves
 
 mpl.use("Agg")
 
@@ -175,3 +175,37 @@ def test_curves_of_each_class_and_what_chose_the_epoch():
     assert axes["loss"].lines[-1].get_xdata()[0] == 3
     inner = {ax.get_ylabel(): ax for ax in training_curves(history, select="inner").axes}
     assert inner["MCC of the inner block"].get_title().startswith("best epoch 2 on these tiles:")
+
+
+# limits
+
+
+def test_a_loss_that_would_flatten_the_others_is_cut_off_and_named():
+    fig = training_curves([record(k, 0.1 * k, val_loss=189.0 if k == 1 else 0.5) for k in range(1, 7)])
+    loss = next(ax for ax in fig.axes if ax.get_ylabel() == "loss")
+    assert "validation 189 in epoch 1" in loss.get_title()
+    assert loss.get_ylim()[1] == pytest.approx(1.08)  # 1 / epoch of the training loss is the largest left
+    marks = [line for line in loss.lines if line.get_marker() == "^"]
+    assert [line.get_xdata().tolist() for line in marks] == [[1]]
+    fig.draw_without_rendering()
+    assert loss.get_position().height > 0.4  # the marks leave the panel its size
+
+
+def test_several_losses_beyond_the_axis_are_counted():
+    losses = [53.0, 70e3, 15e3, 1.0, 0.9, 0.8]
+    fig = training_curves([record(k, val_loss=v) for k, v in enumerate(losses, 1)])
+    assert fig.axes[0].get_title() == "cut off at 1; above:\n3 values, up to validation 7e+04 in epoch 2"
+
+
+def test_curves_that_fall_are_whole():
+    fig = training_curves([record(k) for k in range(1, 7)])
+    loss = next(ax for ax in fig.axes if ax.get_ylabel() == "loss")
+    assert loss.get_title() == ""
+    assert loss.get_ylim()[1] > 1.1
+
+
+def test_runs_side_by_side_have_the_limit_too():
+    history = [record(k, train_loss=40.0 if k == 1 else 1.0) for k in range(1, 7)]
+    right = curves_of_runs({"a": history, "b": history[1:]}).axes[1]
+    assert right.get_ylabel() == "training loss, cut off at 1"
+    assert right.get_ylim()[1] == pytest.approx(1.08)

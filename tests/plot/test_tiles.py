@@ -6,6 +6,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.colors import to_rgb
 from rasterio.transform import Affine
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -247,3 +248,62 @@ def test_no_figure_sets_a_global_style():
     show_tiles(tile)
     show_predictions([tile], {tile.id: np.zeros_like(tile.label)})
     assert dict(mpl.rcParams) == before
+
+
+# small objects, confidence, notebooks
+
+
+def lake_tile(**patches):
+    "A tile of background with patches: name -> (class, rows, columns)."
+    tile = make_tile(size=64)
+    label = np.zeros((64, 64), np.uint8)
+    for k, rows, cols in patches.values():
+        label[slice(*rows), slice(*cols)] = k
+    return replace(tile, label=label, valid=np.ones((64, 64), bool))
+
+
+def test_a_close_up_shows_the_largest_patch_of_the_smallest_class():
+    tile = lake_tile(ice=(1, (0, 30), (0, 60)), pond=(3, (40, 42), (5, 7)), lake=(3, (58, 62), (58, 63)))
+    fig = show_predictions([tile], {tile.id: tile.label})
+    close = fig.axes[3]
+    assert close.get_title() == "lake: 24 px, mapped 24"
+    (frame,) = fig.axes[0].patches
+    assert (frame.get_xy(), frame.get_width()) == ((47.5, 47.5), 16)
+    assert close.images[0].get_array().shape == (16, 16, 3)
+    only_mapped = replace(tile, label=np.minimum(tile.label, 1) * (np.arange(64)[:, None] < 30))
+    assert (
+        show_predictions([only_mapped], {tile.id: tile.label}).axes[3].get_title() == "lake: 0 px, mapped 24"
+    )
+
+
+def test_no_close_up_without_a_small_class_or_with_zoom_off():
+    large = lake_tile(ice=(1, (0, 30), (0, 60)))
+    assert len(show_predictions([large], {large.id: large.label}).axes) == 3
+    small = replace(lake_tile(lake=(3, (0, 4), (0, 4))), id="02_01")
+    preds = {t.id: t.label for t in (large, small)}
+    assert len(show_predictions([small], preds, zoom=False).axes) == 3
+    both = show_predictions([large, small], preds)
+    assert [ax.axison for ax in both.axes] == [True] * 3 + [False] + [True] * 4
+
+
+@pytest.mark.parametrize("classes", [CLASSES, BINARY_CLASSES])
+def test_confidence_begins_at_that_of_a_guess(classes):
+    tile = make_tile(classes=classes)
+    fig = show_predictions([tile], {tile.id: np.zeros_like(tile.label)}, {tile.id: np.full((24, 24), 0.7)})
+    (shown,) = (ax for ax in fig.axes if ax.get_title() == "confidence")
+    assert shown.images[0].get_clim() == (1 / len(classes), 1)
+
+
+def test_a_notebook_shows_a_figure_once():
+    fig = show_tiles([make_tile()])
+    assert plt.get_fignums() == [fig.number]
+    formatter = DisplayFormatter()
+    assert not formatter.ipython_display_formatter(fig)  # goes on to the picture
+    assert plt.get_fignums() == []
+    fig.canvas.draw()  # it can still be drawn and saved
+
+
+def test_false_positives_have_the_colour_of_no_class():
+    lab = rgb2lab(colours(list(PALETTE)))
+    red = rgb2lab(colours(["false positive"], ERROR_PALETTE))
+    assert deltaE_ciede2000(lab, red).min() > 12
