@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from lab import RECORD, refresh, sources
 
 ROOT = Path(__file__).parents[1]

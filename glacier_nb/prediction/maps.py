@@ -15,6 +15,7 @@ import re
 import shutil
 import time
 import warnings
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -34,12 +35,12 @@ from tqdm import tqdm
 
 from ..files.jsonvalues import json_values
 from ..files.locks import LockError, run_lock
-from ..files.paths import atomic_write, digest, project_root, write_text
+from ..files.paths import atomic_write, digest, project_root, short_path, write_text
 from ..landsat import PALETTE
 from .members import Member, check_members
 from .views import PLAIN, View
 from .windows import MapCause, MapError, SceneWindows
-from ..progress import progress_bar
+from ..progress import facts_html, progress_bar
 from ..tiles.read import Tile
 from ..training.checkpoints import read_checkpoint
 
@@ -332,6 +333,30 @@ class SceneMap:
         work = f"{self.computed} of {self.windows} windows computed in {self.seconds:.0f} s"
         work = "finished before: nothing was computed" if self.found else work
         return f"SceneMap {', '.join(files)}: {work}"
+
+    def _repr_html_(self) -> str:
+        "The files and what was computed, beside a small picture of the map."
+        kinds = ("classes", "confidence", "probabilities")
+        files = {kind: getattr(self, kind) and getattr(self, kind).name for kind in kinds}
+        facts = files | {"windows": repr(self).rsplit(": ", 1)[-1], "folder": short_path(self.classes.parent)}
+        try:
+            return facts_html("SceneMap", facts, _thumbnail(self.classes))
+        except (OSError, RasterioError):  # the file was moved
+            return facts_html("SceneMap", facts)
+
+
+def _thumbnail(path: Path, side: int = 192) -> str:  # HTML
+    "A class raster in its own colours, at most `side` pixels high and wide."
+    from PIL import Image
+
+    with rasterio.open(path) as f:
+        step = max(f.shape) / min(side, max(f.shape))
+        codes = f.read(1, out_shape=tuple(max(round(n / step), 1) for n in f.shape))
+        colours = np.array([f.colormap(1).get(k, (0, 0, 0, 0)) for k in range(256)], np.uint8)
+        colours[int(f.nodata), 3] = 0  # the page shows through
+    Image.fromarray(colours[codes]).save(file := io.BytesIO(), "PNG")
+    data = b64encode(file.getvalue()).decode()
+    return f"<img alt='classes of {escape(path.name)}' src='data:image/png;base64,{data}'>"
 
 
 def _files(out: str | os.PathLike, confidence: bool, probabilities: bool) -> dict[str, Path]:

@@ -115,7 +115,7 @@ class _Scene(Protocol):
         "Bands in the order of `BANDS`, 0 at nodata, and where they are valid."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SceneWindows:
     "The windows of a scene, and class probabilities in them. Raises `MapError` for sizes that do not fit."
 
@@ -149,6 +149,15 @@ class SceneWindows:
                 "dask.distributed.Client(ADDRESS), with the address of the scheduler",
                 MapCause.OPTIONS,
             )
+
+    def __repr__(self) -> str:
+        "One line: scene, windows and networks."
+        (rows, columns), (height, width) = (len(axis.spans) for axis in self.axes), self.scene.shape
+        text = f"{rows} x {columns} windows of {self.window} pixels, overlap {self.overlap}"
+        nets = ", ".join(member.name for member in self.members)
+        return (
+            f"SceneWindows({self.scene.name}: {height} x {width}, {text}; {len(self.views)} views by {nets})"
+        )
 
     @cached_property
     def axes(self) -> tuple[_Axis, _Axis]:
