@@ -270,9 +270,9 @@ def read_bands(
     planes, first = _read_planes(self, box)
     valid = np.all([valid & (plane != 0) if fill else valid for plane, valid, *_ in planes], axis=0)
     part = f" of rows {box[0]} to {box[1]}, columns {box[2]} to {box[3]}" if box else ""
-    _check_zeros(self, [plane for plane, *_ in planes], valid, part)
     coded = zip(planes, codings, BANDS, strict=True)
     bands = [_clean(_to_dn(p, given or own, band), v, name) for (p, v, name, own), given, band in coded]
+    _check_zeros(self, [plane for plane, *_ in planes], valid, part)
     return np.where(valid, np.stack(bands), np.float32(0)), valid, first
 
 
