@@ -47,7 +47,9 @@ def make_member(
     "A network with random weights, the same in every process."
     cfg = TrainConfig(encoder=options.encoder, include_glcm=False, encoder_weights="none")
     torch.manual_seed(0)
-    stats = fit_stats([scene.tile((0, min(512, scene.shape[0]), 0, min(512, scene.shape[1])))])
+    starts = [max(n // 2 - 256, 0) for n in scene.shape]  # in the middle: the corners of a product are empty
+    box = [at for n, start in zip(scene.shape, starts, strict=True) for at in (start, min(start + 512, n))]
+    stats = fit_stats([scene.tile(tuple(box))])
     device = torch.device("cuda" if options.gpu else "cpu")
     net = empty_network(cfg, len(stats.names), len(CLASSES)).eval()
     net = net.to(device, memory_format=torch.channels_last)
