@@ -1027,6 +1027,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'glacier_nb/experiments/jobs.py'),
                                              'glacier_nb.experiments.jobs._end_processes': ( 'experiments/jobs.html#_end_processes',
                                                                                              'glacier_nb/experiments/jobs.py'),
+                                             'glacier_nb.experiments.jobs._has_begun': ( 'experiments/jobs.html#_has_begun',
+                                                                                         'glacier_nb/experiments/jobs.py'),
                                              'glacier_nb.experiments.jobs._last_error': ( 'experiments/jobs.html#_last_error',
                                                                                           'glacier_nb/experiments/jobs.py'),
                                              'glacier_nb.experiments.jobs._planned_status': ( 'experiments/jobs.html#_planned_status',

@@ -109,6 +109,19 @@ def _running(process: subprocess.Popen) -> bool:
     return False
 
 # %% ../../nbs/experiments/01_jobs.ipynb #02ffb82f
+_STARTS = 3  # of a kernel that ends before the first cell, as when two kernels choose the same port
+
+
+def _has_begun(
+    notebook: Path,  # what papermill has written
+) -> bool:
+    "Whether a cell of it was run."
+    if not notebook.is_file():
+        return True  # papermill did not come as far as a kernel
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in cells)
+
+
 def _run_notebook(
     notebook: str | os.PathLike,  # what papermill runs
     output: str | os.PathLike,  # the executed notebook; its folder is created, its log lies beside it
@@ -122,8 +135,11 @@ def _run_notebook(
     output.unlink(missing_ok=True)
     options = ["--no-progress-bar", "--log-output", "--parameters_yaml", yaml.safe_dump(dict(parameters))]
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), *options]
-    if status := _run_process(command, output.with_suffix(".log"), cwd, **how):
-        raise _last_error(output.with_suffix(".log"), status, output)
+    for start in range(1, _STARTS + 1):
+        if not (status := _run_process(command, output.with_suffix(".log"), cwd, **how)):
+            return
+        if start == _STARTS or _has_begun(output):
+            raise _last_error(output.with_suffix(".log"), status, output)
 
 
 def _run_command(

@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.files import read_parameters
+from glacier_nb.experiments import jobs
 from glacier_nb.experiments.command import main
 from glacier_nb.experiments.jobs import Job, _end_processes, run_job
 from glacier_nb.experiments.sweep import (
@@ -133,6 +134,28 @@ def test_a_sweep_survives_every_way_to_fail(project):
     assert seen["empty"] == {"resume": False, "threads": "1", "config": False}
     assert table.loc["cut", "MCC"] == 0.25
     assert table["MCC"].isna().sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("written", "started", "starts"), [(True, None, 3), (True, "2026-11-28T01:00:00", 1), (False, None, 1)]
+)
+def test_a_kernel_that_ends_before_the_first_cell_is_started_again(
+    tmp_path, monkeypatch, written, started, starts
+):
+    seen = []
+
+    def process(command, log, cwd, **how):
+        seen.append(command)
+        log.write_text("Kernel died")
+        cells = [new_code_cell("1", metadata={"papermill": {"start_time": started}})] * 2
+        if written:
+            nbformat.write(new_notebook(cells=cells), log.with_suffix(".ipynb"))
+        return 1
+
+    monkeypatch.setattr(jobs, "_run_process", process)
+    with pytest.raises(jobs.JobError, match="Kernel died"):
+        jobs._run_notebook("any.ipynb", tmp_path / "out.ipynb", {}, tmp_path)
+    assert len(seen) == starts
 
 
 @pytest.fixture
