@@ -27,6 +27,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'glacier_nb/augment/geometry.py'),
                                              'glacier_nb.augment.geometry._structure': ( 'augment/geometry.html#_structure',
                                                                                          'glacier_nb/augment/geometry.py'),
+                                             'glacier_nb.augment.geometry._warped': ( 'augment/geometry.html#_warped',
+                                                                                      'glacier_nb/augment/geometry.py'),
                                              'glacier_nb.augment.geometry.dihedral': ( 'augment/geometry.html#dihedral',
                                                                                        'glacier_nb/augment/geometry.py'),
                                              'glacier_nb.augment.geometry.sun_axis': ( 'augment/geometry.html#sun_axis',

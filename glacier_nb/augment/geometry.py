@@ -102,6 +102,20 @@ def _resample(
     return {name: x.as_subclass(Tensor) for name, x in moved.items()}
 
 # %% ../../nbs/augment/00_geometry.ipynb #580967f4
+def _warped(
+    batch: dict[str, Tensor],  # image (B, C, h, w), label, valid (B, h, w), perhaps distance (B, K, h, w)
+    field: Tensor,  # (B, h, w, 2) from a pixel of the result to its source, right and down, pixels
+    zoom: Sequence[float],  # of each field
+    chosen: Sequence[bool],  # which crops move; the others stay as they are
+) -> dict[str, Tensor]:  # like the batch
+    "The batch with the chosen crops moved along their fields."
+    field, crops = field.to(batch["image"].device), []
+    for b, hit in enumerate(chosen):
+        crop = {name: x[b] for name, x in batch.items()}
+        crops.append(_resample(crop, field[b], zoom[b]) if hit else crop)
+    return {name: torch.stack([c[name] for c in crops]) for name in batch}
+
+
 @dataclass(frozen=True)
 class Warp:
     "Rotation, zoom, shear, shift and smooth bends, drawn for each crop."
@@ -130,12 +144,7 @@ class Warp:
         shard: Shard | None = None,  # which rows of a larger batch these are; None: all of it
     ) -> dict[str, Tensor]:
         "The batch with some of its crops warped."
-        field, zoom, chosen = self.draw(batch["label"].shape, generator, shard)
-        field, crops = field.to(batch["image"].device), []
-        for b, hit in enumerate(chosen):
-            crop = {name: x[b] for name, x in batch.items()}
-            crops.append(_resample(crop, field[b], zoom[b]) if hit else crop)
-        return {name: torch.stack([c[name] for c in crops]) for name in batch}
+        return _warped(batch, *self.draw(batch["label"].shape, generator, shard))
 
     def draw(
         self,
@@ -216,10 +225,7 @@ class SunWarp:
         u = shard.take(torch.rand((3, shard.total), generator=generator) * 2 - 1, 1)
         zoom, still = self.zoom ** u[1], u.new_zeros(n, 2)
         field = _affine_field(u[0] * self.degrees, zoom, still[:, 0], still, (h, w), self._mirror(u[2] < 0))
-        crops = [{name: x[b] for name, x in batch.items()} for b in range(n)]
-        drawn = zip(crops, field.to(batch["image"].device), zoom.tolist(), strict=True)
-        moved = [_resample(*each) for each in drawn]
-        return {name: torch.stack([crop[name] for crop in moved]) for name in batch}
+        return _warped(batch, field, zoom.tolist(), [True] * n)
 
     def _mirror(self, chosen: Tensor) -> Tensor:  # (B,) bool -> (B, 2, 2)
         "The matrix that mirrors the chosen crops about the sun's axis; the identity for the others."

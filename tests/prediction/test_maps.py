@@ -34,28 +34,7 @@ from glacier_nb.prediction.windows import MapCause, MapError
 from glacier_nb.tiles.labels import LabelCodes
 from glacier_nb.tiles.read import read_raster
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def scene():
-    return make_scene()
-
-
-@pytest.fixture(scope="module")
-def member(scene):
-    return make_member(scene)
-
-
-@pytest.fixture(scope="module")
-def written(scene, member, tmp_path_factory):
-    return map_scene([member], scene, tmp_path_factory.mktemp("maps") / "map.tif", **OPTIONS)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(folder, stem):

@@ -3,24 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from map_workers import make_member, make_scene
+from map_workers import make_member
 
 from glacier_nb.prediction.evaluate import tile_probs
 from glacier_nb.prediction.views import PLAIN, make_views
 from glacier_nb.prediction.windows import MapCause, MapError, SceneWindows, _Axis
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def scene():
-    return make_scene()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from map_workers import OPTIONS, ArrayScene, make_member, make_scene
+from map_workers import OPTIONS, ArrayScene, make_member
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.files.errors import TileCause, TileError
@@ -25,12 +25,7 @@ utils = pytest.importorskip("distributed.utils")
 CLUSTER = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +33,6 @@ def client():
     "Two workers in this process."
     with distributed.LocalCluster(processes=False, **CLUSTER) as local, distributed.Client(local) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def scene():
-    return make_scene()
-
-
-@pytest.fixture(scope="module")
-def member(scene):
-    return make_member(scene)
-
-
-@pytest.fixture(scope="module")
-def written(scene, member, tmp_path_factory):
-    return map_scene([member], scene, tmp_path_factory.mktemp("maps") / "map.tif", **OPTIONS)
 
 
 def assert_same(a, b):
