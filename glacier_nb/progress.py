@@ -63,7 +63,7 @@ _LIVE_COLOURS = ("#3d8fd1", "#e07b39", "#2fa37c")  # readable on white and on bl
 _WIDE, _HIGH, _LEFT, _TOP = 300, 130, 44, 22  # of a panel, and of the margins of its axes, pixels
 
 
-def _panel(title: str, lines: Mapping[str, Sequence[float]], first: int) -> str:
+def _panel(title: str, lines: Mapping[str, Sequence[float]]) -> str:
     "One chart as SVG elements; values beyond `curve_limit` are drawn at the upper end."
     table = [np.asarray([np.nan if v is None else v for v in line], float) for line in lines.values()]
     limit, finite = curve_limit(np.concatenate(table)), [t[np.isfinite(t)] for t in table]
@@ -84,7 +84,7 @@ def _panel(title: str, lines: Mapping[str, Sequence[float]], first: int) -> str:
     top = f"{high:.2g}" if limit is None else f"≤ {high:.2g}"
     marks = [(_TOP + 4, top), (_TOP + _HIGH, f"{low:.2g}")]
     parts += [f"<text x='{_LEFT - 6}' y='{y}' text-anchor='end'>{text}</text>" for y, text in marks]
-    ends = {0: (first, "start"), _WIDE: (first + n - 1, "end")}
+    ends = {0: (1, "start"), _WIDE: (n, "end")}
     parts += [
         f"<text x='{_LEFT + x}' y='{_TOP + _HIGH + 15}' text-anchor='{anchor}'>{text}</text>"
         for x, (text, anchor) in ends.items()
@@ -102,7 +102,8 @@ class LiveCurves:
         shown: bool | None = None,  # None: where a page is open
         seconds: float = 1.0,  # between two pictures at least
     ):
-        self.handle = display({"text/plain": ""}, raw=True, display_id=True) if shown or _has_page() else None
+        shown = _has_page() if shown is None else shown
+        self.handle = display({"text/plain": ""}, raw=True, display_id=True) if shown else None
         self.seconds, self.last = seconds, -float("inf")
 
     def show(
@@ -119,7 +120,7 @@ class LiveCurves:
         text = {title: lines for title, lines in text.items() if lines}
         wide, high = _LEFT + _WIDE + 20, _TOP + _HIGH + 22
         groups = [
-            f"<g transform='translate({k * wide},0)'>{_panel(title, lines, 1)}</g>"
+            f"<g transform='translate({k * wide},0)'>{_panel(title, lines)}</g>"
             for k, (title, lines) in enumerate(text.items())
         ]
         look = "font-family='sans-serif' font-size='12' fill='currentColor'"

@@ -118,6 +118,12 @@ def test_the_limit_cuts_off_only_what_flattens_the_rest(values, limit):
     assert curve_limit(values) == limit
 
 
+def test_curves_that_are_not_wanted_stay_away_from_an_open_page(monkeypatch):
+    monkeypatch.setattr(progress, "_has_page", lambda: True)
+    monkeypatch.setattr(progress, "display", lambda *args, **options: "shown")
+    assert [LiveCurves(shown=wanted).handle for wanted in (None, True, False)] == ["shown", "shown", None]
+
+
 def test_curves_are_drawn_only_for_a_page(monkeypatch):
     drawn = []
     handle = SimpleNamespace(update=lambda data, raw: drawn.append(data))
