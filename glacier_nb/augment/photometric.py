@@ -120,7 +120,7 @@ _POLICIES = MappingProxyType(
 def make_augment(
     name: str,  # a key of `_POLICIES`
     seed: int = 0,  # of the run
-    azimuth: float = SunWarp.azimuth,  # of the sun, for the policy sun; degrees clockwise from north
+    azimuth: float | None = None,  # of the sun, degrees clockwise from north; None: that of `SunWarp`
 ) -> Callable[
     [dict[str, Tensor], int, int, Shard | None], dict[str, Tensor]
 ]:  # (batch, epoch, number of the batch, shard=None) -> batch
@@ -128,7 +128,9 @@ def make_augment(
     if name not in _POLICIES:
         raise DataError(f"augment {name!r} is unknown: expected {', '.join(_POLICIES)}")
 
-    steps = [replace(s, azimuth=azimuth) if isinstance(s, SunWarp) else s for s in _POLICIES[name]]
+    steps = _POLICIES[name]
+    if azimuth is not None:
+        steps = [replace(s, azimuth=azimuth) if isinstance(s, SunWarp) else s for s in steps]
 
     def augment(batch, epoch, number, shard=None):
         generator = batch_generator(seed, epoch, number)

@@ -278,7 +278,7 @@ def run_augment(
     azimuth = cfg.sun_azimuth
     if cfg.augment == "sun" and azimuth is None:
         azimuth = sun_axis(train.images, train.valids)
-    return make_augment(cfg.augment, cfg.seed, *([] if azimuth is None else [azimuth]))
+    return make_augment(cfg.augment, cfg.seed, azimuth)
 
 
 def run_mixer(
