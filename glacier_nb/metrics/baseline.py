@@ -116,41 +116,6 @@ def _labelled(tile: Tile) -> np.ndarray:
         )
     return np.where(tile.valid, tile.label, IGNORE).ravel()
 
-# %% ../../nbs/metrics/01_baseline.ipynb #33ef7881
-def _edges(
-    values: np.ndarray,  # (n,) one feature
-    weight: np.ndarray,  # (n,) above 0
-    bins: int,  # at most
-) -> np.ndarray:  # (at most bins - 1,) rising; a bin holds the values above one edge, up to the next
-    "Edges of equally heavy bins: the weighted quantiles (Hyndman and Fan, 1996, definition 2)."
-    order = np.argsort(values)
-    values, weight = values[order].astype(float), weight[order].astype(float)
-    distinct = np.unique(values)
-    if len(distinct) <= bins:
-        return (distinct[1:] + distinct[:-1]) / 2
-    reached = np.cumsum(weight)
-    wanted = np.linspace(0, 100, bins + 1)[1:-1] / 100 * reached[-1]
-    at = np.searchsorted(reached, wanted).clip(max=len(values) - 1)
-    between = reached[at] - wanted <= np.finfo(float).eps
-    following = values[np.minimum(at + 1, len(values) - 1)]
-    return np.unique(np.where(between, (values[at] + following) / 2, values[at]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Boosting:
-    "Boosted trees that see the numbers of the bins."
-
-    trees: "HistGradientBoostingClassifier"
-    edges: list[np.ndarray]  # of each feature
-
-    def binned(self, x: np.ndarray) -> np.ndarray:  # (n, F) both
-        "Each value as the number of its bin."
-        return np.stack([np.searchsorted(e, v) for e, v in zip(self.edges, x.T, strict=True)], 1)
-
-    def predict(self, x: np.ndarray) -> np.ndarray:  # (n, F) features -> (n,) class index
-        "The class of each pixel."
-        return self.trees.predict(self.binned(x))
-
 # %% ../../nbs/metrics/01_baseline.ipynb #ec84b639
 def _fit_pixels(
     x: np.ndarray,  # (n, F) features of the pixels
@@ -159,7 +124,7 @@ def _fit_pixels(
     balance: float = 0.5,  # a class weighs share^-balance; 0: unweighted, 1: all classes the same
     seed: int = 0,  # of the classifier
     **settings,  # of scikit-learn's classifier
-) -> _Boosting:
+) -> "HistGradientBoostingClassifier":
     "Boosted trees on the features of pixels (Friedman, 2001). Raises `ValueError` for a single class."
     from sklearn.ensemble import HistGradientBoostingClassifier  # half a second, in each process that trains
 
@@ -170,15 +135,13 @@ def _fit_pixels(
         raise ValueError(f"all training pixels have class index {int(y[0])}: expected at least two classes")
     weight = sample_weight * share[y] ** -balance
     fixed = {"min_samples_leaf": 200, "early_stopping": False, "random_state": seed}
-    trees, weight = HistGradientBoostingClassifier(**fixed, **settings), weight / weight.mean()
-    model = _Boosting(trees, [_edges(feature, weight, trees.max_bins) for feature in x.T])
+    model = HistGradientBoostingClassifier(**fixed, **settings)
     with threadpool_limits(1, user_api="openmp"):
-        trees.fit(model.binned(x), y, sample_weight=weight)
-    return model
+        return model.fit(x, y, sample_weight=weight / weight.mean())
 
 # %% ../../nbs/metrics/01_baseline.ipynb #cc7111ef
 def _predict_pixels(
-    model: _Boosting,  # of `_fit_pixels`
+    model: "HistGradientBoostingClassifier",  # of `_fit_pixels`
     tile: Tile,  # any tile
     features: Callable[[Tile], np.ndarray] = _bands,  # those of `_fit_pixels`
 ) -> np.ndarray:  # (H, W) uint8 class index, 0 where a band is nodata

@@ -5,14 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rasterio.transform import Affine
-from sklearn.ensemble._hist_gradient_boosting.binning import _find_binning_thresholds
 from sklearn.metrics import matthews_corrcoef
 from threadpoolctl import threadpool_limits
 
 from glacier_nb.landsat import CLASSES, IGNORE, REFLECTANCE
 from glacier_nb.metrics.baseline import (
     _context,
-    _edges,
     _fit_pixels,
     _ndsi_prediction,
     _pixel_baseline,
@@ -177,16 +175,6 @@ def test_the_global_random_state_is_unchanged(train, val):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     _pixel_baseline(train, val, 500)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
-
-
-@pytest.mark.parametrize("bins", [3, 63, 255])
-def test_edges_are_those_of_scikit_learn(bins):
-    rng = np.random.default_rng(bins)
-    normal = rng.normal(size=900)
-    for values in (normal, normal.round(1), rng.integers(0, 40, 900), np.full(900, 7.0), normal[:2]):
-        for weight in (np.ones(len(values)), rng.choice([0.3, 1.7], len(values))):
-            theirs = _find_binning_thresholds(values.astype(float), bins, weight)
-            np.testing.assert_array_equal(_edges(values, weight, bins), theirs)
 
 
 def test_uses_single_pixels_only(model, val):
