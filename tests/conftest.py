@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from few_trees import few_trees
 
 sys.modules.setdefault("rfc3987_syntax", None)  # see `quick_imports`
 SECONDS = Path(__file__).with_name("seconds.json")  # of each group of tests, see `group_of`
@@ -68,6 +69,15 @@ def cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_baselines(request):
+    "Only modules with `WHOLE_BASELINES` need more than a few trees."
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "WHOLE_BASELINES", False):
+            few_trees(patch)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="session")
 def quick_imports(tmp_path_factory):
     "Processes skip a parser of URLs, optional for nbformat, that takes seconds to import."
@@ -105,7 +115,7 @@ def run_files():
 def fork_server():
     "A server that has imported everything forks a process in milliseconds; a new interpreter takes seconds."
     modules = ["glacier_nb.experiments.command", "glacier_nb.experiments.train", "cut_runs"]
-    modules += ["glacier_nb.plot.curves", "nbdev.test"]
+    modules += ["glacier_nb.plot.curves", "nbdev.test", "sklearn.ensemble"]
     multiprocessing.set_forkserver_preload(modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -13,7 +13,9 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
 import torch
+from few_trees import few_trees
 
 from glacier_nb.demo.tiles import cached_demo
 
@@ -83,6 +85,7 @@ def _train(project: Path, arguments: tuple[str, ...], log: Path, before, after) 
 
     if before:
         before(project)
+    few_trees(pytest.MonkeyPatch())
     try:
         status = main(["train", *arguments])
     finally:
