@@ -222,7 +222,8 @@ def legend(self: Explorer, layers: Sequence[_Layer | None]) -> str:  # HTML
     "The colours of the overlays and the limits of the bands."
     names = {name: colour for layer in layers if layer for name, colour in layer.legend.items()}
     parts = [
-        f"<i class='glacier-swatch' style='background:{c}'></i>{html.escape(n)}" for n, c in names.items()
+        f"<span class='glacier-key'><i style='background:{c}'></i>{html.escape(n)}</span>"
+        for n, c in names.items()
     ]
     channels = self.data.pictures[self.bands]
     pairs = zip(channels, self.data.limits(self.tile, self.bands, self.stretch), strict=True)
@@ -460,7 +461,7 @@ def _cells(self: Explorer, maps: RunMaps, tiles: widgets.VBox) -> tuple[list, st
             button.style = {"button_color": _shade(share, truth == mapped), "text_color": "black"}
             button.on_click(lambda _, a=truth, b=mapped: self._clicked(maps, a, b, tiles))
             items.append(button)
-    return items, f"90px repeat({len(table)}, 105px)"
+    return items, f"minmax(0, 90px) repeat({len(table)}, minmax(0, 105px))"
 
 
 @patch
@@ -477,6 +478,12 @@ def _clicked(self: Explorer, maps: RunMaps, truth: str, mapped: str, tiles: widg
     tiles.children = [widgets.HTML(text), widgets.Box(buttons, layout={"flex_flow": "row wrap"})]
 
 # %% ../../nbs/explore/03_explorer.ipynb #a2c464aa
+_KEYS = (
+    "<small>Click the picture, then: wheel, <kbd>+</kbd>, <kbd>-</kbd> zoom; drag moves; <kbd>0</kbd> "
+    "whole tile; <kbd>←</kbd> <kbd>→</kbd> other tile; space hides overlays</small>"
+)
+
+
 @patch(as_prop=True)
 def widget(self: Explorer) -> widgets.Widget:
     "Everything that is shown in JupyterLab."
@@ -489,12 +496,13 @@ def widget(self: Explorer) -> widgets.Widget:
     for css, part in parts.items():
         part.add_class(f"glacier-{css}")
     column = {"width": "560px", "flex": "0 0 auto"}
-    picture = widgets.VBox([self.view, self._legend, self.status], layout=column)
+    picture = widgets.VBox([self.view, self._legend, self.status, widgets.HTML(_KEYS)], layout=column)
     controls = self._controls()
     pixel = widgets.VBox([self._image, self._facts])
     self.tabs = widgets.Tab([pixel, self._matrix()], titles=["Pixel", "Confusion matrix"])
-    self.tabs.layout.flex = "1 1 auto"
-    self._widget = widgets.VBox([*controls, widgets.HBox([picture, self.tabs])])
+    self.tabs.layout.flex, self.tabs.layout.min_width = "1 1 380px", "380px"
+    row = widgets.HBox([picture, self.tabs], layout={"flex_flow": "row wrap"})
+    self._widget = widgets.VBox([*controls, row])
     self._widget.add_class("glacier-explorer")
     self.view.on_msg(lambda _view, message, _buffers: self.step(int(message["step"])))
     traitlets.link((self, "pixel"), (self.view, "pixel"), transform=(list, tuple))

@@ -298,6 +298,9 @@ class _Spectrum:
         widths = [len(names) + 0.4 for _unit, names in groups]
         axes = self.figure.subplots(1, len(groups), width_ratios=widths, squeeze=False)[0]
         self.lines = [self._group(ax, *group) for ax, group in zip(axes, groups, strict=True)]
+        handles, names = axes[0].get_legend_handles_labels()
+        look = {"fontsize": 8, "frameon": False, "handletextpad": 0.2, "columnspacing": 1}
+        self.figure.legend(handles, names, loc="outside lower center", ncols=max(1, len(names)), **look)
         self.background = None
 
     def _group(self, ax, unit: str, names: Sequence[str]):
@@ -310,10 +313,10 @@ class _Spectrum:
             shown = colour * 0.75 if name == "background" else colour
             ax.vlines(x, low, high, color=shown, lw=4, alpha=0.6)
             ax.plot(x, middle, "o", color=shown, ms=4, mec="k", mew=0.4, label=name)
-        ax.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=8)
+        ax.set_xticks(range(len(names)), [n.split("_")[0] for n in names], fontsize=8)
         ax.set_xlim(-0.6, len(names) - 0.4)
         ax.tick_params(axis="y", labelsize=7)
-        ax.set_title(unit if unit in ("reflectance", "kelvin") else "texture", fontsize=8)
+        ax.set_title(unit.split("_")[-1], fontsize=8)
         ax.margins(y=0.25)
         ax.set_ylim(*ax.get_ylim())
         (line,) = ax.plot([], [], "kD-", ms=5, lw=1, mfc="w", animated=True, zorder=5)
@@ -344,7 +347,8 @@ class _Spectrum:
         known = [v for v in y if np.isfinite(v)]
         low, high = ax.get_ylim()
         if known and (min(known) < low or max(known) > high):
-            ax.set_ylim(min(low, *known), max(high, *known))
+            edge = 0.06 * (max(high, *known) - min(low, *known))
+            ax.set_ylim(min(low, *(v - edge for v in known)), max(high, *(v + edge for v in known)))
             self.background = None
 
 
