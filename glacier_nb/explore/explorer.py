@@ -9,6 +9,7 @@ __all__ = ['Explorer']
 import html
 import io
 import os
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ from ..progress import LiveCurves
 # %% ../../nbs/explore/03_explorer.ipynb #b5c5e678
 def _png(image: np.ndarray) -> bytes:
     "A PNG, quick rather than small."
-    Image.fromarray(image).save(file := io.BytesIO(), "PNG", compress_level=1)
+    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+    Image.fromarray(image).save(file := io.BytesIO(), "PNG", **options)
     return file.getvalue()
 
 
