@@ -178,9 +178,6 @@ _LOOK = """
 .glacier-facts td, .glacier-facts th { padding: 0 10px 0 0; text-align: left;
   font-weight: normal; }
 .glacier-facts th { color: var(--jp-ui-font-color2, #666); }
-.glacier-key { display: inline-block; white-space: nowrap; margin-right: 10px; }
-.glacier-key i { display: inline-block; width: 11px; height: 11px; margin: 0 4px -1px 0;
-  border: 1px solid #777; }
 .glacier-explorer .widget-html-content { line-height: 1.5; white-space: normal; }
 """
 
