@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LabelCheck']
 
-# %% ../../nbs/prediction/06_label_check.ipynb #4b8cfa9e
+# %% ../../nbs/prediction/06_label_check.ipynb #c602cb45
 import math
 import os
 import shutil
@@ -32,7 +32,7 @@ from .members import PredictError
 from ..progress import facts_html
 from ..tiles.read import Tile
 
-# %% ../../nbs/prediction/06_label_check.ipynb #77693da1
+# %% ../../nbs/prediction/06_label_check.ipynb #df3c411a
 def _class_means(
     tiles: Sequence[Tile],  # labelled
     probs: Mapping[str, np.ndarray],  # tile id -> (C, H, W), out of fold
@@ -46,7 +46,7 @@ def _class_means(
         counts += np.bincount(own, minlength=len(counts))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #0c24ed25
+# %% ../../nbs/prediction/06_label_check.ipynb #a705998d
 def _to_outline(
     label: np.ndarray,  # (H, W) class index
     known: np.ndarray,  # (H, W) bool, valid and labelled
@@ -84,7 +84,7 @@ class _Doubts:
         sure = confident & (found != own)
         return cls(found, top, margin, known, confident, sure, _to_outline(tile.label, known))
 
-# %% ../../nbs/prediction/06_label_check.ipynb #042b46cc
+# %% ../../nbs/prediction/06_label_check.ipynb #af8c6a1b
 _AROUND = np.ones((3, 3))  # pixels that touch at a corner are one patch
 
 
@@ -110,7 +110,7 @@ def _number_patches(
         out, last = np.where(grown > 0, grown + last, out), last + int(core.max())
     return out
 
-# %% ../../nbs/prediction/06_label_check.ipynb #88d04eb8
+# %% ../../nbs/prediction/06_label_check.ipynb #a1ec1ff2
 def _place(
     tile: Tile,  # with or without a georeference
     rows: Sequence[float],  # of pixels, 0 is the top edge
@@ -136,7 +136,7 @@ def _pixel_km2(tile: Tile) -> float:  # NaN without a georeference
     x, y = map(np.array, transform(tile.crs, equal, x, y))
     return float(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))) / 1e6
 
-# %% ../../nbs/prediction/06_label_check.ipynb #2368145e
+# %% ../../nbs/prediction/06_label_check.ipynb #b386e79b
 class _Kind(StrEnum):
     "What a map says of a patch."
 
@@ -181,7 +181,7 @@ def _patch_rows(
     }
     return pd.DataFrame(rows)[[*_COLUMNS, "weight", "number"]]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #f05247a7
+# %% ../../nbs/prediction/06_label_check.ipynb #4fb0be24
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelCheck:
     "Labels beside out-of-fold maps: tiles and patches, those to look at first on top."
@@ -223,7 +223,7 @@ def _check_pairs(tiles: Sequence[Tile], probs: Mapping[str, np.ndarray]) -> None
                 f"{expected} and {', '.join(tiles[0].classes)}; read all tiles with the `classes` of the run"
             )
 
-# %% ../../nbs/prediction/06_label_check.ipynb #31a0ac0a
+# %% ../../nbs/prediction/06_label_check.ipynb #71d10b2f
 def _tile_row(
     tile: Tile,  # labelled
     doubts: _Doubts,  # of the tile
@@ -301,7 +301,7 @@ def _ranks(numbers: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
     table[rows["number"].to_numpy(int)] = rows.index
     return table[numbers]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #9d967f5a
+# %% ../../nbs/prediction/06_label_check.ipynb #c014ac46
 def _plant_one(
     rng: np.random.Generator,  # source of randomness
     tile: Tile,  # labelled
@@ -327,7 +327,7 @@ def _plant_one(
     mask = disc & known & free & (tile.label == old)
     return (mask, old, new) if mask.sum() >= 0.6 * disc.sum() else None
 
-# %% ../../nbs/prediction/06_label_check.ipynb #a52976ab
+# %% ../../nbs/prediction/06_label_check.ipynb #03a40191
 _APART = 6  # pixels between planted errors, at least
 
 
@@ -367,7 +367,7 @@ def _rank_of(self: LabelCheck, tile: str, mask: np.ndarray) -> float:
     ranks = ranks[ranks > 0]
     return float(ranks.min()) if len(ranks) else math.nan
 
-# %% ../../nbs/prediction/06_label_check.ipynb #9be98efc
+# %% ../../nbs/prediction/06_label_check.ipynb #188317e3
 def _outlines(
     tile: Tile,  # with a georeference
     numbers: np.ndarray,  # (H, W) rank of each patch
@@ -405,7 +405,7 @@ def _write_layer(path: Path, name: str, table: pd.DataFrame, outlines: Sequence[
     kind = {"geometry_type": "MultiPolygon", "crs": crs.to_wkt(), "driver": "GPKG", "append": path.exists()}
     write(path, np.array(outlines, object), columns, list(table), layer=name, **kind)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #4ab2904e
+# %% ../../nbs/prediction/06_label_check.ipynb #32fc6c0f
 @patch
 def write(
     self: LabelCheck,
@@ -416,7 +416,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"patches": self.patches.round(6), "tiles": self.by_tile.round(6)}
     paths = [write_text(folder / f"{name}.csv", table.to_csv()) for name, table in tables.items()]
-    path, placed = folder / "label_check.gpkg", [t for t in self.tiles if t.crs and not t.transform.is_identity]
+    path = folder / "label_check.gpkg"
+    placed = [t for t in self.tiles if t.crs and not t.transform.is_identity]
     if not placed:
         path.unlink(missing_ok=True)  # of an earlier check
         return paths
@@ -431,7 +432,7 @@ def write(
         shutil.copy(draft, temporary)
     return [*paths, path]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #578eaf11
+# %% ../../nbs/prediction/06_label_check.ipynb #0dd483cf
 @patch
 def __repr__(self: LabelCheck) -> str:
     "One line."
