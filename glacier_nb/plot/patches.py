@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['show_patches']
 
-# %% ../../nbs/plot/05_patches.ipynb #004a344a
+# %% ../../nbs/plot/05_patches.ipynb #393e4718
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from .tiles import NotebookFigure, composite, overlay
 from ..prediction.label_check import LabelCheck
 from ..tiles.read import Tile
 
-# %% ../../nbs/plot/05_patches.ipynb #df780f62
+# %% ../../nbs/plot/05_patches.ipynb #91e76470
 def _window(numbers: np.ndarray, rank: int, least: int = 48) -> tuple[slice, slice]:
     "A square around a patch, twice as wide, inside the tile."
     rows, cols = find_objects((numbers == rank).astype(np.int8))[0]
@@ -55,6 +55,7 @@ def _row(axes: Sequence[Axes], check: LabelCheck, rank: int, kind: str) -> None:
     part = _window(numbers, rank)
     label, valid, probs = tile.label[part], tile.valid[part], check.probs[tile.id][:, *part]
     image, mask = composite(tile.bands[:, *part], valid, kind), numbers[part] == rank
+    image = np.where(valid[..., None], image**0.6, image)  # brighter, so that shadow is not black
     axes[0].imshow(image, interpolation="nearest")
     for ax, classes in zip(axes[1:3], (label, np.where(valid, probs.argmax(0), 0)), strict=True):
         overlay(ax, image, classes, tile.classes, alpha=0.15, line=1.4)
@@ -71,7 +72,7 @@ def _row(axes: Sequence[Axes], check: LabelCheck, rank: int, kind: str) -> None:
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=9)
 
-# %% ../../nbs/plot/05_patches.ipynb #9c957170
+# %% ../../nbs/plot/05_patches.ipynb #6771b443
 def show_patches(
     check: LabelCheck,
     ranks: int | Sequence[int] = 6,  # the first so many patches, or the ranks of some

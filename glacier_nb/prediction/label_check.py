@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LabelCheck']
 
-# %% ../../nbs/prediction/06_label_check.ipynb #c602cb45
+# %% ../../nbs/prediction/06_label_check.ipynb #34ad7bce
 import math
 import os
 import shutil
@@ -32,7 +32,7 @@ from .members import PredictError
 from ..progress import facts_html
 from ..tiles.read import Tile
 
-# %% ../../nbs/prediction/06_label_check.ipynb #df3c411a
+# %% ../../nbs/prediction/06_label_check.ipynb #77397fbc
 def _class_means(
     tiles: Sequence[Tile],  # labelled
     probs: Mapping[str, np.ndarray],  # tile id -> (C, H, W), out of fold
@@ -46,7 +46,7 @@ def _class_means(
         counts += np.bincount(own, minlength=len(counts))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #a705998d
+# %% ../../nbs/prediction/06_label_check.ipynb #a32ab91e
 def _to_outline(
     label: np.ndarray,  # (H, W) class index
     known: np.ndarray,  # (H, W) bool, valid and labelled
@@ -84,7 +84,7 @@ class _Doubts:
         sure = confident & (found != own)
         return cls(found, top, margin, known, confident, sure, _to_outline(tile.label, known))
 
-# %% ../../nbs/prediction/06_label_check.ipynb #af8c6a1b
+# %% ../../nbs/prediction/06_label_check.ipynb #bd26ca73
 _AROUND = np.ones((3, 3))  # pixels that touch at a corner are one patch
 
 
@@ -110,7 +110,7 @@ def _number_patches(
         out, last = np.where(grown > 0, grown + last, out), last + int(core.max())
     return out
 
-# %% ../../nbs/prediction/06_label_check.ipynb #a1ec1ff2
+# %% ../../nbs/prediction/06_label_check.ipynb #19f98623
 def _place(
     tile: Tile,  # with or without a georeference
     rows: Sequence[float],  # of pixels, 0 is the top edge
@@ -136,7 +136,7 @@ def _pixel_km2(tile: Tile) -> float:  # NaN without a georeference
     x, y = map(np.array, transform(tile.crs, equal, x, y))
     return float(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))) / 1e6
 
-# %% ../../nbs/prediction/06_label_check.ipynb #b386e79b
+# %% ../../nbs/prediction/06_label_check.ipynb #92a46a8c
 class _Kind(StrEnum):
     "What a map says of a patch."
 
@@ -150,8 +150,17 @@ class _Kind(StrEnum):
         return cls.OTHER_CLASS if label and found else cls.NOT_IN_MAP if label else cls.NOT_IN_LABEL
 
 
-_COLUMNS = ("tile", "kind", "label", "map", "km2", "pixels", "confidence", "margin", "depth", "near_edge")
-_COLUMNS += ("row", "col", "x", "y", "lon", "lat")
+_AROUND_SIGMA = 4  # pixels
+_COLUMNS = ("tile", "kind", "label", "map", "km2", "pixels", "confidence", "margin", "depth", "around")
+_COLUMNS += ("near_edge", "row", "col", "x", "y", "lon", "lat")
+
+
+def _agreement(doubts: _Doubts, label: np.ndarray, numbers: np.ndarray) -> np.ndarray:  # (H, W) 0-1
+    "The share of agreeing pixels around each pixel, patches left out; Gaussian weights of 4 pixels."
+    seen = (doubts.known & (numbers == 0)).astype(np.float32)
+    weights = ndimage.gaussian_filter(seen, _AROUND_SIGMA, truncate=3)
+    agree = ndimage.gaussian_filter(seen * (doubts.map == label), _AROUND_SIGMA, truncate=3)
+    return agree / np.maximum(weights, 1e-3)
 
 
 def _patch_rows(
@@ -167,6 +176,7 @@ def _patch_rows(
     at = np.array(ndimage.maximum_position(inside, numbers, n))
     rim = ndimage.binary_dilation(np.pad(~tile.valid, 1, constant_values=True), _AROUND, 3)[1:-1, 1:-1]
     means = {"confidence": doubts.confidence, "margin": doubts.margin, "near_edge": rim}
+    means["around"] = _agreement(doubts, tile.label, numbers)
     found = {name: ndimage.mean(values, numbers, n) for name, values in means.items()}
     labels, maps = tile.label[tuple(at.T)], doubts.map[tuple(at.T)]
     pixels, km2 = np.bincount(numbers.ravel())[1:], _pixel_km2(tile)
@@ -177,11 +187,11 @@ def _patch_rows(
         **{"label": [tile.classes[k] for k in labels], "map": [tile.classes[k] for k in maps]},
         **{"km2": pixels * km2, "pixels": pixels, "depth": depth, "row": at[:, 0], "col": at[:, 1]},
         **{"x": x, "y": y, "lon": lon, "lat": lat, "number": n, **found},
-        "weight": ndimage.sum_labels(doubts.margin * inside, numbers, n),
+        "weight": depth * found["margin"] * found["around"] ** 2,
     }
     return pd.DataFrame(rows)[[*_COLUMNS, "weight", "number"]]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #4fb0be24
+# %% ../../nbs/prediction/06_label_check.ipynb #eab643fa
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelCheck:
     "Labels beside out-of-fold maps: tiles and patches, those to look at first on top."
@@ -223,7 +233,7 @@ def _check_pairs(tiles: Sequence[Tile], probs: Mapping[str, np.ndarray]) -> None
                 f"{expected} and {', '.join(tiles[0].classes)}; read all tiles with the `classes` of the run"
             )
 
-# %% ../../nbs/prediction/06_label_check.ipynb #71d10b2f
+# %% ../../nbs/prediction/06_label_check.ipynb #f0f55e22
 def _tile_row(
     tile: Tile,  # labelled
     doubts: _Doubts,  # of the tile
@@ -256,7 +266,7 @@ def of(
     cls: LabelCheck,
     tiles: Sequence[Tile],  # labelled, of one list of classes
     probs: Mapping[str, np.ndarray],  # tile id -> (C, H, W), by networks that did not see the tile
-    edge: int = 2,  # pixels on either side of an outline of the label that make no patch
+    edge: int = 1,  # pixels on either side of an outline of the label that make no patch
     min_pixels: int = 12,  # smallest patch; 12 pixels of 30 m are 0.01 km²
     threshold: float | None = None,  # probability from which a map is sure; None: the mean of each class
 ) -> LabelCheck:
@@ -301,7 +311,17 @@ def _ranks(numbers: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
     table[rows["number"].to_numpy(int)] = rows.index
     return table[numbers]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #c014ac46
+# %% ../../nbs/prediction/06_label_check.ipynb #8775f3c0
+def _blob(rng: np.random.Generator, shape: tuple[int, int], row: int, col: int, area: float) -> np.ndarray:
+    "A region of about that many pixels with an irregular outline."
+    radius = math.sqrt(area / math.pi)
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), radius / 2)
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    inside = np.hypot(y - row, x - col) <= radius * (1 + 0.6 * noise / noise.std())
+    regions, _ = ndimage.label(inside)
+    return regions == regions[row, col] if inside[row, col] else np.zeros(shape, bool)
+
+
 def _plant_one(
     rng: np.random.Generator,  # source of randomness
     tile: Tile,  # labelled
@@ -310,7 +330,7 @@ def _plant_one(
     ice: bool,  # whether ice is changed; else background
     pixels: tuple[float, float],  # smallest and largest area
 ) -> tuple[np.ndarray, int, int] | None:  # mask, old and new class; None: no place here
-    "A disc of one class that becomes another one."
+    "A region of one class that becomes another one."
     known = tile.valid & (tile.label != IGNORE)
     at = np.argwhere(known & free & ((tile.label > 0) == ice))
     if not len(at):
@@ -322,12 +342,11 @@ def _plant_one(
     if not ice and not to_ice:
         return None
     new = int(rng.choice(len(shares), p=others / others.sum())) if to_ice else 0
-    y, x = np.ogrid[: tile.shape[0], : tile.shape[1]]
-    disc = (y - row) ** 2 + (x - col) ** 2 <= area / math.pi
-    mask = disc & known & free & (tile.label == old)
-    return (mask, old, new) if mask.sum() >= 0.6 * disc.sum() else None
+    blob = _blob(rng, tile.shape, row, col, area)
+    mask = blob & known & free & (tile.label == old)
+    return (mask, old, new) if mask.sum() > 0.6 * blob.sum() else None
 
-# %% ../../nbs/prediction/06_label_check.ipynb #03a40191
+# %% ../../nbs/prediction/06_label_check.ipynb #3f264ce0
 _APART = 6  # pixels between planted errors, at least
 
 
@@ -367,7 +386,7 @@ def _rank_of(self: LabelCheck, tile: str, mask: np.ndarray) -> float:
     ranks = ranks[ranks > 0]
     return float(ranks.min()) if len(ranks) else math.nan
 
-# %% ../../nbs/prediction/06_label_check.ipynb #188317e3
+# %% ../../nbs/prediction/06_label_check.ipynb #91cf8297
 def _outlines(
     tile: Tile,  # with a georeference
     numbers: np.ndarray,  # (H, W) rank of each patch
@@ -405,7 +424,7 @@ def _write_layer(path: Path, name: str, table: pd.DataFrame, outlines: Sequence[
     kind = {"geometry_type": "MultiPolygon", "crs": crs.to_wkt(), "driver": "GPKG", "append": path.exists()}
     write(path, np.array(outlines, object), columns, list(table), layer=name, **kind)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #32fc6c0f
+# %% ../../nbs/prediction/06_label_check.ipynb #f0471046
 @patch
 def write(
     self: LabelCheck,
@@ -432,7 +451,7 @@ def write(
         shutil.copy(draft, temporary)
     return [*paths, path]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #0dd483cf
+# %% ../../nbs/prediction/06_label_check.ipynb #c802c056
 @patch
 def __repr__(self: LabelCheck) -> str:
     "One line."
