@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LabelCheck']
 
-# %% ../../nbs/prediction/06_label_check.ipynb #34ad7bce
+# %% ../../nbs/prediction/06_label_check.ipynb #bdfb5aae
 import math
 import os
 import shutil
@@ -32,7 +32,7 @@ from .members import PredictError
 from ..progress import facts_html
 from ..tiles.read import Tile
 
-# %% ../../nbs/prediction/06_label_check.ipynb #77397fbc
+# %% ../../nbs/prediction/06_label_check.ipynb #30cd34bf
 def _class_means(
     tiles: Sequence[Tile],  # labelled
     probs: Mapping[str, np.ndarray],  # tile id -> (C, H, W), out of fold
@@ -46,7 +46,7 @@ def _class_means(
         counts += np.bincount(own, minlength=len(counts))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #a32ab91e
+# %% ../../nbs/prediction/06_label_check.ipynb #197f1cd8
 def _to_outline(
     label: np.ndarray,  # (H, W) class index
     known: np.ndarray,  # (H, W) bool, valid and labelled
@@ -84,7 +84,7 @@ class _Doubts:
         sure = confident & (found != own)
         return cls(found, top, margin, known, confident, sure, _to_outline(tile.label, known))
 
-# %% ../../nbs/prediction/06_label_check.ipynb #bd26ca73
+# %% ../../nbs/prediction/06_label_check.ipynb #bc3f3793
 _AROUND = np.ones((3, 3))  # pixels that touch at a corner are one patch
 
 
@@ -110,7 +110,7 @@ def _number_patches(
         out, last = np.where(grown > 0, grown + last, out), last + int(core.max())
     return out
 
-# %% ../../nbs/prediction/06_label_check.ipynb #19f98623
+# %% ../../nbs/prediction/06_label_check.ipynb #29c3e516
 def _place(
     tile: Tile,  # with or without a georeference
     rows: Sequence[float],  # of pixels, 0 is the top edge
@@ -136,7 +136,7 @@ def _pixel_km2(tile: Tile) -> float:  # NaN without a georeference
     x, y = map(np.array, transform(tile.crs, equal, x, y))
     return float(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))) / 1e6
 
-# %% ../../nbs/prediction/06_label_check.ipynb #92a46a8c
+# %% ../../nbs/prediction/06_label_check.ipynb #70713324
 class _Kind(StrEnum):
     "What a map says of a patch."
 
@@ -191,7 +191,7 @@ def _patch_rows(
     }
     return pd.DataFrame(rows)[[*_COLUMNS, "weight", "number"]]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #eab643fa
+# %% ../../nbs/prediction/06_label_check.ipynb #4b6e9d68
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelCheck:
     "Labels beside out-of-fold maps: tiles and patches, those to look at first on top."
@@ -233,7 +233,7 @@ def _check_pairs(tiles: Sequence[Tile], probs: Mapping[str, np.ndarray]) -> None
                 f"{expected} and {', '.join(tiles[0].classes)}; read all tiles with the `classes` of the run"
             )
 
-# %% ../../nbs/prediction/06_label_check.ipynb #f0f55e22
+# %% ../../nbs/prediction/06_label_check.ipynb #98c6c4d6
 def _tile_row(
     tile: Tile,  # labelled
     doubts: _Doubts,  # of the tile
@@ -311,7 +311,7 @@ def _ranks(numbers: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
     table[rows["number"].to_numpy(int)] = rows.index
     return table[numbers]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #8775f3c0
+# %% ../../nbs/prediction/06_label_check.ipynb #b9ccedd4
 def _blob(rng: np.random.Generator, shape: tuple[int, int], row: int, col: int, area: float) -> np.ndarray:
     "A region of about that many pixels with an irregular outline."
     radius = math.sqrt(area / math.pi)
@@ -346,7 +346,7 @@ def _plant_one(
     mask = blob & known & free & (tile.label == old)
     return (mask, old, new) if mask.sum() > 0.6 * blob.sum() else None
 
-# %% ../../nbs/prediction/06_label_check.ipynb #3f264ce0
+# %% ../../nbs/prediction/06_label_check.ipynb #b99519fd
 _APART = 6  # pixels between planted errors, at least
 
 
@@ -358,6 +358,9 @@ def plant(
     pixels: tuple[float, float] = (33, 1100),  # smallest and largest area
 ) -> tuple[LabelCheck, pd.DataFrame]:  # of the changed labels; tile, label, planted, pixels, place, rank
     "Plant errors in a copy of the labels and look where the list has them; rank NaN: nowhere."
+    if n < 1 or not 1 <= pixels[0] <= pixels[1]:
+        expected = "1 or more errors, and a smallest and a largest area of 1 pixel or more"
+        raise PredictError(f"n = {n}, pixels = {pixels}: expected {expected}")
     rng, tiles = np.random.default_rng(seed), [replace(t, label=t.label.copy()) for t in self.tiles]
     counts, free = sum(t.class_counts() for t in tiles), [np.ones(t.shape, bool) for t in tiles]
     rows, masks = [], []
@@ -386,7 +389,7 @@ def _rank_of(self: LabelCheck, tile: str, mask: np.ndarray) -> float:
     ranks = ranks[ranks > 0]
     return float(ranks.min()) if len(ranks) else math.nan
 
-# %% ../../nbs/prediction/06_label_check.ipynb #91cf8297
+# %% ../../nbs/prediction/06_label_check.ipynb #36867272
 def _outlines(
     tile: Tile,  # with a georeference
     numbers: np.ndarray,  # (H, W) rank of each patch
@@ -424,7 +427,7 @@ def _write_layer(path: Path, name: str, table: pd.DataFrame, outlines: Sequence[
     kind = {"geometry_type": "MultiPolygon", "crs": crs.to_wkt(), "driver": "GPKG", "append": path.exists()}
     write(path, np.array(outlines, object), columns, list(table), layer=name, **kind)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #f0471046
+# %% ../../nbs/prediction/06_label_check.ipynb #88d24abe
 @patch
 def write(
     self: LabelCheck,
@@ -451,7 +454,7 @@ def write(
         shutil.copy(draft, temporary)
     return [*paths, path]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #c802c056
+# %% ../../nbs/prediction/06_label_check.ipynb #e63f33d3
 @patch
 def __repr__(self: LabelCheck) -> str:
     "One line."
