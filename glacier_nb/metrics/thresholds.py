@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MapThresholds']
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #15319d1a
+# %% ../../nbs/metrics/04_thresholds.ipynb #a8ebd18f
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from .scores import confusion, mcc
 from ..progress import facts_html, progress_bar
 from ..tiles.read import Tile
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #7b4fe19c
+# %% ../../nbs/metrics/04_thresholds.ipynb #052e46c1
 def _ice_sizes(ice: np.ndarray) -> np.ndarray:  # (H, W) int pixels; 0: no ice
     "The size of the patch that each pixel of ice belongs to."
     from scipy.ndimage import label
@@ -51,7 +51,7 @@ def _tile_counts(
             out[k, s, :, 0] = found.sum((1, 2)) - out[k, s, :, 1:].sum(1)
     return out
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #6ed72441
+# %% ../../nbs/metrics/04_thresholds.ipynb #4f5f7782
 _THRESHOLDS = tuple(np.arange(0.05, 0.96, 0.05).round(2).tolist())
 _SIZES = (1, 4, 12, 36, 111, 333)  # pixels; 12, 111 and 333 of 30 m are 0.01, 0.1 and 0.3 km²
 
@@ -70,6 +70,16 @@ class MapThresholds:
     def table(self) -> pd.DataFrame:  # a row a threshold, a column a size
         "The MCC of all tiles together."
         return _grid(self, self.counts.sum(0))
+
+    @staticmethod
+    def map_at(
+        probs: np.ndarray,  # (C, H, W)
+        threshold: float,  # of the probability of ice
+        size: int = 1,  # smallest patch, pixels
+    ) -> np.ndarray:  # (H, W) uint8 class index
+        "The map of a tile at a threshold, without patches of ice that are smaller."
+        ice = 1 - probs[0] >= threshold
+        return np.where(_ice_sizes(ice) >= size, 1 + probs[1:].argmax(0), 0).astype(np.uint8)
 
     @property
     def best(self) -> tuple[float, int]:
@@ -107,7 +117,7 @@ def of(
     usual = sum(confusion(probs[t.id].argmax(0), t.label, len(t.classes)) for t in tiles)
     return cls(tuple(t.id for t in tiles), tuple(steps.tolist()), tuple(areas.tolist()), counts, usual)
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #4f15764d
+# %% ../../nbs/metrics/04_thresholds.ipynb #2f9f5fa6
 @patch
 def elsewhere(
     self: MapThresholds,
