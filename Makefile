@@ -56,11 +56,8 @@ test: $(INSTALLED)
 bench: benchmarks/.venv/.installed data/demo
 	benchmarks/.venv/bin/python benchmarks/train_throughput.py
 
-# the root is the project's, so that data, configs and outputs are in reach; a click on a document shows it, not its text
 lab: $(INSTALLED)
-	$(BIN)/python docs/lab.py
-	JUPYTER_CONFIG_PATH="$(CURDIR)/docs/jupyter:$$JUPYTER_CONFIG_PATH" \
-		$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/lab/nbs/index.ipynb $(LAB)
+	$(BIN)/python docs/lab.py $(LAB)
 
 # no network; a warning is an error
 docs: .venv/.docs
