@@ -106,6 +106,11 @@ class LiveCurves:
         self.handle = display({"text/plain": ""}, raw=True, display_id=True) if shown else None
         self.seconds, self.last = seconds, -float("inf")
 
+    @staticmethod
+    def has_page() -> bool:
+        "Whether somebody looks at this notebook."
+        return _has_page()
+
     def show(
         self,
         panels: Mapping[str, Mapping[str, Sequence[float | None]]],  # title -> name of a line -> its values
