@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -24,3 +25,9 @@ def browser_path() -> str | None:
     with sync_playwright() as p:
         own = p.chromium.executable_path
     return own if Path(own).exists() else None
+
+
+if __name__ == "__main__":
+    found = browser_path()
+    print(found or NONE)
+    sys.exit(found is None)

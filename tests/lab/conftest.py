@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -16,7 +17,8 @@ from small_projects import ROOT, small_project
 
 from glacier_nb.demo.tiles import cached_demo
 
-PATIENCE = 60  # seconds for one thing to happen on a busy machine; nothing here is timed
+PATIENCE = 240  # seconds for one thing to happen on a busy machine; nothing here is timed
+SMALL = {"run": "small", "trial": True, "n_folds": 3, "include_glcm": False, "encoder": "tu-test_resnet"}
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +62,9 @@ def server(project, browser, tmp_path_factory):
     "Address of a JupyterLab that knows nothing of the user's own settings."
     home = tmp_path_factory.mktemp("jupyter")
     own = {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    own |= {
-        "IPYTHONDIR": str(home / "ipython"),
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}",
-    }
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY_"))} | own
+    own |= {"IPYTHONDIR": str(home / "ipython"), "JUPYTER_CONFIG_PATH": ""}
+    own["PYTHONPATH"] = os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTERLAB_", "JPY_"))} | own
     options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1", "--IdentityProvider.token="]
     command = [sys.executable, ROOT / "docs/lab.py", "--root", project, *options]
     log = home / "log"
@@ -80,13 +80,38 @@ def server(project, browser, tmp_path_factory):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def new_lab(browser, server, project, tmp_path_factory):
+    "Makes a new window of the browser, which ends with a picture in the folder of the tests."
+
+    @contextmanager
+    def opened():
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        context.set_default_timeout(1000 * PATIENCE)
+        page = LabPage(context.new_page(), server, project)
+        try:
+            yield page
+            assert page.complaints == []
+        finally:
+            page.page.screenshot(path=tmp_path_factory.mktemp("page") / "page.png")
+            context.close()
+
+    return opened
+
+
 @pytest.fixture
-def lab(browser, server, project, tmp_path):
-    "A new window of the browser; the folder of a test that failed has its picture."
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(1000 * PATIENCE)
-    page = LabPage(context.new_page(), server, project)
-    yield page
-    page.page.screenshot(path=tmp_path / "page.png")
-    context.close()
-    assert page.complaints == []
+def lab(new_lab):
+    "A new window of the browser."
+    with new_lab() as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def trained(new_lab, project):
+    "nbs/train.ipynb, run by hand: what its page showed, what was saved, and files that are new in the root."
+    before = {path.name for path in project.iterdir()}
+    with new_lab() as lab:
+        lab.open("lab/nbs/train.ipynb")
+        lab.set_parameters(**SMALL)
+        seen = lab.run_all()
+        return seen, lab.save(), {path.name for path in project.iterdir()} - before
