@@ -107,6 +107,8 @@ def main() -> None:
     options, passed = parser.parse_known_args()
     for path in refresh(lab=options.root / "lab"):
         print(f"the project has a newer version; yours is now {path.relative_to(options.root)}", flush=True)
+    if hasattr(os, "geteuid") and not os.geteuid() and "--allow-root" not in passed:
+        print("You are root: JupyterLab starts with `make lab LAB=--allow-root`", flush=True)
     os.chdir(options.root)  # data, configs and outputs are in reach
     first = "--LabApp.default_url=/lab/tree/lab/nbs/index.ipynb"
     os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", first, *passed], environment())
