@@ -22,8 +22,9 @@ WATCH = """(panel) => {
     }
   }).observe(panel, {subtree: true, childList: true, characterData: true, attributes: true});
 }"""
-# the last code cell has shown something, or one has failed
-ENDED = """(panel) => panel.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
+RED = "[data-mime-type='application/vnd.jupyter.stderr']"  # warnings and tracebacks
+# the last code cell has shown something, or one has warned or failed
+ENDED = f"""(panel) => panel.querySelector("{RED}")
   || [...panel.querySelectorAll('.jp-CodeCell')].at(-1).querySelector('.jp-OutputArea-output')"""
 
 
@@ -82,10 +83,11 @@ class LabPage:
         self.page.keyboard.insert_text(text)
 
     def run_all(self) -> dict:
-        "Run all cells, from the menu; the texts of progress bars and curves, each when it changed."
+        "Run all cells, from the menu, without warnings; the texts of bars and curves, each when it changed."
         self.panel.evaluate(WATCH)
         self.menu("Run", "Run All Cells")
         self.page.wait_for_function(f"() => ({ENDED})(document.querySelector('{PANEL}'))")
+        assert self.panel.locator(RED).all_text_contents() == []
         return self.page.evaluate("window.seen")
 
     def save(self) -> nbformat.NotebookNode:
