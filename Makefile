@@ -10,7 +10,7 @@ LAB =
 COMPILE = $(BIN)/python -c "import numpy as np; from glacier_nb.texture.glcm import glcm; \
 	glcm(np.eye(9, dtype=np.float32), np.ones((9, 9), bool))"
 
-.PHONY: help demo maps iterations autopilot compare test bench lab docs docs-check readme clean
+.PHONY: help demo maps iterations autopilot compare test test-lab bench lab docs docs-check readme clean
 
 help:
 	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
@@ -19,6 +19,7 @@ help:
 	@echo "make autopilot   from a run that failed to MCC 0.8 on the demo tiles: diagnose, propose, run (at most an hour)"
 	@echo "make compare     write outputs/compare.ipynb: table, curves and tests of all finished runs"
 	@echo "make test        notebooks, tests, style and export checks"
+	@echo "make test-lab    notebooks run by hand in JupyterLab, in a browser (a minute)"
 	@echo "make bench       our training epoch beside the bare loop and torchgeo on Lightning (10 minutes; installs 7 GB)"
 	@echo "make lab         open JupyterLab on a working copy of the notebooks, lab/, which git ignores"
 	@echo "make docs        build the documentation site in _docs/ (a minute on two cores)"
@@ -51,16 +52,18 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(COMPILE)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder --durations 10 \
+		--ignore tests/lab
+
+# apart from the others: they need a browser, and leave it half of the cores
+test-lab: $(INSTALLED)
+	$(BIN)/pytest tests/lab --need-browser --durations 10
 
 bench: benchmarks/.venv/.installed data/demo
 	benchmarks/.venv/bin/python benchmarks/train_throughput.py
 
-# the root is the project's, so that data, configs and outputs are in reach; a click on a document shows it, not its text
 lab: $(INSTALLED)
-	$(BIN)/python docs/lab.py
-	JUPYTER_CONFIG_PATH="$(CURDIR)/docs/jupyter:$$JUPYTER_CONFIG_PATH" \
-		$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/lab/nbs/index.ipynb $(LAB)
+	$(BIN)/python docs/lab.py $(LAB)
 
 # no network; a warning is an error
 docs: .venv/.docs

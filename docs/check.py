@@ -8,7 +8,6 @@ python docs/check.py --pages index,start --screenshots shots # some, with pictur
 import argparse
 import asyncio
 import os
-import shutil
 import sys
 import threading
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from api_pages import exported_names, front_door
+from browser import NONE, OPTIONS, browser_path
 from site_map import ROOT
 
 SITE = ROOT / "_docs"
@@ -196,7 +196,7 @@ async def search_works(context, base: str) -> list[str]:
     return found
 
 
-async def browse(browser_path: str, pages: list[str], shots: Path | None) -> list[str]:
+async def browse(path: str, pages: list[str], shots: Path | None) -> list[str]:
     "What is wrong with pages in the browser."
     from playwright.async_api import async_playwright
 
@@ -204,7 +204,7 @@ async def browse(browser_path: str, pages: list[str], shots: Path | None) -> lis
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base, found = f"http://127.0.0.1:{server.server_port}", []
     async with async_playwright() as p:
-        browser = await p.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        browser = await p.chromium.launch(executable_path=path, args=OPTIONS)
         context = await browser.new_context()
         await context.add_init_script("localStorage.mode = localStorage.theme = 'light'")
         queue = list(reversed(pages))
@@ -213,22 +213,6 @@ async def browse(browser_path: str, pages: list[str], shots: Path | None) -> lis
         await browser.close()
     server.shutdown()
     return found
-
-
-def browser_path() -> str | None:
-    "Chromium on this machine, or that of Playwright."
-    named = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        return None
-    if named is None:
-        with sync_playwright() as p:
-            own = p.chromium.executable_path
-        named = own if Path(own).exists() else None
-    return named
 
 
 def main() -> int:
@@ -251,9 +235,7 @@ def main() -> int:
         options.screenshots.mkdir(parents=True, exist_ok=True)
     browser = browser_path()
     if browser is None:
-        print(
-            "No browser: the pages were not looked at (install chromium, or `playwright install chromium`)."
-        )
+        print(f"The pages were not looked at. {NONE}")
     else:
         found += asyncio.run(browse(browser, pages, options.screenshots))
     print(*found, f"{len(site)} pages, {len(found)} problems.", sep="\n")

@@ -1,7 +1,15 @@
-"""A working copy of notebooks and documents in lab/: what is run there leaves git clean (`make lab`)."""
+"""JupyterLab on a working copy of notebooks and documents in lab/: what is run there leaves git clean.
 
+python docs/lab.py                              # what `make lab` does
+python docs/lab.py --no-browser --port 9999     # options of `jupyter lab` are passed on"""
+
+import argparse
 import json
+import os
 import shutil
+import sys
+from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,8 +27,38 @@ def sources(
 
 
 def digest(path: Path) -> str:
-    "What identifies the content of a file; empty without the file."
-    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    "What identifies the content of a file, of a notebook that of its cells; empty without the file."
+    if not path.is_file():
+        return ""
+    content = path.read_bytes()
+    with suppress(ValueError, KeyError, TypeError):  # not a notebook
+        cells = [cell | {"source": "".join(cell["source"])} for cell in json.loads(content)["cells"]]
+        content = json.dumps(cells, sort_keys=True).encode()
+    return sha256(content).hexdigest()
+
+
+@cache
+def kernel() -> dict:
+    "What Lab writes into a notebook when it starts this environment's kernel."
+    from ipykernel.ipkernel import IPythonKernel
+    from ipykernel.kernelspec import get_kernel_dict
+
+    spec = get_kernel_dict()
+    names = {"display_name": spec["display_name"], "language": spec["language"], "name": "python3"}
+    return {"kernelspec": names, "language_info": IPythonKernel.language_info}
+
+
+def copy(
+    source: Path,
+    goal: Path,
+) -> None:
+    "Copy a file; a notebook names its kernel, or Lab would ask whether to save what was only looked at."
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, goal)
+    with suppress(ValueError, KeyError, TypeError):  # not a notebook
+        notebook = json.loads(source.read_text(encoding="utf-8"))
+        notebook["metadata"] |= kernel()
+        goal.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def set_aside(path: Path) -> Path:
@@ -47,13 +85,34 @@ def refresh(
         elif mine:
             own.unlink()
         if new:
-            own.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, own)
+            copy(root / name, own)
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(found, indent=1))
     return aside
 
 
+def environment() -> dict[str, str]:
+    "Variables of server, kernels and terminals: our settings, and the commands of this environment."
+    before, commands = dict(os.environ), str(Path(sys.executable).parent)
+    added = {"JUPYTER_CONFIG_PATH": str(ROOT / "docs/jupyter"), "PATH": commands}
+    return before | {k: os.pathsep.join(filter(None, (v, before.get(k)))) for k, v in added.items()}
+
+
+def main() -> None:
+    "Bring the copy up to date and become the server, with the project's root as its root."
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder that gets the copy, data and outputs")
+    options, passed = parser.parse_known_args()
+    for path in refresh(lab=options.root / "lab"):
+        print(f"the project has a newer version; yours is now {path.relative_to(options.root)}", flush=True)
+    if hasattr(os, "geteuid") and not os.geteuid() and "--allow-root" not in passed:
+        print("You are root: JupyterLab starts with `make lab LAB=--allow-root`", flush=True)
+    os.chdir(options.root)  # data, configs and outputs are in reach
+    first = "--LabApp.default_url=/lab/tree/lab/nbs/index.ipynb"
+    os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", first, *passed], environment())
+
+
 if __name__ == "__main__":
-    for path in refresh():
-        print(f"the project has a newer version; yours is now {path.relative_to(ROOT)}")
+    main()

@@ -18,11 +18,16 @@ SECONDS = Path(__file__).with_name("seconds.json")  # of each group of tests, se
 
 def pytest_addoption(parser):
     parser.addoption("--write-seconds", action="store_true", help=f"write {SECONDS.name} anew after the run")
+    parser.addoption(
+        "--need-browser", action="store_true", help="tests in a browser fail where there is none, not skipped"
+    )
 
 
 def group_of(nodeid: str) -> str:
-    "What runs as a whole on one worker: a notebook or a test file."
+    "What runs as a whole on one worker: a notebook, a test file, or all that share a browser."
     file, _, name = nodeid.partition("::")
+    if file.startswith("tests/lab/"):
+        return "tests/lab"
     return name if name.startswith("test_notebook[") else file
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -242,7 +243,7 @@ class _Bar:
         history = read_history(self.outputs / run)
         scores = [step["mcc"] for step in steps if step.get("mcc") is not None]
         now = f"{history[-1]['mcc']:.3f}" if history else "-"
-        left = self.budget.left(steps)[1] - seconds / 60
+        left = max(0.0, self.budget.left(steps)[1] - seconds / 60)
         text = f"{run} MCC {now}, best {max(scores):.3f}" if scores else f"{run} MCC {now}"
         self.bar.set_postfix_str(
             text + (f", {left:.0f} min left" if left < float("inf") else ""), refresh=False
@@ -317,12 +318,14 @@ def autopilot(
     diagnose: Callable
     | None = None,  # (cfg, run, live) -> report; None: `glacier_nb.checks.diagnosis.diagnose`
     run: Callable = run_job,  # (job, root, stop) -> row, as `glacier_nb.experiments.jobs.run_job`
-    progress: bool = True,  # show a bar
+    progress: bool = True,  # show a bar of the runs, and one of the checks while they last
     say: Callable[[str], object] = print,  # called with a sentence for each step
 ) -> pd.DataFrame:  # one row a run; `.attrs["why"]`: the reason to stop
     "Diagnose, propose and run until the target or the end of the budget; raises ConfigError and RunError."
     if diagnose is None:
-        from glacier_nb.checks.diagnosis import diagnose
+        from glacier_nb.checks import diagnosis
+
+        diagnose = partial(diagnosis.diagnose, progress=progress)
     budget, root = _Budget(target, max_runs, minutes), project_root(root)
     if not folder or folder != Path(folder).name or folder.startswith("."):
         raise ConfigError(f"folder = {folder!r} is not allowed: expected a plain folder name under outputs/")

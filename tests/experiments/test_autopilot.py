@@ -268,3 +268,17 @@ def test_the_bar_shows_run_score_best_and_time(world, monkeypatch):
     assert shown == ["a-01-fix MCC 0.123, 60 min left", "a-02-longer MCC 0.123, best 0.750, 60 min left"]
     monkeypatch.setattr("glacier_nb.experiments.autopilot.progress_bar", lambda **_: pytest.fail("a bar"))
     world.fly(target=0.85, minutes=60, progress=False)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_its_diagnosis_shows_a_bar_when_it_does(world, monkeypatch, progress):
+    class DiagnosedError(Exception):
+        pass
+
+    def diagnose(cfg, run, live, progress):
+        raise DiagnosedError(progress)
+
+    monkeypatch.setattr("glacier_nb.checks.diagnosis.diagnose", diagnose)
+    with pytest.raises(DiagnosedError) as error:
+        autopilot("start.yaml", root=world.root, folder="a", run=world.run, progress=progress)
+    assert error.value.args == (progress,)
