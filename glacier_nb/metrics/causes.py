@@ -17,14 +17,16 @@ from ..tiles.read import AnyTile
 
 # %% ../../nbs/metrics/04_causes.ipynb #f37214e9
 _DARK, _DARK_SWIR = 0.3, 0.1  # reflectance
+_LARGEST = 10  # no reflectance is larger; as a digital number it would be one of -0.2, which none is
 _NEAR, _EDGE = 2, 16  # pixels
 _SMALL = 0.05  # km²; Nuimura et al. (2015), "The GAMDAM glacier inventory"
 
 
 def _shadow(tile: AnyTile) -> np.ndarray:
-    "Dark in visible light, and in the infrared, too."
-    visible = REFLECTANCE(tile.bands[:3]).mean(0)
-    return (visible < _DARK) & (REFLECTANCE(tile.bands[3]) < _DARK_SWIR)
+    "Dark in visible light, and in the infrared, too; bands are digital numbers, or reflectance already."
+    bands = tile.bands[:4]
+    bands = bands if bands.max() < _LARGEST else REFLECTANCE(bands)
+    return (bands[:3].mean(0) < _DARK) & (bands[3] < _DARK_SWIR)
 
 
 def _within(mask: np.ndarray, pixels: int) -> np.ndarray:
@@ -102,9 +104,9 @@ def _counts(mask: np.ndarray, kinds: np.ndarray) -> dict[str, int]:
 
 def _tile_errors(tile: AnyTile, pred: np.ndarray) -> pd.DataFrame:
     "The counts of one tile."
+    if pred.shape != tile.label.shape:
+        raise ValueError(f"tile {tile.id}: found a map {pred.shape}, expected the shape {tile.label.shape}")
     truth, pred = tile.label, np.where(tile.valid, pred, 0)
-    if pred.shape != truth.shape:
-        raise ValueError(f"tile {tile.id}: found a map {pred.shape}, expected the shape {truth.shape}")
     known = tile.valid & (truth != IGNORE)
     kinds = np.select([truth == pred, truth == 0, pred == 0], [0, 1, 2], 3)
     masks = {name: mask(tile, pred) & known for name, mask in _CIRCUMSTANCES.items()}
