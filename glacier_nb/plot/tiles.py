@@ -16,7 +16,6 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
-from rasterio.transform import Affine
 
 from ..landsat import IGNORE
 from ..metrics.scores import mcc, tile_confusion
@@ -29,7 +28,7 @@ class NotebookFigure(Figure):
     "A white figure that a notebook shows once, also where it is the last line of a cell."
 
     def __init__(self, *args, **options):
-        super().__init__(*args, **{"facecolor": "white"} | options)
+        super().__init__(*args, **{"facecolor": "white"} | options | {"dpi": options.get("dpi") or 96})
 
     def _ipython_display_(self):
         plt.close(self)  # pyplot forgets it, or it is drawn again at the end of the cell
@@ -236,7 +235,7 @@ def _show_tile(
 def _with_scale(ax: Axes, tile: Tile, part: tuple[slice, slice] | None = None, north: bool = True) -> None:
     "Scale bar and north of a tile, or of a part of it: rows, columns."
     rows, cols = part or (slice(0, tile.shape[0]), slice(0, tile.shape[1]))
-    place = Georeference(tile.crs, tile.transform @ Affine.translation(cols.start, rows.start))
+    place = Georeference(tile.crs, tile.transform).moved(cols.start, rows.start)
     NotebookFigure.add_scale(ax, place, (rows.stop - rows.start, cols.stop - cols.start), north)
 
 # %% ../../nbs/plot/01_tiles.ipynb #ead494d4

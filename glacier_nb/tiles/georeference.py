@@ -118,6 +118,12 @@ def of(
 
 # %% ../../nbs/tiles/02_georeference.ipynb #d134d938
 @patch
+def moved(self: Georeference, cols: int, rows: int) -> Georeference:
+    "That of a part of the picture, which begins so many pixels further right and down."
+    return Georeference(self.crs, self.transform @ Affine.translation(cols, rows))
+
+
+@patch
 def degrees(
     self: Georeference,
     col: float | np.ndarray,  # of a point, or of many, pixels; 0: the left edge of the first
