@@ -13,17 +13,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
-from ..landsat import BANDS, REFLECTANCE, TEMPERATURE
+from ..landsat import BANDS, IGNORE, REFLECTANCE, TEMPERATURE
 from ..metrics.calibration import Calibration
 from ..metrics.scores import mcc, tile_confusion
-from .colours import ERROR_PALETTE, LINE_COLOURS, PALETTE
-from .tiles import NotebookFigure, class_image, composite, error_map, overlay
+from .colours import ERROR_PALETTE, LINE_COLOURS, PALETTE, handles
+from .tiles import NotebookFigure, class_image, composite, error_map
 from ..tiles.georeference import Georeference
 from ..tiles.read import AnyTile, Tile
 
 # %% ../../nbs/plot/05_evaluation.ipynb #b50cd72d
+_ERRORS = ("false positive", "false negative", "wrong class")
+_LOOK = {"layout": "constrained", "FigureClass": NotebookFigure}  # of all figures
+
+
 def _check_pairs(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> None:
     "Raise ValueError for no tile, and for one without label or map."
     without = [t.id for t in tiles if t.label is None or t.id not in maps]
@@ -38,13 +43,25 @@ def _score(tile: Tile, pred: np.ndarray) -> float:
 
 
 def _with_errors(ax: Axes, tile: Tile, pred: np.ndarray, part=np.s_[:, :], line: float = 0.6) -> None:
-    "A part of a tile with its errors in colour and the outlines of the label."
-    kinds = error_map(tile.label, pred, tile.valid)[part]
-    names = tuple(ERROR_PALETTE)
+    "A part of a tile with its errors in colour and the outline of the label in white."
+    kinds, names = error_map(tile.label, pred, tile.valid)[part], tuple(ERROR_PALETTE)
     colour = class_image(kinds, names, palette=ERROR_PALETTE)
-    wrong = np.isin(kinds, [names.index(n) for n in ("false positive", "false negative", "wrong class")])
-    overlay(ax, composite(tile)[part], tile.label[part], tile.classes, alpha=0, line=line)
-    ax.imshow(np.dstack([colour, 0.75 * wrong]), interpolation="nearest")
+    wrong = np.isin(kinds, [names.index(n) for n in _ERRORS])
+    ax.imshow(composite(tile)[part], interpolation="nearest")
+    ax.imshow(np.dstack([colour, 0.85 * wrong]), interpolation="nearest")
+    ice = ((tile.label > 0) & (tile.label != IGNORE))[part]
+    if ice.any() and not ice.all():
+        lines = ax.contour(ice, levels=[0.5], colors="w", linewidths=line)
+        lines.set(path_effects=[withStroke(linewidth=line + 0.8, foreground="k")])
+    ax.set(xticks=[], yticks=[])
+
+
+def _error_legend(fig: Figure) -> None:
+    "Legend below the figure: the errors, and the outline."
+    outline = Line2D([], [], color="w", lw=1.2, label="outline of the label")
+    outline.set_path_effects([withStroke(linewidth=2.6, foreground="k")])
+    keys = [*handles(_ERRORS, ERROR_PALETTE), outline, *handles(["no data"])]
+    fig.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
 
 
 def _scaled(ax: Axes, tile: Tile, part: tuple[slice, slice] | None = None, north: bool = False) -> None:
@@ -57,7 +74,7 @@ def _scaled(ax: Axes, tile: Tile, part: tuple[slice, slice] | None = None, north
 def _every_tile(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> Figure:
     "A grid of all tiles with their errors, worst first."
     order = sorted(tiles, key=lambda t: _score(t, maps[t.id]))
-    cols = min(len(order), 3 if len(order) < 7 else 4 if len(order) < 13 else 5)
+    cols = min(len(order), 3 if len(order) in (5, 6) else 4 if len(order) < 13 else 5)
     rows = -(-len(order) // cols)
     size = (10 if cols > 2 else 4 * cols, rows * (min(10 / cols, 4) + 0.25) + 0.6)
     fig, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, **_LOOK)
@@ -67,11 +84,8 @@ def _every_tile(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> Figure
         _with_errors(ax, tile, maps[tile.id], line=0.5)
         ax.set_title(f"{tile.id}: MCC {_score(tile, maps[tile.id]):.2f}", fontsize=10)
     _scaled(axes[0, 0], order[0], north=True)
-    fig.add_legend(tiles[0].classes)
+    _error_legend(fig)
     return fig
-
-
-_LOOK = {"layout": "constrained", "FigureClass": NotebookFigure}  # of all figures
 
 # %% ../../nbs/plot/05_evaluation.ipynb #25d6ed44
 def _patches(tile: Tile, pred: np.ndarray) -> list[tuple[int, str, int, int, int]]:
@@ -79,7 +93,7 @@ def _patches(tile: Tile, pred: np.ndarray) -> list[tuple[int, str, int, int, int
     from scipy.ndimage import binary_opening, find_objects, label
 
     kinds, found = error_map(tile.label, pred, tile.valid), []
-    for name in ("false positive", "false negative", "wrong class"):
+    for name in _ERRORS:
         solid = binary_opening(kinds == tuple(ERROR_PALETTE).index(name), np.ones((3, 3)))
         numbered, _ = label(solid, np.ones((3, 3)))
         pixels = np.bincount(numbered.ravel())[1:]
@@ -125,7 +139,7 @@ def _close_ups(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray], n: int) ->
         _scaled(image, tile, part)
     if not chosen:
         axes[0, 0].text(0, 0.5, "No patch of errors holds a square of three pixels.")
-    fig.add_legend(tiles[0].classes)
+    _error_legend(fig)
     return fig
 
 
@@ -139,9 +153,6 @@ def show_errors(
     return _close_ups(tiles, maps, close_ups) if close_ups else _every_tile(tiles, maps)
 
 # %% ../../nbs/plot/05_evaluation.ipynb #19240825
-_ERRORS = ("false positive", "false negative", "wrong class")
-
-
 def _bars(ax: Axes, table: pd.DataFrame, colours: Mapping[str, str], stacked: bool) -> None:
     "Horizontal bars of each column, below each other or stacked, the first row on top."
     names = list(table)
@@ -168,20 +179,22 @@ def show_causes(
     if missing or "all" not in table.index:
         raise ValueError(f"found columns {list(table)}, expected those of errors_by_cause, and a row all")
     kinds = [kind for kind in _ERRORS if table.loc["all", kind]]
-    shown = table[table["pixels"] > 0]
-    shares = (shown / table.loc["all"].replace(0, 1)).drop("all")[["pixels", *kinds]]
+    shown = table[table["pixels"] > 0].drop("all")
+    shares = (shown / table.loc["all"].replace(0, 1))[["pixels", *kinds]]
     rates = shown[kinds].div(shown["pixels"], axis=0)
+    usual = table.loc["all", kinds].sum() / table.loc["all", "pixels"]
     colours = {"pixels": "0.75"} | ERROR_PALETTE
-    size = (10, 0.24 * (len(kinds) + 1) * len(shares) + 1.3)
-    fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=[3, 2], **_LOOK)
+    size = (10, 0.14 * (len(kinds) + 1.6) * len(shares) + 1.2)
+    fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=[3, 2], sharey=True, **_LOOK)
     _bars(left, shares, colours, stacked=False)
     left.set_xlabel("share of all pixels, and of all errors of a kind")
     _bars(right, rates, colours, stacked=True)
-    right.set_xlabel("pixels there that are wrong")
+    right.axvline(usual, color="k", ls="--", lw=1)
+    right.set_xlabel(f"pixels there that are wrong; line: of all pixels, {usual:.1%}")
     for y, rate in enumerate(rates.sum(axis=1)):
         right.annotate(f"{rate:.1%}", (rate, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
-    right.margins(x=0.15)
-    keys = [Patch(fc=colours[name], ec="0.35", lw=0.4, label=name) for name in ("pixels", *kinds)]
+    right.margins(x=0.18)
+    keys = handles(["pixels", *kinds], colours)
     fig.legend(handles=keys, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     return fig
 
@@ -231,12 +244,8 @@ def show_calibration(found: Calibration) -> Figure:
     return fig
 
 # %% ../../nbs/plot/05_evaluation.ipynb #e757070f
-_WAVELENGTHS = (
-    0.48,
-    0.56,
-    0.65,
-    1.61,
-)  # µm, middles of B2, B3, B4, B6 of OLI (Landsat 8 data users handbook)
+# middles of BANDS (Landsat 8 data users handbook)
+_WAVELENGTHS = ("0.48 µm", "0.56 µm", "0.65 µm", "1.61 µm", "10.9 µm")
 _PIXELS = 65_536  # of a tile that are used, at most
 
 
@@ -271,34 +280,25 @@ def show_spectra(tiles: Iterable[AnyTile]) -> Figure:
     found = _spectra(tiles)
     if not len(found):
         raise ValueError("found no valid pixel with a label, expected labelled tiles")
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[3, 1.2], **_LOOK)
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=[4, 1.15], **_LOOK)
     names = list(dict.fromkeys(name for name, _ in found.index))
-    for k, name in enumerate(names):
-        low, mid, high = (found.loc[(name, q)] for q in (0.25, 0.5, 0.75))
-        colour = "0.5" if name == "background" else PALETTE.get(name, LINE_COLOURS[k % 8])
-        optical = list(BANDS[:4])
-        left.fill_between(
-            _WAVELENGTHS, low[optical].to_list(), high[optical].to_list(), color=colour, alpha=0.2, lw=0
-        )
-        left.plot(
-            _WAVELENGTHS,
-            mid[optical].to_list(),
-            "o-",
-            color=colour,
-            lw=2,
-            ms=5,
-            label=f"{name} ({mid['pixels']:,.0f})",
-        )
-        right.plot([k, k], [low["B10"], high["B10"]], color=colour, lw=8, alpha=0.3, solid_capstyle="butt")
-        right.plot(k, mid["B10"], "o", color=colour, ms=7)
-    left.set_xticks(_WAVELENGTHS, [f"{b}\n{w:g} µm" for b, w in zip(BANDS, _WAVELENGTHS, strict=False)])
-    left.set(ylabel="reflectance")
-    left.legend(title="median, 25 to 75 % (pixels)", title_fontsize=9, fontsize=9, frameon=False)
-    right.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    right.set(ylabel="B10, K", xlim=(-0.6, len(names) - 0.4))
-    for ax in (left, right):
-        ax.grid(alpha=0.25)
+    for ax, some, label in ((axes[0], BANDS[:4], "reflectance"), (axes[1], BANDS[4:], "temperature, K")):
+        for k, name in enumerate(names):
+            low, mid, high = (found.loc[(name, q), list(some)].to_numpy(float) for q in (0.25, 0.5, 0.75))
+            colour = "0.5" if name == "background" else PALETTE.get(name, LINE_COLOURS[k % 8])
+            x = np.arange(len(some)) + 0.7 * ((k + 0.5) / len(names) - 0.5)
+            ax.vlines(x, low, high, color=colour, lw=9, alpha=0.35)
+            pixels = found.loc[(name, 0.5), "pixels"]
+            ax.plot(x, mid, "o", color=colour, ms=7, mec="white", label=f"{name} ({pixels:,.0f} pixels)")
+        names_of = [f"{b}, {_WAVELENGTHS[BANDS.index(b)]}" for b in some]
+        ax.set_xticks(range(len(some)), names_of)
+        ax.set(ylabel=label, xlim=(-0.5, len(some) - 0.5))
+        ax.tick_params(axis="x", length=0)
+        ax.grid(axis="y", alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
+    fig.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=9, frameon=False
+    )
     return fig
 
 # %% ../../nbs/plot/05_evaluation.ipynb #d8ccb4e8
@@ -311,7 +311,7 @@ def _three(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray], n: int) -> lis
 def _tile_rows(part: SubFigure, tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> None:
     "Image, label, map, errors of each tile."
     axes = part.subplots(len(tiles), 4, squeeze=False)
-    for row, tile in zip(axes, tiles, strict=True):
+    for k, (row, tile) in enumerate(zip(axes, tiles, strict=True)):
         pred, image = maps[tile.id], composite(tile)
         kinds = class_image(
             error_map(tile.label, pred, tile.valid), tuple(ERROR_PALETTE), palette=ERROR_PALETTE
@@ -326,13 +326,13 @@ def _tile_rows(part: SubFigure, tiles: Sequence[Tile], maps: Mapping[str, np.nda
         for ax, title, picture in zip(row, titles, shown, strict=True):
             ax.imshow(picture, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            if row is axes[0] or ax is row[-1]:
+            if k == 0 or ax is row[-1]:
                 ax.set_title(title, fontsize=10)
         row[0].set_ylabel(f"tile {tile.id}", fontsize=10)
-        _scaled(row[0], tile, north=row is axes[0])
+        _scaled(row[0], tile, north=k == 0)
 
 
-def _beside_baselines(ax: Axes, scores: Mapping) -> None:
+def _beside_baselines(ax: Axes, scores: Mapping, of: str) -> None:
     "Bars of the MCC of the baselines and of the network, with its interval."
     values = dict(sorted((scores.get("baselines") or {}).items(), key=lambda item: item[1]))
     values["this network"] = scores["mcc"]
@@ -346,7 +346,7 @@ def _beside_baselines(ax: Axes, scores: Mapping) -> None:
         ax.annotate(f"{value:.2f}", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(values)), list(values), fontsize=9)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlim=(min(0, *values.values()), 1.08), xlabel="MCC, all pixels of the held-out tiles")
+    ax.set(xlim=(min(0, *values.values()), 1.08), xlabel=f"MCC of the {of} tiles")
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -370,6 +370,7 @@ def show_result(
     history: Sequence[Mapping] = (),  # of the run, from `read_history`; empty: no curve
     title: str = "",  # above the MCC; such as the network and what it was trained on
     rows: int = 3,  # tiles that are shown, at most
+    of: str = "held-out",  # what the tiles are: held-out or test
 ) -> Figure:
     "The result of a run on one page: tiles, score beside the baselines, curve. Raises ValueError."
     _check_pairs(tiles, maps)
@@ -378,12 +379,12 @@ def show_result(
     left, right = fig.subfigures(1, 2, width_ratios=[2.6, 1], wspace=0.02)
     _tile_rows(left, shown, maps)
     axes = right.subplots(1 + bool(len(history)), 1, squeeze=False)[:, 0]
-    _beside_baselines(axes[0], scores)
+    _beside_baselines(axes[0], scores, of)
     if len(history):
         _way(axes[1], history)
     low, high = scores["ci95"]
     interval = "" if low is None else f" (95 % interval over tiles {low:.2f} to {high:.2f})"
-    head = f"MCC {scores['mcc']:.3f}{interval} on {len(tiles)} held-out tile{'s' * (len(tiles) > 1)}"
+    head = f"MCC {scores['mcc']:.3f}{interval} on {len(tiles)} {of} tile{'s' * (len(tiles) > 1)}"
     fig.suptitle(f"{title}\n{head}" if title else head, fontsize=12, weight="bold")
     fig.add_legend(tiles[0].classes, background=True)
     return fig

@@ -239,11 +239,11 @@ def _with_scale(ax: Axes, tile: Tile, part: tuple[slice, slice] | None = None, n
     NotebookFigure.add_scale(ax, place, (rows.stop - rows.start, cols.stop - cols.start), north)
 
 # %% ../../nbs/plot/01_tiles.ipynb #ead494d4
-def _grid(rows: int, cols: int, width: float = 9.0, extra: float = 0.5) -> tuple[Figure, np.ndarray]:
+def _grid(rows: int, cols: int, width: float = 10.0, extra: float = 0.5) -> tuple[Figure, np.ndarray]:
     "Figure with square axes (rows, cols), `width` inches wide, and `extra` inches for a legend."
-    side = min(width / cols, 3.2)
-    size = (side * cols, (side + 0.15) * rows + extra)
-    look = {"squeeze": False, "layout": "constrained", "dpi": 80, "FigureClass": NotebookFigure}
+    side = min(width / cols, 3.5)
+    size = (side * cols, (side + 0.3) * rows + extra)
+    look = {"squeeze": False, "layout": "constrained", "FigureClass": NotebookFigure}
     return plt.subplots(rows, cols, figsize=size, **look)
 
 # %% ../../nbs/plot/01_tiles.ipynb #eb6559a1
@@ -294,23 +294,24 @@ def show_predictions(
     kind: str = "natural",  # natural or swir
     zoom: bool = True,  # a close-up of the smallest class, where one is small
 ) -> Figure:
-    "Truth, prediction, errors, confidence, a close-up: a row per tile, with MCC of all and of valid pixels."
+    "Image, truth, prediction, errors, confidence, a close-up: a row per tile, with its MCC."
     if not tiles:
         raise ValueError("found no tile, expected at least one to show")
     errors = {t.id: _errors(t, preds) for t in tiles}
     places = {t.id: _small_place(t, preds[t.id]) for t in tiles} if zoom else {}
-    columns = 3 + (confidence is not None) + any(places.values())
+    columns = 4 + (confidence is not None) + any(places.values())
     fig, axes = _grid(len(tiles), columns, extra=0.7)
-    for row, tile in zip(axes, tiles, strict=True):
+    for k, (row, tile) in enumerate(zip(axes, tiles, strict=True)):
         image = composite(tile, kind=kind)
-        all_pixels, on_valid = tile_confusion(preds[tile.id], tile.label, tile.valid, len(tile.classes))
-        _no_ticks(overlay(row[0], image, tile.label, tile.classes, line=0.5), f"{tile.id}: truth")
-        _with_scale(row[0], tile, north=row is axes[0])
-        _no_ticks(overlay(row[1], image, preds[tile.id], tile.classes, line=0.5), "prediction")
-        row[2].imshow(class_image(errors[tile.id], tuple(ERROR_PALETTE), palette=ERROR_PALETTE))
-        _no_ticks(row[2], f"MCC {mcc(all_pixels):.2f} (valid pixels {mcc(on_valid):.2f})")
+        _no_ticks(row[0], "image").set_ylabel(f"tile {tile.id}", fontsize=10)
+        row[0].imshow(image)
+        _with_scale(row[0], tile, north=k == 0)
+        _no_ticks(overlay(row[1], image, tile.label, tile.classes, line=0.5), "truth")
+        _no_ticks(overlay(row[2], image, preds[tile.id], tile.classes, line=0.5), "prediction")
+        row[3].imshow(class_image(errors[tile.id], tuple(ERROR_PALETTE), palette=ERROR_PALETTE))
+        _no_ticks(row[3], _scores(tile, preds[tile.id]))
         if confidence is not None:
-            _confidence(row[3], confidence[tile.id], tile.valid, len(tile.classes))
+            _confidence(row[4], confidence[tile.id], tile.valid, len(tile.classes))
         if any(places.values()):
             _close_up(row[-1], row[0], image, tile, preds[tile.id], places[tile.id])
     fig.add_legend(tiles[0].classes)
@@ -323,6 +324,12 @@ def _errors(tile: Tile, preds: Mapping[str, np.ndarray]) -> np.ndarray:
         missing = "label" if tile.label is None else "prediction"
         raise ValueError(f"tile {tile.id} has no {missing}: expected a label and a prediction for each tile")
     return error_map(tile.label, preds[tile.id], tile.valid)
+
+
+def _scores(tile: Tile, pred: np.ndarray) -> str:
+    "MCC of all and of valid pixels."
+    every, valid = tile_confusion(pred, tile.label, tile.valid, len(tile.classes))
+    return f"errors: MCC {mcc(every):.2f}\n(valid pixels {mcc(valid):.2f})"
 
 
 def _confidence(ax: Axes, confidence: np.ndarray, valid: np.ndarray, classes: int) -> None:
@@ -374,7 +381,7 @@ def _close_up(ax: Axes, whole: Axes, image: np.ndarray, tile: Tile, pred: np.nda
             lines = ax.contour(mask[rows, cols], levels=[0.5], colors=[colour], linewidths=width)
             lines.set(path_effects=[withStroke(linewidth=width + 1.4, foreground="k")])
     labelled, mapped = (int(((values == k) & tile.valid).sum()) for values in (tile.label, pred))
-    _no_ticks(ax, f"{tile.classes[k]}: {labelled:,} px, mapped {mapped:,}")
+    _no_ticks(ax, f"{tile.classes[k]}: {labelled:,} px,\nmapped {mapped:,}")
     _with_scale(ax, tile, (rows, cols), north=False)
     box = (cols.start - 0.5, rows.start - 0.5), cols.stop - cols.start, rows.stop - rows.start
     whole.add_patch(Rectangle(*box, fill=False, ec="w", lw=1.2))
