@@ -17,18 +17,16 @@ import rasterio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
-from matplotlib.transforms import ScaledTranslation
-from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
-from rasterio.warp import reproject, transform, transform_bounds
+from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window
 
 from .tiles import NotebookFigure, composite
 from ..prediction.maps import SceneMap
+from ..tiles.georeference import Georeference
 
 # %% ../../nbs/plot/04_maps.ipynb #737b5785
 @dataclass(frozen=True)
@@ -39,39 +37,10 @@ class _Sheet:
     crs: CRS | None
     transform: Affine  # pixel of the picture to map
 
-    def ground(self) -> tuple[float, float]:  # NaN without a CRS
-        "Metres on the ground across and down a pixel in the middle of the picture (azimuthal equidistant)."
-        (h, w), own = self.shape, self.transform
-        lon, lat = self.degrees(w / 2, h / 2)
-        if not np.isfinite([lon, lat]).all():
-            return np.nan, np.nan
-        around = CRS.from_string(f"+proj=aeqd +lat_0={lat:.8f} +lon_0={lon:.8f} +datum=WGS84 +units=m")
-        points = [own @ p for p in ((w / 4, h / 2), (3 * w / 4, h / 2), (w / 2, h / 4), (w / 2, 3 * h / 4))]
-        x, y = map(np.array, transform(self.crs, around, *zip(*points, strict=True)))
-        return np.hypot(x[1] - x[0], y[1] - y[0]) / (w / 2), np.hypot(x[3] - x[2], y[3] - y[2]) / (h / 2)
-
-    def degrees(self, col: float, row: float) -> tuple[float, float]:
-        "Longitude and latitude of a point of the picture; NaN where it has none."
-        if self.crs is None:
-            return np.nan, np.nan
-        try:
-            place = ([v] for v in self.transform @ (col, row))
-            (lon,), (lat,) = transform(self.crs, CRS.from_epsg(4326), *place)
-        except RasterioError:
-            return np.nan, np.nan
-        return lon, lat
-
-    def north(self) -> np.ndarray:  # (2,) right, up; NaN at a pole and without a CRS
-        "The direction of north in the middle of the picture."
-        h, w = self.shape
-        lon, lat = self.degrees(w / 2, h / 2)
-        if not abs(lat) < 89.9:
-            return np.array([np.nan, np.nan])
-        x, y = transform(CRS.from_epsg(4326), self.crs, [lon, lon], [lat, lat + 1e-3])
-        (a, b), (c, d) = (~self.transform @ p for p in zip(x, y, strict=True))
-        across, down = self.ground()
-        way = np.array([(c - a) * across, (b - d) * down])  # rows count downwards
-        return way / np.linalg.norm(way)
+    @property
+    def place(self) -> Georeference:
+        "Where it lies."
+        return Georeference(self.crs, self.transform)
 
 
 def _common_sheet(files: Sequence[rasterio.DatasetReader], pixels: int) -> _Sheet:
@@ -190,46 +159,16 @@ def _bands_on(sheet: _Sheet, maps: Sequence[SceneMap]) -> np.ndarray:  # (rows, 
     return composite(bands, (bands != 0).all(0))
 
 # %% ../../nbs/plot/04_maps.ipynb #d43dc511
-def _round_length(metres: float) -> float:
-    "The largest 1, 2 or 5 times a power of ten that is not above a length."
-    power = 10 ** np.floor(np.log10(metres))
-    return float(max(k for k in (1, 2, 5) if k * power <= metres) * power)
-
-
 def _furnish(ax: Axes, sheet: _Sheet, title: str, arrow: bool = True) -> None:
     "Title, shape of the pixels, scale bar and north arrow of a picture of a map."
-    across, down = sheet.ground()
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=10)
-    if not np.isfinite(across):
-        return
-    ax.set_aspect(down / across)
-    metres = _round_length(0.3 * across * sheet.shape[1])
-    label = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
-    style = {"frameon": True, "borderpad": 0.3, "sep": 3, "pad": 0.2, "label_top": True}
-    bar = AnchoredSizeBar(ax.transData, metres / across, label, "lower left", **style)
-    bar.patch.set(alpha=0.8, lw=0)
-    ax.add_artist(bar)
-    way = sheet.north()
-    if arrow and np.isfinite(way).all():
-        _draw_arrow(ax, way)
-
-
-def _draw_arrow(ax: Axes, way: np.ndarray) -> None:
-    "An arrow with an N in the upper right corner."
-    inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 1, ax.transAxes)
-    middle, white = np.array([-0.3, -0.34]), [withStroke(linewidth=3, foreground="white")]
-    line = {"arrowstyle": "-|>,head_width=0.25,head_length=0.5", "color": "k", "lw": 1.4}
-    line |= {"path_effects": white}
-    ends = {"xy": middle + 0.12 * way, "xytext": middle - 0.2 * way}
-    ax.annotate("", **ends, xycoords=inches, textcoords=inches, arrowprops=line)
-    style = {"fontsize": 9, "weight": "bold", "ha": "center", "va": "center", "path_effects": white}
-    ax.text(*(middle + 0.22 * way), "N", transform=inches, **style)
+    NotebookFigure.add_scale(ax, sheet.place, sheet.shape, arrow)
 
 # %% ../../nbs/plot/04_maps.ipynb #44d29c18
 def _panels(sheet: _Sheet, n: int) -> tuple[Figure, np.ndarray]:
     "A figure with n axes in the shape of a picture, in a row."
-    across, down = sheet.ground()
+    across, down = sheet.place.ground(sheet.shape)
     high = sheet.shape[0] / sheet.shape[1] * (down / across if np.isfinite(across) else 1)
     width = 9 if n > 1 else 6
     size = (width, min(width / n * high + 0.7, 11))
@@ -352,7 +291,7 @@ def _zoom(row: Sequence[Axes], found: SceneMap, top: int, left: int, size: int):
     bands, valid = scene.read((top, top + h, left, left + w))
     row[0].imshow(composite(bands, valid), interpolation="nearest")
     row[1].imshow(legend.image(codes), interpolation="nearest")
-    lon, lat = sheet.degrees(w / 2, h / 2)
+    lon, lat = sheet.place.degrees(w / 2, h / 2)
     place = f"{abs(lat):.3f}° {'NS'[lat < 0]}, {abs(lon):.3f}° {'EW'[lon < 0]}" if np.isfinite(lat) else ""
     for ax, title in zip(row, (place or scene.name, "map", "confidence, per cent"), strict=False):
         _furnish(ax, sheet, title, arrow=False)

@@ -13,10 +13,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from rasterio.transform import Affine
 
 from ..metrics.scores import mcc, tile_confusion
-from .colours import ERROR_PALETTE, handles
+from .colours import ERROR_PALETTE
 from .tiles import NotebookFigure, class_image, composite, error_map
+from ..tiles.georeference import Georeference
 from ..tiles.read import Tile
 from ..tiles.splits import tile_boxes
 
@@ -42,6 +44,39 @@ def _boxes(
     (top, bottom), (left, right) = _shortened(top, bottom), _shortened(left, right)
     boxes = np.stack([top - top.min(), left - left.min(), bottom - top.min(), right - left.min()], 1)
     return np.rint(boxes * min(1, pixels / boxes.max())).astype(int)
+
+# %% ../../nbs/plot/03_mosaic.ipynb #9e5a33a0
+def _fitted(
+    tiles: Sequence[Tile],  # drawn
+    boxes: np.ndarray,  # (n, 4) of these
+) -> tuple[Affine, float]:  # picture to map; the largest distance of a corner, pixels of the picture
+    "The transform that fits the corners of all tiles best (least squares)."
+    seen, real = [], []
+    for tile, (top, left, bottom, right) in zip(tiles, boxes, strict=True):
+        h, w = tile.shape
+        seen += [(left, top, 1), (right, top, 1), (left, bottom, 1), (right, bottom, 1)]
+        real += [tile.transform @ corner for corner in ((0.0, 0.0), (w, 0.0), (0.0, h), (w, h))]
+    middle = np.mean(real, 0)
+    (a, d), (b, e), (c, f) = np.linalg.lstsq(np.array(seen, float), np.array(real) - middle, rcond=None)[0]
+    fit = Affine(a, b, c + middle[0], d, e, f + middle[1])
+    back = [~fit @ point for point in real]
+    return fit, float(np.hypot(*(np.array(back) - np.array(seen)[:, :2]).T).max())
+
+
+def _place(
+    tiles: Sequence[Tile],  # drawn
+    boxes: np.ndarray,  # (n, 4) from `_boxes`
+) -> tuple[Georeference, bool]:  # of the picture; whether all tiles lie where it says, to two pixels
+    "Where the picture lies; as the first tile has it where the others do not fit."
+    crs = tiles[0].crs
+    if crs is None or any(t.crs != crs or t.transform.is_identity for t in tiles):
+        return Georeference(crs, _fitted(tiles[:1], boxes[:1])[0]), False
+    fit, off = _fitted(tiles, boxes)
+    return (
+        (Georeference(crs, fit), True)
+        if off <= 2
+        else (Georeference(crs, _fitted(tiles[:1], boxes[:1])[0]), False)
+    )
 
 # %% ../../nbs/plot/03_mosaic.ipynb #93e0bb5f
 def _sheet(
@@ -94,14 +129,25 @@ def _outline_groups(ax: Axes, groups: np.ndarray, boxes: np.ndarray) -> None:
         lines.set(path_effects=white)
         own = middles[groups == g]
         y, x = own[np.linalg.norm(own - own.mean(0), axis=1).argmin()]
-        ax.text(x, y, str(g), ha="center", va="center", fontsize=13, weight="bold", path_effects=white)
+        style = {"fontsize": 9, "weight": "bold", "path_effects": white}
+        ax.text(x, y, f"fold {g}", ha="center", va="center", **style)
 
 
-def _panels(boxes: np.ndarray) -> tuple[Figure, np.ndarray]:
-    "A figure with four axes, in a row or in a square, in the shape of the picture."
-    high, wide = boxes[:, 2:].max(0)
+def _name_tiles(ax: Axes, tiles: Sequence[Tile], boxes: np.ndarray, width: float) -> None:
+    "The id of each tile in its upper left corner, where it is half an inch wide; width: of the axes, inches."
+    if np.median(boxes[:, 3] - boxes[:, 1]) * width / boxes[:, 3].max() < 0.5:
+        return
+    for tile, (top, left, *_) in zip(tiles, boxes, strict=True):
+        style = {"fontsize": 7, "ha": "left", "va": "top", "textcoords": "offset points"}
+        white = [withStroke(linewidth=2, foreground="white")]
+        ax.annotate(tile.id, (left, top), (2, -2), path_effects=white, **style)
+
+
+def _panels(boxes: np.ndarray, ratio: float) -> tuple[Figure, np.ndarray]:
+    "A figure with four axes, in a row or in a square, in the shape of the picture; ratio: of a pixel."
+    high, wide = boxes[:, 2:].max(0) * (ratio, 1)
     rows, cols = (1, 4) if high > 1.6 * wide else (2, 2)
-    size = (9, rows * (9 / cols * high / wide + 0.25) + 0.6)
+    size = (9, rows * ((9 / cols - 0.3) * high / wide + 0.45) + 0.6)
     return plt.subplots(rows, cols, figsize=size, layout="constrained", dpi=80, FigureClass=NotebookFigure)
 
 # %% ../../nbs/plot/03_mosaic.ipynb #88e20504
@@ -112,21 +158,25 @@ def show_map(
     kind: str = "natural",  # natural or swir
     pixels: int = 900,  # longer side of each picture, at most
 ) -> Figure:
-    "Bands, label, map and errors of all tiles in place. Raises ValueError, SplitError."
+    "Bands, label, map, errors of all tiles in place; scale, north, degrees. Raises ValueError, SplitError."
     _check_map(tiles, maps)
     boxes, classes = _boxes(tiles, pixels), tiles[0].classes
     counts = sum(tile_confusion(maps[t.id], t.label, t.valid, len(classes))[0] for t in tiles)
+    (place, exact), shape = _place(tiles, boxes), tuple(boxes[:, 2:].max(0))
     titles = ["natural colours" if kind == "natural" else "SWIR, red, green", "label", "map"]
     titles.append(f"errors, MCC {mcc(counts):.3f}")
-    fig, axes = _panels(boxes)
-    pictures = _pictures(tiles, maps, boxes, kind)
-    for ax, title, image in zip(axes.flat, titles, pictures, strict=True):
+    across, down = place.ground(shape)
+    fig, axes = _panels(boxes, down / across if np.isfinite(across) else 1)
+    for ax, title, image in zip(axes.flat, titles, _pictures(tiles, maps, boxes, kind), strict=True):
         ax.imshow(image, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=10)
-        ax.axis("off")
+        ax.spines[:].set_visible(False)
         if groups:
             _outline_groups(ax, np.array([groups[t.id] for t in tiles]), boxes)
-    keys = handles([*classes, "no data"])
-    keys += handles([n for n in ERROR_PALETTE if n != "no data"], ERROR_PALETTE)
-    fig.legend(handles=keys, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+        fig.add_scale(ax, place, shape, north=ax is axes.flat[0])
+        if exact:
+            fig.add_degrees(ax, place, shape)
+    _name_tiles(axes.flat[0], tiles, boxes, 9 / axes.shape[-1])
+    fig.add_legend(classes, background=True)
     return fig

@@ -14,19 +14,113 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from ..landsat import IGNORE
 from ..metrics.scores import mcc, tile_confusion
 from .colours import ERROR_PALETTE, PALETTE, colours, handles
+from ..tiles.georeference import Georeference
 from ..tiles.read import Tile
 
 # %% ../../nbs/plot/01_tiles.ipynb #b30bced2
 class NotebookFigure(Figure):
-    "A figure that a notebook shows once, also where it is the last line of a cell: pyplot then forgets it."
+    "A white figure that a notebook shows once, also where it is the last line of a cell."
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{"facecolor": "white"} | options | {"dpi": options.get("dpi") or 96})
 
     def _ipython_display_(self):
-        plt.close(self)  # or it is drawn again at the end of the cell
+        plt.close(self)  # pyplot forgets it, or it is drawn again at the end of the cell
         raise NotImplementedError  # IPython goes on to the picture itself
+
+    def add_legend(
+        self,
+        classes: Sequence[str],  # names of the class indices
+        background: bool = False,  # name the first one, too, which overlays leave transparent
+    ) -> None:
+        "Legend below the figure: classes in the first row, errors in the second."
+        second = handles([n for n in ERROR_PALETTE if n != "no data"], ERROR_PALETTE)
+        first = handles([*classes[1 - background :], "no data"])
+        first += [Patch(alpha=0, label="") for _ in second[len(first) :]]
+        entries = [h for pair in zip(first, second, strict=True) for h in pair]  # filled column by column
+        self.legend(handles=entries, loc="outside lower center", ncols=len(second), frameon=False, fontsize=9)
+
+    @staticmethod
+    def add_scale(
+        ax: Axes,  # axes with an image
+        place: Georeference,  # of the image
+        shape: tuple[int, int],  # its rows, columns
+        north: bool = True,  # an arrow, too
+    ) -> None:
+        "Scale bar, north arrow and pixels as wide and high as on the ground; nothing without a CRS."
+        across, down = place.ground(shape)
+        if not np.isfinite(across):
+            return
+        ax.set_aspect(down / across)
+        _scale_bar(ax, across, shape[1])
+        way = place.north(shape)
+        if north and np.isfinite(way).all():
+            _arrow(ax, way)
+
+    @staticmethod
+    def add_degrees(
+        ax: Axes,  # axes with an image
+        place: Georeference,  # of the image
+        shape: tuple[int, int],  # its rows, columns
+    ) -> None:
+        "Longitudes where they meet the lower edge, latitudes at the left edge; nothing without a CRS."
+        h, w = shape
+        edges = ((0, np.arange(w + 1), np.full(w + 1, h)), (1, np.zeros(h + 1), np.arange(h + 1)))
+        for axis, cols, rows in edges:
+            along = place.degrees(cols, rows)[axis]
+            at, values = _round_places(np.atleast_1d(along))
+            names = [f"{abs(v):g}° {('EW', 'NS')[axis][int(v < 0)]}" for v in values]
+            setter = (ax.set_xticks, ax.set_yticks)[axis]
+            setter(at - 0.5, names, fontsize=8, **({"rotation": 90, "va": "center"} if axis else {}))
+
+# %% ../../nbs/plot/01_tiles.ipynb #760ad089
+def _round_length(metres: float, steps: Sequence[float] = (1, 2, 5)) -> float:
+    "The largest 1, 2 or 5 times a power of ten that is not above a length."
+    power = 10 ** np.floor(np.log10(metres))
+    return float(max(k for k in steps if k * power <= metres) * power)
+
+
+def _scale_bar(ax: Axes, metres_a_pixel: float, pixels: int) -> None:
+    "A bar of round length in the lower left corner, at most three tenths of the picture long."
+    metres = _round_length(0.3 * metres_a_pixel * pixels)
+    label = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
+    style = {"frameon": True, "borderpad": 0.3, "sep": 2, "pad": 0.2, "label_top": True}
+    style |= {"fontproperties": {"size": 8}, "size_vertical": 0.004 * pixels}
+    bar = AnchoredSizeBar(ax.transData, metres / metres_a_pixel, label, "lower left", **style)
+    bar.patch.set(alpha=0.8, lw=0)
+    ax.add_artist(bar)
+
+
+def _arrow(ax: Axes, way: np.ndarray) -> None:
+    "An arrow with an N in the upper right corner."
+    inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 1, ax.transAxes)
+    middle, white = np.array([-0.24, -0.28]), [withStroke(linewidth=3, foreground="white")]
+    line = {"arrowstyle": "-|>,head_width=0.22,head_length=0.4", "color": "k", "lw": 1.2}
+    line |= {"path_effects": white}
+    ends = {"xy": middle + 0.1 * way, "xytext": middle - 0.16 * way}
+    ax.annotate("", **ends, xycoords=inches, textcoords=inches, arrowprops=line)
+    style = {"fontsize": 8, "weight": "bold", "ha": "center", "va": "center", "path_effects": white}
+    ax.text(*(middle + 0.19 * way), "N", transform=inches, **style)
+
+
+def _round_places(
+    along: np.ndarray,  # (n,) degrees at points along an edge, rising or falling; NaN: unknown
+) -> tuple[np.ndarray, np.ndarray]:  # positions between the points, and the degrees there
+    "Where an edge meets round degrees, three to six of them; none where they do not rise or fall throughout."
+    steps = np.diff(along)
+    if not len(steps) or not ((steps > 0).all() or (steps < 0).all()):
+        return np.zeros(0), np.zeros(0)
+    rising = along if steps[0] > 0 else along[::-1]
+    step = _round_length(np.ptp(along) / 2.5)
+    values = np.arange(np.ceil(rising[0] / step), np.floor(rising[-1] / step) + 1) * step
+    at = np.interp(values, rising, np.arange(len(along)))
+    return at if steps[0] > 0 else len(along) - 1 - at, values.round(10)
 
 # %% ../../nbs/plot/01_tiles.ipynb #020f8534
 _COMPOSITES = {"natural": (2, 1, 0), "swir": (3, 2, 1)}  # indices of the bands shown as red, green, blue
@@ -129,6 +223,7 @@ def _show_tile(
     for ax, kind in zip(axes[0], _COMPOSITES, strict=False):
         ax.imshow(composite(tile, kind=kind))
         _no_ticks(ax, f"{tile.id}: {'SWIR, red, green' if kind == 'swir' else 'natural colours'}")
+    _with_scale(axes[0, 0], tile)
     names = [] if tile.label is None else list(tile.classes)
     if names:
         overlay(axes[0, 2], composite(tile), tile.label, names)
@@ -136,12 +231,19 @@ def _show_tile(
     fig.legend(handles=handles([*names[1:], "no data"]), loc="outside lower center", ncols=5, frameon=False)
     return fig
 
+
+def _with_scale(ax: Axes, tile: Tile, part: tuple[slice, slice] | None = None, north: bool = True) -> None:
+    "Scale bar and north of a tile, or of a part of it: rows, columns."
+    rows, cols = part or (slice(0, tile.shape[0]), slice(0, tile.shape[1]))
+    place = Georeference(tile.crs, tile.transform).moved(cols.start, rows.start)
+    NotebookFigure.add_scale(ax, place, (rows.stop - rows.start, cols.stop - cols.start), north)
+
 # %% ../../nbs/plot/01_tiles.ipynb #ead494d4
-def _grid(rows: int, cols: int, width: float = 9.0, extra: float = 0.5) -> tuple[Figure, np.ndarray]:
+def _grid(rows: int, cols: int, width: float = 10.0, extra: float = 0.5) -> tuple[Figure, np.ndarray]:
     "Figure with square axes (rows, cols), `width` inches wide, and `extra` inches for a legend."
-    side = min(width / cols, 3.2)
-    size = (side * cols, (side + 0.15) * rows + extra)
-    look = {"squeeze": False, "layout": "constrained", "dpi": 80, "FigureClass": NotebookFigure}
+    side = min(width / cols, 3.5)
+    size = (side * cols, (side + 0.3) * rows + extra)
+    look = {"squeeze": False, "layout": "constrained", "FigureClass": NotebookFigure}
     return plt.subplots(rows, cols, figsize=size, **look)
 
 # %% ../../nbs/plot/01_tiles.ipynb #eb6559a1
@@ -165,6 +267,7 @@ def show_tiles(
         image = composite(tile, kind=kind, limits=limits)
         ax.imshow(image) if tile.label is None else overlay(ax, image, tile.label, tile.classes, alpha, 0.4)
         _no_ticks(ax, f"{tile.id} ({tile.valid.mean():.0%} valid)")
+    _with_scale(axes[0, 0], tiles[0])
     names = max((t.classes for t in tiles), key=len)[1:]
     fig.legend(handles=handles([*names, "no data"]), loc="outside lower center", ncols=5, frameon=False)
     return fig
@@ -191,25 +294,27 @@ def show_predictions(
     kind: str = "natural",  # natural or swir
     zoom: bool = True,  # a close-up of the smallest class, where one is small
 ) -> Figure:
-    "Truth, prediction, errors, confidence, a close-up: a row per tile, with MCC of all and of valid pixels."
+    "Image, truth, prediction, errors, confidence, a close-up: a row per tile, with its MCC."
     if not tiles:
         raise ValueError("found no tile, expected at least one to show")
     errors = {t.id: _errors(t, preds) for t in tiles}
     places = {t.id: _small_place(t, preds[t.id]) for t in tiles} if zoom else {}
-    columns = 3 + (confidence is not None) + any(places.values())
+    columns = 4 + (confidence is not None) + any(places.values())
     fig, axes = _grid(len(tiles), columns, extra=0.7)
-    for row, tile in zip(axes, tiles, strict=True):
+    for k, (row, tile) in enumerate(zip(axes, tiles, strict=True)):
         image = composite(tile, kind=kind)
-        all_pixels, on_valid = tile_confusion(preds[tile.id], tile.label, tile.valid, len(tile.classes))
-        _no_ticks(overlay(row[0], image, tile.label, tile.classes, line=0.5), f"{tile.id}: truth")
-        _no_ticks(overlay(row[1], image, preds[tile.id], tile.classes, line=0.5), "prediction")
-        row[2].imshow(class_image(errors[tile.id], tuple(ERROR_PALETTE), palette=ERROR_PALETTE))
-        _no_ticks(row[2], f"MCC {mcc(all_pixels):.2f} (valid pixels {mcc(on_valid):.2f})")
+        _no_ticks(row[0], "image").set_ylabel(f"tile {tile.id}", fontsize=10)
+        row[0].imshow(image)
+        _with_scale(row[0], tile, north=k == 0)
+        _no_ticks(overlay(row[1], image, tile.label, tile.classes, line=0.5), "truth")
+        _no_ticks(overlay(row[2], image, preds[tile.id], tile.classes, line=0.5), "prediction")
+        row[3].imshow(class_image(errors[tile.id], tuple(ERROR_PALETTE), palette=ERROR_PALETTE))
+        _no_ticks(row[3], _scores(tile, preds[tile.id]))
         if confidence is not None:
-            _confidence(row[3], confidence[tile.id], tile.valid, len(tile.classes))
+            _confidence(row[4], confidence[tile.id], tile.valid, len(tile.classes))
         if any(places.values()):
             _close_up(row[-1], row[0], image, tile, preds[tile.id], places[tile.id])
-    _two_legends(fig, tiles[0].classes)
+    fig.add_legend(tiles[0].classes)
     return fig
 
 # %% ../../nbs/plot/01_tiles.ipynb #8c212dfb
@@ -221,21 +326,18 @@ def _errors(tile: Tile, preds: Mapping[str, np.ndarray]) -> np.ndarray:
     return error_map(tile.label, preds[tile.id], tile.valid)
 
 
+def _scores(tile: Tile, pred: np.ndarray) -> str:
+    "MCC of all and of valid pixels."
+    every, valid = tile_confusion(pred, tile.label, tile.valid, len(tile.classes))
+    return f"errors: MCC {mcc(every):.2f}\n(valid pixels {mcc(valid):.2f})"
+
+
 def _confidence(ax: Axes, confidence: np.ndarray, valid: np.ndarray, classes: int) -> None:
     "Confidence, from that of a guess to 1; nodata pixels have their own colour."
     ax.set_facecolor(PALETTE["no data"])
     shown = ax.imshow(np.ma.masked_where(~valid, confidence), vmin=1 / classes, vmax=1, cmap="viridis")
     ax.figure.colorbar(shown, ax=ax, location="right", fraction=0.046, pad=0.02)
     _no_ticks(ax, "confidence")
-
-
-def _two_legends(fig: Figure, classes: Sequence[str]) -> None:
-    "Legend below the figure: classes in the first row, errors in the second."
-    second = handles([n for n in ERROR_PALETTE if n != "no data"], ERROR_PALETTE)
-    first = handles([*classes[1:], "no data"])
-    first += [Patch(alpha=0, label="") for _ in second[len(first) :]]
-    entries = [h for pair in zip(first, second, strict=True) for h in pair]  # filled column by column
-    fig.legend(handles=entries, loc="outside lower center", ncols=len(second), frameon=False, fontsize=9)
 
 # %% ../../nbs/plot/01_tiles.ipynb #e2f33b67
 def _small_place(
@@ -279,6 +381,7 @@ def _close_up(ax: Axes, whole: Axes, image: np.ndarray, tile: Tile, pred: np.nda
             lines = ax.contour(mask[rows, cols], levels=[0.5], colors=[colour], linewidths=width)
             lines.set(path_effects=[withStroke(linewidth=width + 1.4, foreground="k")])
     labelled, mapped = (int(((values == k) & tile.valid).sum()) for values in (tile.label, pred))
-    _no_ticks(ax, f"{tile.classes[k]}: {labelled:,} px, mapped {mapped:,}")
+    _no_ticks(ax, f"{tile.classes[k]}: {labelled:,} px,\nmapped {mapped:,}")
+    _with_scale(ax, tile, (rows, cols), north=False)
     box = (cols.start - 0.5, rows.start - 0.5), cols.stop - cols.start, rows.stop - rows.start
     whole.add_patch(Rectangle(*box, fill=False, ec="w", lw=1.2))

@@ -13,9 +13,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from ..config.training import TrainConfig
 from ..files.paths import cache_folder, cached_json, digest, write_text
 from ..metrics.baseline import baseline_counts, baselines
+from ..metrics.calibration import Calibration
+from ..metrics.causes import errors_by_cause
 from ..metrics.scores import summary
 from ..models.weights import weights_file
 from ..prediction.evaluate import check_evaluation, evaluate, evaluation_record, tta_table
@@ -82,6 +86,7 @@ def score_run(
         "selected_epoch": state["metrics"]["epoch"],
         "chosen_on": [] if cfg.select == "last" else list(data.watched.ids),
         **({"block_confusions": _block_texts(learner)} if few else {}),
+        **(_by_pixel(learner) if val else {}),
         "evaluation": _evaluation(learner, folder, progress, asked, val, cfg.data_path) if val else None,
         **({"test": _test(learner, folder, with_baselines, progress, asked)} if scored else {}),
         "started_from": str(learner.model.started_from),
@@ -96,6 +101,17 @@ _NO_SCORES = {
     **{"ci95": [None, None], "ci95_valid": [None, None]},
     **{"per_class": {}, "per_class_valid": {}, "per_tile": {}, "tile_confusions": {}},
 }  # of a run that holds out no tile
+
+
+def _by_pixel(learner: Learner) -> dict:
+    "Errors by circumstance and the calibration, from one more pass over the held-out tiles, one at a time."
+    tables, counts = [], []
+    for i, tile in enumerate(learner.data.val_tiles):
+        probs = learner.predict(learner.whole_tile(i))[0].softmax(0).cpu().numpy()
+        found = np.where(tile.valid, probs.argmax(0), 0)
+        tables.append(errors_by_cause([tile], {tile.id: found}))
+        counts.append(Calibration.of(probs, tile.label, tile.valid, learner.data.classes))
+    return {"causes": sum(tables).to_dict("index"), "calibration": sum(counts).to_dict()}
 
 
 def _scores(learner: Learner, matrices: Mapping[str, tuple]) -> dict:

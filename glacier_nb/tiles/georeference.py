@@ -7,6 +7,7 @@ __all__ = ['Georeference']
 
 # %% ../../nbs/tiles/02_georeference.ipynb #1988ba2e
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import rasterio
 from fastcore.basics import patch
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine, from_gcps
+from rasterio.warp import transform
 
 from ..files.errors import TileCause, TileError
 
@@ -112,3 +115,59 @@ def of(
     if gcps and file.transform.is_identity:
         return cls(_horizontal(crs or file.crs), _fitted(gcps, Path(file.name)))
     return cls(_horizontal(file.crs), file.transform)
+
+# %% ../../nbs/tiles/02_georeference.ipynb #d134d938
+@patch
+def moved(self: Georeference, cols: int, rows: int) -> Georeference:
+    "That of a part of the picture, which begins so many pixels further right and down."
+    return Georeference(self.crs, self.transform @ Affine.translation(cols, rows))
+
+
+@patch
+def degrees(
+    self: Georeference,
+    col: float | np.ndarray,  # of a point, or of many, pixels; 0: the left edge of the first
+    row: float | np.ndarray,  # likewise, from the top
+) -> tuple:  # two numbers, or two arrays
+    "Longitude and latitude of points; NaN where there is none."
+    col, row = np.broadcast_arrays(np.asarray(col, float), row)
+    found = np.full((2, col.size), np.nan)
+    if self.crs is not None:
+        with suppress(RasterioError):
+            x, y = self.transform @ (col, row)
+            found = np.array(transform(self.crs, CRS.from_epsg(4326), np.ravel(x), np.ravel(y)))
+    lon, lat = found.reshape(2, *col.shape)
+    return (lon, lat) if col.ndim else (float(lon), float(lat))
+
+
+@patch
+def ground(
+    self: Georeference,
+    shape: tuple[int, int],  # rows, columns of the picture
+) -> tuple[float, float]:  # NaN without a CRS
+    "Metres on the ground across and down a pixel in the middle of a picture (azimuthal equidistant)."
+    (h, w), own = shape, self.transform
+    lon, lat = self.degrees(w / 2, h / 2)
+    if not np.isfinite([lon, lat]).all():
+        return np.nan, np.nan
+    around = CRS.from_string(f"+proj=aeqd +lat_0={lat:.8f} +lon_0={lon:.8f} +datum=WGS84 +units=m")
+    points = [own @ p for p in ((w / 4, h / 2), (3 * w / 4, h / 2), (w / 2, h / 4), (w / 2, 3 * h / 4))]
+    x, y = map(np.array, transform(self.crs, around, *zip(*points, strict=True)))
+    return np.hypot(x[1] - x[0], y[1] - y[0]) / (w / 2), np.hypot(x[3] - x[2], y[3] - y[2]) / (h / 2)
+
+
+@patch
+def north(
+    self: Georeference,
+    shape: tuple[int, int],  # rows, columns of the picture
+) -> np.ndarray:  # (2,) right, up; NaN at a pole and without a CRS
+    "The direction of north in the middle of a picture."
+    h, w = shape
+    lon, lat = self.degrees(w / 2, h / 2)
+    if not abs(lat) < 89.9:
+        return np.array([np.nan, np.nan])
+    x, y = transform(CRS.from_epsg(4326), self.crs, [lon, lon], [lat, lat + 1e-3])
+    (a, b), (c, d) = (~self.transform @ p for p in zip(x, y, strict=True))
+    across, down = self.ground(shape)
+    way = np.array([(c - a) * across, (b - d) * down])  # rows count downwards
+    return way / np.linalg.norm(way)

@@ -13,8 +13,6 @@ from glacier_nb.plot.maps import (
     _busy_windows,
     _Legend,
     _pictures,
-    _round_length,
-    _Sheet,
     _thumbnail,
     show_confidence,
     show_overview,
@@ -85,42 +83,6 @@ def test_maps_in_other_projections_are_drawn_in_that_of_the_first(made, tmp_path
     assert (right == codes[5:145, 5:165]).mean() > 0.7  # the two grids are turned a little
 
 
-PLACES = {
-    32643: (Affine(30, 0, 5e5, 0, -30, 3.66e6), 30, 30, 0),
-    3857: (Affine(30, 0, 8.4e6, 0, -30, 3.9e6), 25.16, 25.16, 0),
-    4326: (Affine(3e-4, 0, 75.5, 0, -3e-4, 33), 28.02, 33.27, 0),
-    3031: (Affine(30, 0, 1e6, 0, -30, 1e6), 30.45, 30.45, 45),
-}
-
-
-@pytest.mark.parametrize("code", PLACES)
-def test_lengths_and_north_in_any_projection(code):
-    place, across, down, degrees = PLACES[code]
-    sheet = _Sheet((200, 300), CRS.from_epsg(code), place)
-    np.testing.assert_allclose(sheet.ground(), (across, down), rtol=5e-3)
-    right, up = sheet.north()
-    assert np.degrees(np.arctan2(right, up)) == pytest.approx(degrees, abs=0.6)
-    assert np.hypot(right, up) == pytest.approx(1)
-
-
-def test_a_grid_that_is_turned_has_north_elsewhere():
-    "Columns run north."
-    sheet = _Sheet((200, 300), CRS.from_epsg(32643), Affine(0, 30, 5e5, 30, 0, 3.66e6))
-    np.testing.assert_allclose(sheet.north(), (1, 0), atol=1e-3)
-
-
-def test_no_arrow_at_a_pole_and_none_without_a_place():
-    at_pole = _Sheet((200, 200), CRS.from_epsg(3031), Affine(30, 0, -3000, 0, -30, 3000))
-    nowhere = _Sheet((200, 200), None, Affine.identity())
-    assert np.isnan([*at_pole.north(), *nowhere.north(), *nowhere.ground()]).all()
-    assert np.isfinite(at_pole.ground()).all()
-
-
-def test_lengths_of_bars_are_round():
-    found = [_round_length(x) for x in (1, 1.9, 2, 4.99, 5, 9.99, 10, 0.3, 12345)]
-    assert found == [1, 1, 2, 2, 5, 5, 10, 0.2, 10000]
-
-
 def test_a_thumbnail_is_every_third_pixel_of_the_scene():
     scene = make_scene(150, 1200)
     found, place = _thumbnail(scene, 400)
@@ -128,12 +90,14 @@ def test_a_thumbnail_is_every_third_pixel_of_the_scene():
     assert place == scene.transform @ Affine.scale(3)
 
 
-def test_windows_lie_where_classes_meet(tmp_path):
+def test_windows_lie_where_classes_meet(made, tmp_path):
     codes = np.zeros((90, 120), np.uint8)
     codes[70:90:2, 100:] = 85
     codes[0:6, 0:6] = 254  # an edge of nodata is none between classes
     profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 90, "width": 120, "nodata": 254}
-    with rasterio.open(tmp_path / "a.tif", "w", **profile, crs="EPSG:32643", transform=PLACES[32643][0]) as f:
+    with rasterio.open(
+        tmp_path / "a.tif", "w", **profile, crs="EPSG:32643", transform=made[0].scene.transform
+    ) as f:
         f.write(codes, 1)
     assert _busy_windows([tmp_path / "a.tif"], 30, 1) == [(0, 60, 90)]
     found = _busy_windows([tmp_path / "a.tif"] * 2, 200, 3)

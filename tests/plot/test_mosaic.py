@@ -10,7 +10,7 @@ from made_up import noise_tile
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from glacier_nb.plot.mosaic import _boxes, _pictures, _sheet, _shortened, show_map
+from glacier_nb.plot.mosaic import _boxes, _pictures, _place, _sheet, _shortened, show_map
 from glacier_nb.tiles.splits import SplitError
 
 mpl.use("Agg")
@@ -78,7 +78,7 @@ def test_the_title_has_the_score_of_all_pixels_and_folds_are_numbered(tiles, map
     groups = {t.id: k // 2 for k, t in enumerate(tiles)}
     axes = show_map(tiles, maps, groups, kind="swir").axes
     assert axes[3].get_title().startswith("errors, MCC 0.")
-    assert sorted(text.get_text() for text in axes[0].texts) == ["0", "1", "2"]
+    assert sorted(text.get_text() for text in axes[1].texts) == ["fold 0", "fold 1", "fold 2"]
 
 
 @pytest.mark.parametrize("missing", ["map", "label", "tile"])
@@ -92,3 +92,23 @@ def test_unknown_places_are_an_error(tiles, maps):
     lost = [replace(t, id=f"tile{t.id[-1]}x") for t in tiles[:2]]
     with pytest.raises(SplitError, match="georeference"):
         show_map(lost, {t.id: t.label for t in lost})
+
+
+def test_the_picture_lies_where_its_tiles_lie(tiles):
+    here = [placed(t) for t in tiles[:4]]
+    place, exact = _place(here, _boxes(here, 900))
+    assert exact
+    assert place.transform.almost_equals(here[0].transform, 1e-3)
+    small, _ = _place(here, _boxes(here, 48))
+    assert small.transform.a == pytest.approx(40), "64 pixels of 30 m on 48"
+
+
+def test_no_degrees_where_a_strip_was_shortened_or_a_place_is_unknown(tiles, maps):
+    apart = [placed(t) for t in tiles]
+    assert not _place(apart, _boxes(apart, 900))[1]
+    assert not _place(tiles, _boxes(tiles, 900))[1]
+    assert not _place([*apart[:3], tiles[3]], _boxes(tiles[:4], 900))[1]
+    for some, degrees, bars in ((apart[:4], True, 1), (apart, False, 1), (tiles, False, 0)):
+        ax = show_map(some, maps).axes[0]
+        assert bool(len(ax.get_xticks())) == degrees
+        assert len(ax.artists) == bars

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.colors import to_rgb
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from rasterio.crs import CRS
 from rasterio.transform import Affine
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
 from glacier_nb.plot.colours import ERROR_PALETTE, PALETTE, colours, handles
 from glacier_nb.plot.tiles import (
+    NotebookFigure,
+    _round_length,
+    _round_places,
     _stretch_limits,
     class_image,
     composite,
@@ -22,6 +27,7 @@ from glacier_nb.plot.tiles import (
     show_predictions,
     show_tiles,
 )
+from glacier_nb.tiles.georeference import Georeference
 from glacier_nb.tiles.read import Tile
 
 mpl.use("Agg")
@@ -307,3 +313,36 @@ def test_false_positives_have_the_colour_of_no_class():
     lab = rgb2lab(colours(list(PALETTE)))
     red = rgb2lab(colours(["false positive"], ERROR_PALETTE))
     assert deltaE_ciede2000(lab, red).min() > 12
+
+
+# scale
+
+
+def test_lengths_of_bars_are_round():
+    found = [_round_length(x) for x in (1, 1.9, 2, 4.99, 5, 9.99, 10, 0.3, 12345)]
+    assert found == [1, 1, 2, 2, 5, 5, 10, 0.2, 10000]
+
+
+def test_round_degrees_lie_where_an_edge_meets_them():
+    at, values = _round_places(np.linspace(75.9, 77.1, 121))
+    np.testing.assert_allclose(values, [76, 76.2, 76.4, 76.6, 76.8, 77])
+    np.testing.assert_allclose(at, [10, 30, 50, 70, 90, 110])
+    at, values = _round_places(np.linspace(34, 33, 101))  # rows count downwards
+    np.testing.assert_allclose(at[values == 33.4], [60])
+    turns = np.array([179.9, 180, -179.9])
+    assert not _round_places(turns)[0].size, "none across the date line"
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_bar_only_where_the_place_is_known(placed):
+    "300 pixels of 30 m: three tenths are 2.7 km, so the bar is 2 km long."
+    ax = plt.subplots()[1]
+    ax.imshow(np.zeros((200, 300)))
+    place = Georeference(CRS.from_epsg(32643) if placed else None, Affine(30, 0, 5e5, 0, -30, 3.66e6))
+    NotebookFigure.add_scale(ax, place, (200, 300))
+    NotebookFigure.add_degrees(ax, place, (200, 300))
+    bars = [x for x in ax.artists if isinstance(x, AnchoredSizeBar)]
+    assert [bar.txt_label.get_text() for bar in bars] == ["2 km"] * placed
+    assert [text.get_text() for text in ax.texts] == ["", "N"] * placed
+    labels = [text.get_text() for text in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+    assert ("33.06° N" in labels) == placed

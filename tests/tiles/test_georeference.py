@@ -138,3 +138,47 @@ def test_a_transform_counts_more_than_points(tmp_path):
     write(tmp_path / "a.tif", crs=UTM, transform=PLACE)
     with rasterio.open(tmp_path / "a.tif") as f:
         assert Georeference.of(f) == Georeference(UTM, PLACE)
+
+
+# lengths, north and degrees
+
+PLACES = {
+    32643: (Affine(30, 0, 5e5, 0, -30, 3.66e6), 30, 30, 0),
+    3857: (Affine(30, 0, 8.4e6, 0, -30, 3.9e6), 25.16, 25.16, 0),
+    4326: (Affine(3e-4, 0, 75.5, 0, -3e-4, 33), 28.02, 33.27, 0),
+    3031: (Affine(30, 0, 1e6, 0, -30, 1e6), 30.45, 30.45, 45),
+}
+
+
+@pytest.mark.parametrize("code", PLACES)
+def test_lengths_and_north_in_any_projection(code):
+    place, across, down, degrees = PLACES[code]
+    found = Georeference(CRS.from_epsg(code), place)
+    np.testing.assert_allclose(found.ground((200, 300)), (across, down), rtol=5e-3)
+    right, up = found.north((200, 300))
+    assert np.degrees(np.arctan2(right, up)) == pytest.approx(degrees, abs=0.6)
+    assert np.hypot(right, up) == pytest.approx(1)
+
+
+def test_a_grid_that_is_turned_has_north_elsewhere():
+    "Columns run north."
+    found = Georeference(CRS.from_epsg(32643), Affine(0, 30, 5e5, 30, 0, 3.66e6))
+    np.testing.assert_allclose(found.north((200, 300)), (1, 0), atol=1e-3)
+
+
+def test_no_arrow_at_a_pole_and_none_without_a_place():
+    at_pole = Georeference(CRS.from_epsg(3031), Affine(30, 0, -3000, 0, -30, 3000))
+    nowhere = Georeference(None, Affine.identity())
+    assert np.isnan(
+        [*at_pole.north((200, 200)), *nowhere.north((200, 200)), *nowhere.ground((200, 200))]
+    ).all()
+    assert np.isfinite(at_pole.ground((200, 200))).all()
+
+
+def test_degrees_of_one_point_and_of_many():
+    place = Georeference(CRS.from_epsg(4326), Affine(3e-4, 0, 75.5, 0, -3e-4, 33))
+    assert place.degrees(100, 200) == pytest.approx((75.53, 32.94))
+    lon, lat = place.degrees(np.arange(3), 0)
+    np.testing.assert_allclose(lon, [75.5, 75.5003, 75.5006])
+    assert lat.shape == (3,)
+    assert np.isnan(Georeference(None, Affine.identity()).degrees(np.zeros((2, 2)), 1)).all()
