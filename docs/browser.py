@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-OPTIONS = ("--no-sandbox",)  # Chromium has no sandbox for root, as in containers
+OPTIONS = (  # Chromium has no sandbox for root, as in containers; and asks nobody on the network
+    "--no-sandbox",
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
 NONE = "No browser: `apt-get install chromium` or `.venv/bin/playwright install chromium` installs one."
 
 

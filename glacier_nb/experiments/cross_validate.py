@@ -30,6 +30,7 @@ from .train import check_plan
 from ..files.errors import listing
 from ..files.jsonvalues import json_values
 from ..files.paths import folds_folder, project_root, short_path, write_text
+from ..metrics.calibration import Calibration
 from ..metrics.scores import mcc, summary
 from ..metrics.significance import paired_gain
 from glacier_nb.runs.folder import (
@@ -161,6 +162,15 @@ def _chosen_on(metrics: Sequence[Mapping]) -> list[str]:
     return [i for m in metrics for i in m["tile_confusions"] if i in m.get("chosen_on", m["tile_confusions"])]
 
 
+def _by_pixel(metrics: Sequence[Mapping]) -> dict:
+    "Errors by circumstance and calibration of all folds; nothing where a run of an older version has none."
+    if not all("causes" in m and "calibration" in m for m in metrics):
+        return {}
+    causes = sum(pd.DataFrame(m["causes"]) for m in metrics).T
+    found = sum(Calibration.from_dict(m["calibration"]) for m in metrics)
+    return {"causes": causes.to_dict("index"), "calibration": found.to_dict()}
+
+
 def _fold_row(
     folder: Path,  # of a finished run
     metrics: Mapping,  # its metrics.json
@@ -192,6 +202,7 @@ def _pooled(
             **summary(own["all"], own["valid"], list(metrics[0]["per_class"]), cfg.seed),
             "chosen_on": _chosen_on(metrics),
             **_rules(metrics, own, cfg.seed),
+            **_by_pixel(metrics),
             "folds": [_fold_row(*pair) for pair in zip(folders, metrics, strict=True)],
             "tile_confusions": counts,
             "seconds": sum(m["seconds"] for m in metrics),

@@ -202,7 +202,7 @@ def _test_lines(metrics: dict) -> list[str]:
 _FILES = {
     "train.ipynb": "notebook", "pretrain.ipynb": "notebook", "figures": "figures",
     "best.pt": "checkpoint", "model.pt": "checkpoint",
-    "metrics.json": "metrics", "diagnosis.md": "diagnosis", "failed.json": "error",
+    "result.png": "picture", "metrics.json": "metrics", "diagnosis.md": "diagnosis", "failed.json": "error",
 }  # fmt: skip
 
 

@@ -25,13 +25,20 @@ from .explorer import Explorer
 from .maps import RunMaps
 from .view import TileView
 from ..files.paths import project_root
-from ..landsat import IGNORE
 from ..metrics.scores import mcc
 from ..metrics.thresholds import MapThresholds
 from ..plot.colours import ERROR_PALETTE, LINE_COLOURS, PALETTE, colours
 from ..plot.tiles import error_map
 from ..progress import LiveCurves, progress_bar
-from ..runs.folder import RunError, read_history, read_json, read_metrics, run_config, run_state, verdict
+from glacier_nb.runs.folder import (
+    RunError,
+    read_history,
+    read_json,
+    read_metrics,
+    run_config,
+    run_state,
+    verdict,
+)
 from ..tiles.read import AnyTile
 from ..tiles.splits import tile_boxes
 
@@ -240,7 +247,9 @@ def _maps_of(self: Explorer, run: str) -> RunMaps:
     fit = {n: m for n, m in self.runs.items() if m.held_out and self._comparable(m)}
     if not fit or (run and run not in fit):
         found = repr(run) if run else ", ".join(self.runs) or "no run"
-        expected = " or ".join(fit) or f"a run or cross-validation that held out tiles of {self.data.folder.name}"
+        expected = (
+            " or ".join(fit) or f"a run or cross-validation that held out tiles of {self.data.folder.name}"
+        )
         raise RunError(f"found {found}, expected {expected}. To fix: runs = {next(iter(fit), 'NAME')!r}")
     return fit[run or next(iter(fit))]
 
