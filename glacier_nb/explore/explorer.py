@@ -13,6 +13,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
@@ -126,6 +127,8 @@ class Explorer(traitlets.HasTraits):
         runs: str = "",  # runs and cross-validations whose maps are shown, comma-separated; empty: none
         tile: str = "",  # id of the first tile; empty: the first that a run held out, or that has a label
         bands: str = "true colour",  # one of `ExploredTiles.pictures`
+        overlay: str = "auto",  # one of `layers`; auto: the label
+        compare: str = "auto",  # one of `layers`; auto: the map of the first run
     ):
         self.runs = RunMaps.open_all(runs, data_dir)
         glcm = next((m.glcm for m in self.runs.values() if m.glcm), None)
@@ -133,7 +136,9 @@ class Explorer(traitlets.HasTraits):
         labelled = [name for name, t in self.data.tiles.items() if t.labelled]
         held = [name for name in labelled if any(name in m.held_out for m in self.runs.values())]
         super().__init__(tile=tile or (held or labelled or self.data.ids)[0], bands=bands)
-        self.left = ("label",) if self.data[self.tile].labelled else _NONE
+        first = ["label" if labelled else "none", next((f"{name}: map" for name in self.runs), "none")]
+        for side, given, auto in zip(("left", "right"), (overlay, compare), first, strict=True):
+            setattr(self, side, self._named(auto if given == "auto" else given))
 
     @property
     def layers(self) -> dict[str, tuple]:  # text -> value of `left` or `right`
@@ -143,6 +148,12 @@ class Explorer(traitlets.HasTraits):
             kinds = ["map", "errors", "confidence"] if self._comparable(maps) else ["map", "confidence"]
             found |= {f"{name}: {kind}": (kind, name) for kind in kinds}
         return found | {f"{run}: {a} mapped as {b}": ("cell", run, a, b) for run, a, b in self.cells}
+
+    def _named(self, text: str) -> tuple:
+        "The overlay of that name; raises ValueError with all of them."
+        if text not in self.layers:
+            raise ValueError(f"no overlay {text!r}: expected one of {', '.join(self.layers)}")
+        return self.layers[text]
 
     def _comparable(self, maps: RunMaps) -> bool:
         "Whether the labels have the classes of a run."
@@ -162,7 +173,7 @@ class Explorer(traitlets.HasTraits):
     @traitlets.validate("left", "right")
     def _known_layer(self, proposal) -> tuple:
         if proposal["value"] not in self.layers.values():
-            raise ValueError(f"no overlay {proposal['value']}: expected one of {list(self.layers.values())}")
+            raise ValueError(f"no overlay {proposal['value']}: expected one of {[*self.layers.values()]}")
         return proposal["value"]
 
     def step(self, n: int) -> None:
@@ -202,9 +213,10 @@ def layer(
     return _mask_layer((tile.label == i) & (found == j) & tile.valid, f"{key[2]} mapped as {key[3]}")
 
 # %% ../../nbs/explore/03_explorer.ipynb #2dbcbba6
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    "An HTML table whose first column names the rest."
-    lines = (f"<tr><th>{first}</th>{''.join(f'<td>{c}</td>' for c in rest)}</tr>" for first, *rest in rows)
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    "An HTML table of names and values."
+    side = "style='text-align:left'"
+    lines = (f"<tr><th {side}>{name}</th><td {side}>{value}</td></tr>" for name, value in rows)
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -439,62 +451,21 @@ def _to_largest(self: Explorer, mask: np.ndarray, zoom: float = 3.0) -> None:
         self.view.place = [(rows.start + rows.stop) / 2, (cols.start + cols.stop) / 2, zoom]
 
 
-def _shade(share: float, correct: bool) -> str:
-    "The colour of a cell: blue where it is correct, red where it is not, darker for more."
-    tone = np.array([86, 180, 233] if correct else [213, 94, 0]) / 255
-    return _hex(1 - (1 - tone) * min(1.0, share) ** 0.7)
-
-
 @patch
 def _matrix(self: Explorer) -> widgets.Widget:
-    "The cells as buttons, and below them the tiles of the cell that was clicked."
+    "The matrices of the runs as buttons."
     runs = {name: m for name, m in self.runs.items() if m.counts and self._comparable(m)}
     if not runs:
         return widgets.HTML("No run in <code>runs</code> held out tiles of this folder, with these classes.")
     choice = _control(widgets.Dropdown, "matrix-run", "260px", options=list(runs), description="Run")
-    grid, tiles = widgets.GridBox(), widgets.VBox()
-    tiles.add_class("glacier-tiles")
+    below = widgets.VBox()
 
     def fill(_change=None):
-        grid.children, grid.layout.grid_template_columns = self._cells(runs[choice.value], tiles)
-        tiles.children = [widgets.HTML("Click a cell: its pixels are laid over the tile.")]
+        below.children = [runs[choice.value].buttons(partial(self.show_cell, choice.value))]
 
     choice.observe(fill, "value")
-    grid.add_class("glacier-matrix")
     fill()
-    return widgets.VBox([choice, grid, tiles])
-
-
-@patch
-def _cells(self: Explorer, maps: RunMaps, tiles: widgets.VBox) -> tuple[list, str]:
-    "Headings and buttons of a matrix row by row, and the widths of its columns."
-    table = maps.matrix
-    items = [widgets.HTML("label \\ map"), *(widgets.HTML(f"<b>{name}</b>") for name in table)]
-    for truth, row in table.iterrows():
-        items.append(widgets.HTML(f"<b>{truth}</b>"))
-        for mapped, n in row.items():
-            share = n / max(row.sum(), 1)
-            text = f"{n:,}\n{share:.1%}"
-            button = _control(widgets.Button, f"cell-{truth}-{mapped}", "auto", description=text)
-            button.layout.height = "44px"
-            button.style = {"button_color": _shade(share, truth == mapped), "text_color": "black"}
-            button.on_click(lambda _, a=truth, b=mapped: self._clicked(maps, a, b, tiles))
-            items.append(button)
-    return items, f"minmax(0, 90px) repeat({len(table)}, minmax(0, 105px))"
-
-
-@patch
-def _clicked(self: Explorer, maps: RunMaps, truth: str, mapped: str, tiles: widgets.VBox) -> None:
-    "Show a cell, and buttons of the tiles with most of its pixels."
-    self.show_cell(maps.name, truth, mapped)
-    found, buttons = maps.tiles_with(truth, mapped), []
-    for name, n in found.items():
-        button = _control(widgets.Button, f"tile-{name}", "170px", description=f"{name}: {n:,} pixels")
-        button.on_click(lambda _, name=name: self.show_cell(maps.name, truth, mapped, name))
-        buttons.append(button)
-    end = "Most of it:" if found else "No held-out tile has any."
-    text = f"{truth} mapped as {mapped}, in magenta. {end}"
-    tiles.children = [widgets.HTML(text), widgets.Box(buttons, layout={"flex_flow": "row wrap"})]
+    return widgets.VBox([choice, below])
 
 # %% ../../nbs/explore/03_explorer.ipynb #a2c464aa
 _KEYS = (

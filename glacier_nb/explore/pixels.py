@@ -46,7 +46,7 @@ class ExploredTiles:
         self.tiles = {t.id: t for t in open_tiles(self.folder, classes, partial=True)}
         self._glcm, self._read = glcm, lru_cache(maxsize=6)(self._in_memory)
         self._texture = lru_cache(maxsize=6)(lambda name: self.glcm.channels(self[name]))
-        self._channels = lru_cache(maxsize=32)(self._compute)
+        self._channels = lru_cache(maxsize=32)(lambda *key: self._compute(*key))
 
     def _in_memory(self, name: str) -> Tile:
         "A tile with the digest of its bands, which is known already."
@@ -306,7 +306,7 @@ class _Spectrum:
     "A figure of the classes in all channels, on which one pixel after the other is drawn."
 
     def __init__(self, data: ExploredTiles):  # whose classes are drawn
-        groups = [("reflectance", data.channels[:4]), ("kelvin", data.channels[4:5])]
+        groups = [("reflectance", BANDS[:3]), ("reflectance", BANDS[3:4]), ("kelvin", BANDS[4:])]
         groups += [(name, (name,)) for name in data.glcm.names]
         self.data, self.figure = data, Figure(figsize=(6.2, 2.7), dpi=90, layout="constrained")
         FigureCanvasAgg(self.figure)
