@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/explore/04_panels.ipynb #cdc3eb47
+# %% ../../nbs/explore/04_panels.ipynb #46e820c3
 import html
 import io
 import threading
@@ -35,7 +35,7 @@ from ..runs.folder import RunError, read_history, read_json, read_metrics, run_c
 from ..tiles.read import AnyTile
 from ..tiles.splits import tile_boxes
 
-# %% ../../nbs/explore/04_panels.ipynb #10fb77c0
+# %% ../../nbs/explore/04_panels.ipynb #764552b2
 class _Panel:
     "Controls where somebody looks at the notebook, a picture or a table elsewhere."
 
@@ -66,6 +66,11 @@ class _Panel:
         return {"text/plain": self._text, "image/png": _figure_png(still)}
 
 
+def _note(text: str) -> _Panel:
+    "A line instead of a panel."
+    return _Panel(lambda: widgets.HTML(html.escape(text)), lambda: f"<p>{html.escape(text)}</p>", text)
+
+
 def _figure_png(figure: Figure) -> bytes:
     "A figure as a file."
     if not hasattr(figure.canvas, "print_png"):
@@ -86,7 +91,7 @@ def _rgba(values: np.ndarray, names: Sequence[str], palette, clear: Sequence[str
     table = np.column_stack([np.round(255 * colours(names, palette)), alpha]).astype(np.uint8)
     return table[values]
 
-# %% ../../nbs/explore/04_panels.ipynb #354c64e7
+# %% ../../nbs/explore/04_panels.ipynb #843f8642
 def _tight(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     "Positions along an axis without empty strips wider than a quarter of a tile."
     values, index = np.unique(low, return_inverse=True)
@@ -125,7 +130,7 @@ class _Sheet:
                 return name, (int(share[0] * h), int(share[1] * w))
         return None
 
-# %% ../../nbs/explore/04_panels.ipynb #db210059
+# %% ../../nbs/explore/04_panels.ipynb #8efa8c7e
 @patch
 def _overview_layer(self: Explorer, sheet: _Sheet, key: tuple, say: Callable[[str], None]) -> bytes:
     "An overlay of all tiles as a PNG; says how far it is."
@@ -233,15 +238,15 @@ def _go_from(self: Explorer, sheet: _Sheet, pixel: Sequence[int], say: Callable[
         self.pixel = found[1]
         say(f"{found[0]}, row {found[1][0]}, column {found[1][1]}: opened above")
 
-# %% ../../nbs/explore/04_panels.ipynb #8d206fc0
+# %% ../../nbs/explore/04_panels.ipynb #c19ce8bc
 @patch
 def _maps_of(self: Explorer, run: str) -> RunMaps:
     "The maps of a run, or of the first that held out tiles of this folder; raises RunError without one."
     fit = {n: m for n, m in self.runs.items() if m.held_out and self._comparable(m)}
     if not fit or (run and run not in fit):
         found = repr(run) if run else ", ".join(self.runs) or "no run"
-        expected = " or ".join(fit) or f"a run or cross-validation that held out tiles of {self.data.folder.name}"
-        raise RunError(f"found {found}, expected {expected}. To fix: runs = {next(iter(fit), 'NAME')!r}")
+        expected = " or ".join(fit) or f"a run that held out tiles of {self.data.folder.name}"
+        raise RunError(f"found {found}, expected {expected}. To fix: name such a run in runs")
     return fit[run or next(iter(fit))]
 
 
@@ -268,7 +273,9 @@ def thresholds(
     self: Explorer,
     run: str = "",  # one of `runs`; empty: the first that held out tiles
 ) -> _Panel:
-    "MCC of a run's held-out tiles by threshold and smallest patch. Raises RunError without such a run."
+    "MCC of a run's held-out tiles by threshold and smallest patch. Raises RunError for another run."
+    if not run and not any(m.held_out and self._comparable(m) for m in self.runs.values()):
+        return _note(f"No run that held out tiles of {self.data.folder.name} in runs: nothing to choose on.")
     maps = self._maps_of(run)
     tiles = [self.data[i] for i in self.data.ids if i in maps.held_out and self.data.tiles[i].labelled]
     bar = progress_bar(tiles, unit="tile", leave=False) if LiveCurves.has_page() else tiles
@@ -317,7 +324,7 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
     box.add_class("glacier-thresholds")
     return box
 
-# %% ../../nbs/explore/04_panels.ipynb #93b94f86
+# %% ../../nbs/explore/04_panels.ipynb #f1b8d833
 def _doubts_file(run: str) -> str:
     "Where a label check of a run lies, relative to the project root."
     return f"outputs/{run}/label_check/patches.csv"
@@ -333,7 +340,7 @@ def doubts(
     if not names:
         name = run or next(iter(self.runs), "NAME")
         text = f"No label check of {name} yet: papermill nbs/label_check.ipynb out.ipynb -p run {name}"
-        return _Panel(lambda: widgets.HTML(html.escape(text)), lambda: f"<p>{html.escape(text)}</p>", text)
+        return _note(text)
     table = pd.read_csv(project_root() / _doubts_file(names[0]), index_col="rank", dtype={"tile": str})
     table = table[table["tile"].isin(self.data.ids)]
     shown = table[["tile", "kind", "label", "map", "km2", "confidence", "row", "col"]].head(15)
@@ -369,7 +376,7 @@ def _doubts_widget(self: Explorer, table: pd.DataFrame, run: str, text: str) -> 
     box.add_class("glacier-doubts")
     return box
 
-# %% ../../nbs/explore/04_panels.ipynb #caa4b4c5
+# %% ../../nbs/explore/04_panels.ipynb #fef7a1bf
 class _State(StrEnum):
     "What a run does."
 
@@ -425,7 +432,7 @@ def _curves(run: str, history: Sequence[dict]) -> str:  # SVG; empty before the 
     inner = history and run_config(project_root() / "outputs" / run).select == "inner"
     return LiveCurves.picture(LiveCurves.of_history(history, "inner " * inner))[0] if history else ""
 
-# %% ../../nbs/explore/04_panels.ipynb #a458888c
+# %% ../../nbs/explore/04_panels.ipynb #09218178
 class _Watch:
     "Reads a run every few seconds in a thread, and shows curves and state."
 
