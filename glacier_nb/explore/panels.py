@@ -25,13 +25,20 @@ from .explorer import Explorer
 from .maps import RunMaps
 from .view import TileView
 from ..files.paths import project_root
-from ..landsat import IGNORE
 from ..metrics.scores import mcc
 from ..metrics.thresholds import MapThresholds
 from ..plot.colours import ERROR_PALETTE, LINE_COLOURS, PALETTE, colours
 from ..plot.tiles import error_map
 from ..progress import LiveCurves, progress_bar
-from ..runs.folder import RunError, read_history, read_json, read_metrics, run_config, run_state, verdict
+from glacier_nb.runs.folder import (
+    RunError,
+    read_history,
+    read_json,
+    read_metrics,
+    run_config,
+    run_state,
+    verdict,
+)
 from ..tiles.read import AnyTile
 from ..tiles.splits import tile_boxes
 
