@@ -9,7 +9,11 @@ __all__ = ['Explorer']
 import html
 import io
 import os
+import zlib
+from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import suppress
+from threading import Thread
 from typing import NamedTuple
 
 import ipywidgets as widgets
@@ -32,7 +36,8 @@ from ..progress import LiveCurves
 # %% ../../nbs/explore/03_explorer.ipynb #b5c5e678
 def _png(image: np.ndarray) -> bytes:
     "A PNG, quick rather than small."
-    Image.fromarray(image).save(file := io.BytesIO(), "PNG", compress_level=1)
+    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+    Image.fromarray(image).save(file := io.BytesIO(), "PNG", **options)
     return file.getvalue()
 
 
@@ -163,7 +168,15 @@ class Explorer(traitlets.HasTraits):
     def step(self, n: int) -> None:
         "Go to the next tile, or for -1 to the previous one; after the last comes the first."
         ids = self.data.ids
-        self.pixel, self.tile = (), ids[(ids.index(self.tile) + n) % len(ids)]
+        at = ids.index(self.tile) + n
+        self.pixel, self.tile = (), ids[at % len(ids)]
+        if hasattr(self, "_widget"):  # the one after it is read while this one is looked at
+            Thread(target=self._read, args=(ids[(at + n) % len(ids)],), daemon=True).start()
+
+    def _read(self, tile: str) -> None:
+        "Read a tile ahead; what is wrong with it is said when it is shown."
+        with suppress(ValueError, OSError):
+            self.data.picture(tile, self.bands, self.stretch)
 
 
 @patch
@@ -217,12 +230,16 @@ def facts(self: Explorer) -> str:  # HTML
     return _table(rows)
 
 
+_KEY = "display:inline-block;width:11px;height:11px;border:1px solid #777;margin:0 4px -1px 8px;background:"
+
+
 @patch
 def legend(self: Explorer, layers: Sequence[_Layer | None]) -> str:  # HTML
     "The colours of the overlays and the limits of the bands."
     names = {name: colour for layer in layers if layer for name, colour in layer.legend.items()}
     parts = [
-        f"<i class='glacier-swatch' style='background:{c}'></i>{html.escape(n)}" for n, c in names.items()
+        f"<span style='white-space:nowrap'><i style='{_KEY}{c}'></i>{html.escape(n)}</span>"
+        for n, c in names.items()
     ]
     channels = self.data.pictures[self.bands]
     pairs = zip(channels, self.data.limits(self.tile, self.bands, self.stretch), strict=True)
@@ -396,6 +413,9 @@ def show_cell(
     tile: str = "",  # id of the tile to go to; empty: stay
 ) -> None:
     "Lay the pixels of one cell of the confusion matrix over the tile, in a tile given at the largest patch."
+    if run not in self.runs or not {truth, mapped} <= set(self.runs[run].classes):
+        known = "; ".join(f"{name}: {', '.join(m.classes)}" for name, m in self.runs.items()) or "no run"
+        raise ValueError(f"no cell {run}, {truth}, {mapped}: expected a run and two of its classes ({known})")
     if (run, truth, mapped) not in self.cells:
         self.cells.append((run, truth, mapped))
         for control in (self._left, self._right) if hasattr(self, "_left") else ():
@@ -460,7 +480,7 @@ def _cells(self: Explorer, maps: RunMaps, tiles: widgets.VBox) -> tuple[list, st
             button.style = {"button_color": _shade(share, truth == mapped), "text_color": "black"}
             button.on_click(lambda _, a=truth, b=mapped: self._clicked(maps, a, b, tiles))
             items.append(button)
-    return items, f"90px repeat({len(table)}, 105px)"
+    return items, f"minmax(0, 90px) repeat({len(table)}, minmax(0, 105px))"
 
 
 @patch
@@ -477,6 +497,12 @@ def _clicked(self: Explorer, maps: RunMaps, truth: str, mapped: str, tiles: widg
     tiles.children = [widgets.HTML(text), widgets.Box(buttons, layout={"flex_flow": "row wrap"})]
 
 # %% ../../nbs/explore/03_explorer.ipynb #a2c464aa
+_KEYS = (
+    "<small>Click the picture, then: wheel, <kbd>+</kbd>, <kbd>-</kbd> zoom; drag moves; <kbd>0</kbd> "
+    "whole tile; <kbd>←</kbd> <kbd>→</kbd> other tile; space hides overlays</small>"
+)
+
+
 @patch(as_prop=True)
 def widget(self: Explorer) -> widgets.Widget:
     "Everything that is shown in JupyterLab."
@@ -489,12 +515,13 @@ def widget(self: Explorer) -> widgets.Widget:
     for css, part in parts.items():
         part.add_class(f"glacier-{css}")
     column = {"width": "560px", "flex": "0 0 auto"}
-    picture = widgets.VBox([self.view, self._legend, self.status], layout=column)
+    picture = widgets.VBox([self.view, self._legend, self.status, widgets.HTML(_KEYS)], layout=column)
     controls = self._controls()
     pixel = widgets.VBox([self._image, self._facts])
     self.tabs = widgets.Tab([pixel, self._matrix()], titles=["Pixel", "Confusion matrix"])
-    self.tabs.layout.flex = "1 1 auto"
-    self._widget = widgets.VBox([*controls, widgets.HBox([picture, self.tabs])])
+    self.tabs.layout.flex, self.tabs.layout.min_width = "1 1 380px", "380px"
+    row = widgets.HBox([picture, self.tabs], layout={"flex_flow": "row wrap"})
+    self._widget = widgets.VBox([*controls, row])
     self._widget.add_class("glacier-explorer")
     self.view.on_msg(lambda _view, message, _buffers: self.step(int(message["step"])))
     traitlets.link((self, "pixel"), (self.view, "pixel"), transform=(list, tuple))
@@ -533,10 +560,25 @@ def picture(self: Explorer) -> Figure:
 
 
 @patch
-def _repr_mimebundle_(self: Explorer, include=None, exclude=None) -> dict:
-    "Controls where somebody looks at the notebook, and a picture for all other readers."
+def page(self: Explorer) -> str:  # HTML
+    "The picture, its legend, the facts of the pixel, and the confusion matrices."
     self.picture().savefig(file := io.BytesIO(), format="jpeg", pil_kwargs={"quality": 85})
-    found = {"text/plain": repr(self), "image/jpeg": file.getvalue()}
+    data = b64encode(file.getvalue()).decode()
+    image = f"<img alt='{html.escape(repr(self))}' src='data:image/jpeg;base64,{data}'>"
+    parts = [image, f"<p>{self.legend([self.layer(key) for key in (self.left, self.right)])}</p>"]
+    parts += [self.facts()] * bool(self.pixel)
+    for name, maps in self.runs.items():
+        if maps.counts and self._comparable(maps):
+            table = maps.matrix.to_html(border=0, formatters=["{:,}".format] * len(maps.classes))
+            about = "valid pixels of its held-out tiles; rows: label, columns: map"
+            parts.append(f"<p>{html.escape(name)}: {about}</p>{table}")
+    return "".join(parts)
+
+
+@patch
+def _repr_mimebundle_(self: Explorer, include=None, exclude=None) -> dict:
+    "Controls where somebody looks at the notebook, and a page for all other readers."
+    found = {"text/plain": repr(self), "text/html": self.page()}
     if LiveCurves.has_page():
         found |= {k: v for k, v in self.widget._repr_mimebundle_().items() if k != "text/plain"}
     return found

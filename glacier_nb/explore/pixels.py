@@ -44,8 +44,15 @@ class ExploredTiles:
     ):
         self.folder = (project_root() / os.path.expanduser(data_dir)).resolve()
         self.tiles = {t.id: t for t in open_tiles(self.folder, classes, partial=True)}
-        self._glcm, self._read = glcm, lru_cache(maxsize=6)(lambda name: self.tiles[name].read())
+        self._glcm, self._read = glcm, lru_cache(maxsize=6)(self._in_memory)
         self._texture = lru_cache(maxsize=6)(lambda name: self.glcm.channels(self[name]))
+        self._channels = lru_cache(maxsize=32)(self._compute)
+
+    def _in_memory(self, name: str) -> Tile:
+        "A tile with the digest of its bands, which is known already."
+        tile = self.tiles[name].read()
+        vars(tile)["bands_digest"] = self.tiles[name].bands_digest
+        return tile
 
     @property
     def ids(self) -> list[str]:
@@ -97,9 +104,16 @@ def channel(
     channel: str,  # one of `channels`, or NDSI
 ) -> np.ndarray:  # (H, W) float32; NaN at nodata and where texture is undefined
     "A channel of a tile: reflectance, kelvin, index, or texture. Raises ValueError for another name."
-    tile, known = self[name], (*self.channels, "NDSI")
+    known = (*self.channels, "NDSI")
     if channel not in known:
         raise ValueError(f"no channel {channel!r}: expected one of {', '.join(known)}")
+    return self._channels(name, channel)
+
+
+@patch
+def _compute(self: ExploredTiles, name: str, channel: str) -> np.ndarray:
+    "A channel of a tile, as in `channel`; read-only, because it is computed once."
+    tile = self[name]
     if channel == "NDSI":
         green, swir = (_physical(tile.bands[BANDS.index(b)], b, _is_dn(tile)) for b in ("B3", "B6"))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -109,7 +123,9 @@ def channel(
         values = _physical(tile.bands[BANDS.index(channel)], channel, _is_dn(tile))
     else:
         values = self._texture(name)[self.glcm.names.index(channel)]
-    return np.where(tile.valid, values, np.nan).astype(np.float32)
+    values = np.where(tile.valid, values, np.nan).astype(np.float32)
+    values.flags.writeable = False
+    return values
 
 # %% ../../nbs/explore/00_pixels.ipynb #b1b801b7
 def _some(where: np.ndarray, most: int) -> np.ndarray:
@@ -209,7 +225,7 @@ def limits(
 def _percentiles(self: ExploredTiles, name: str | None, channel: str, low: float, high: float) -> np.ndarray:
     "Two percentiles of a channel in a tile, or of `samples`."
     if name is not None:
-        values = self.channel(name, channel)[::2, ::2]
+        values = self.channel(name, channel)[::2, ::3]
         values = values[np.isfinite(values)]
         return np.percentile(values, (low, high)) if values.size else np.full(2, np.nan)
     table, column = self.samples, {c: 2 + k for k, c in enumerate(self.channels)}
@@ -234,12 +250,11 @@ def picture(
         raise ValueError(f"no picture {picture!r}: expected one of {', '.join(self.pictures)}")
     pairs = self.limits(name, picture, stretch)
     planes = [self.channel(name, c) for c in self.pictures[picture]]
-    shown = [(x - lo) / (hi - lo) for x, (lo, hi) in zip(planes, pairs, strict=True)]
-    rgb = np.stack(shown * (3 // len(shown)), -1)
-    known = np.isfinite(rgb).all(-1)
-    out = np.empty(rgb.shape, np.uint8)
-    out[:] = [int(PALETTE["no data"][k : k + 2], 16) for k in (1, 3, 5)]
-    out[known] = (255 * rgb[known].clip(0, 1)).astype(np.uint8)
+    out, known = np.empty((*planes[0].shape, 3), np.uint8), np.isfinite(sum(planes))
+    for k, (plane, (low, high)) in enumerate(zip(planes, pairs.tolist(), strict=True)):
+        shown = np.nan_to_num((plane - low) * (255 / (high - low))).clip(0, 255)
+        out[..., k : k + 4 - len(planes)] = shown.astype(np.uint8)[..., None]
+    out[~known] = [int(PALETTE["no data"][k : k + 2], 16) for k in (1, 3, 5)]
     return out
 
 # %% ../../nbs/explore/00_pixels.ipynb #ce5b4af0
@@ -298,6 +313,9 @@ class _Spectrum:
         widths = [len(names) + 0.4 for _unit, names in groups]
         axes = self.figure.subplots(1, len(groups), width_ratios=widths, squeeze=False)[0]
         self.lines = [self._group(ax, *group) for ax, group in zip(axes, groups, strict=True)]
+        handles, names = axes[0].get_legend_handles_labels()
+        look = {"fontsize": 8, "frameon": False, "handletextpad": 0.2, "columnspacing": 1}
+        self.figure.legend(handles, names, loc="outside lower center", ncols=max(1, len(names)), **look)
         self.background = None
 
     def _group(self, ax, unit: str, names: Sequence[str]):
@@ -310,10 +328,10 @@ class _Spectrum:
             shown = colour * 0.75 if name == "background" else colour
             ax.vlines(x, low, high, color=shown, lw=4, alpha=0.6)
             ax.plot(x, middle, "o", color=shown, ms=4, mec="k", mew=0.4, label=name)
-        ax.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=8)
+        ax.set_xticks(range(len(names)), [n.split("_")[0] for n in names], fontsize=8)
         ax.set_xlim(-0.6, len(names) - 0.4)
         ax.tick_params(axis="y", labelsize=7)
-        ax.set_title(unit if unit in ("reflectance", "kelvin") else "texture", fontsize=8)
+        ax.set_title(unit.split("_")[-1], fontsize=8)
         ax.margins(y=0.25)
         ax.set_ylim(*ax.get_ylim())
         (line,) = ax.plot([], [], "kD-", ms=5, lw=1, mfc="w", animated=True, zorder=5)
@@ -344,7 +362,8 @@ class _Spectrum:
         known = [v for v in y if np.isfinite(v)]
         low, high = ax.get_ylim()
         if known and (min(known) < low or max(known) > high):
-            ax.set_ylim(min(low, *known), max(high, *known))
+            edge = 0.06 * (max(high, *known) - min(low, *known))
+            ax.set_ylim(min(low, *(v - edge for v in known)), max(high, *(v + edge for v in known)))
             self.background = None
 
 

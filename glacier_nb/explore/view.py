@@ -55,7 +55,7 @@ function render({ model, el }) {
     one("right").style.clipPath = `inset(0 0 0 ${col}px)`;
     scaleBar();
   }
-  function told() {                                            // to the kernel, after a movement
+  function report() {                                          // to the kernel, after a movement
     clearTimeout(timer);
     timer = setTimeout(() => {
       model.set("place", [state.row, state.col, state.zoom]); model.save_changes();
@@ -66,7 +66,7 @@ function render({ model, el }) {
     state.zoom = clamp(state.zoom * factor, 1, 32);
     state.col = col + (root.clientWidth / 2 - x) / step();
     state.row = row + (root.clientHeight / 2 - y) / step();
-    place(); told();
+    place(); report();
   }
   function picture(name) {
     const image = one(name), data = model.get(name), old = image.src;
@@ -111,7 +111,7 @@ function render({ model, el }) {
     const { moved, divider: dragged } = from, box = root.getBoundingClientRect(), [h, w] = shape();
     from = null;
     if (dragged) { model.save_changes(); return; }
-    if (moved) { told(); return; }
+    if (moved) { report(); return; }
     const row = Math.floor((e.clientY - box.top - root.clientTop - top()) / step());
     const col = Math.floor((e.clientX - box.left - root.clientLeft - left()) / step());
     model.set("pixel", [clamp(row, 0, h - 1), clamp(col, 0, w - 1)]); model.save_changes(); place();
@@ -178,8 +178,7 @@ _LOOK = """
 .glacier-facts td, .glacier-facts th { padding: 0 10px 0 0; text-align: left;
   font-weight: normal; }
 .glacier-facts th { color: var(--jp-ui-font-color2, #666); }
-.glacier-swatch { display: inline-block; width: 11px; height: 11px; margin: 0 4px -1px 10px;
-  border: 1px solid #777; }
+.glacier-explorer .widget-html-content { line-height: 1.5; white-space: normal; }
 """
 
 

@@ -1,0 +1,206 @@
+"""What is shown: overlays, facts, controls, the picture that a notebook stores."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+from small_projects import run_cells
+
+from glacier_nb import progress
+from glacier_nb.config.fields import ConfigError
+from glacier_nb.explore.explorer import Explorer
+from glacier_nb.plot.colours import ERROR_PALETTE
+from glacier_nb.plot.tiles import error_map
+from glacier_nb.runs.folder import RunError
+
+
+@pytest.fixture
+def explorer(here):
+    return Explorer("data/demo", "cv, cv-fold1")
+
+
+def opened(data: bytes) -> np.ndarray:
+    "A PNG as RGBA."
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+
+
+def test_it_begins_with_a_held_out_tile_and_its_label(explorer):
+    assert (explorer.tile, explorer.left, explorer.right) == ("01_01", ("label",), ("none",))
+    kinds = ("map", "errors", "confidence")
+    assert list(explorer.layers.values())[2:] == [(k, run) for run in ("cv", "cv-fold1") for k in kinds]
+
+
+def test_overlays_are_those_of_the_library(explorer):
+    tile, maps = explorer.data[explorer.tile], explorer.runs["cv"]
+    found = maps.map(tile)
+    errors = explorer.layer(("errors", "cv"))
+    assert_array_equal(errors.values, error_map(tile.label, found, tile.valid))
+    rgba = opened(errors.png())
+    wrong = errors.values == list(ERROR_PALETTE).index("false positive")
+    assert wrong.any()
+    assert np.unique(rgba[wrong], axis=0).tolist() == [[0xB2, 0x18, 0x2B, 255]]
+    assert not rgba[~tile.valid, 3].any()
+    shown = explorer.layer(("map", "cv"))
+    assert_array_equal(shown.values[tile.valid], found[tile.valid])
+    steps = explorer.layer(("confidence", "cv")).values
+    assert ((steps == 64) == ~tile.valid).all()
+    assert explorer.layer(("none",)) is None
+
+
+def test_the_pixels_of_a_cell(explorer):
+    tile, maps = explorer.data[explorer.tile], explorer.runs["cv"]
+    i, j = np.argwhere(maps.count(tile) > 0)[-1]
+    truth, mapped = maps.classes[i], maps.classes[j]
+    explorer.show_cell("cv", truth, mapped)
+    layer = explorer.layer(explorer.left)
+    assert layer.values.sum() == maps.count(tile)[i, j]
+    assert f"cv: {truth} mapped as {mapped}" in explorer.layers
+    with pytest.raises(ValueError, match="no cell cv, moss, ice: expected a run and two of its classes"):
+        explorer.show_cell("cv", "moss", "ice")
+
+
+def test_wrong_values_are_refused_by_name(explorer):
+    with pytest.raises(ValueError, match=r"no tile '01_9'.*To fix: tile = '01_0"):
+        explorer.tile = "01_9"
+    with pytest.raises(ValueError, match=r"bands = 'B5' is not allowed: expected one of true colour"):
+        explorer.bands = "B5"
+    with pytest.raises(ValueError, match=r"no overlay \('map', 'other'\)"):
+        explorer.left = ("map", "other")
+    assert (explorer.tile, explorer.bands, explorer.left) == ("01_01", "true colour", ("label",))
+
+
+def test_steps_go_around(explorer):
+    ids = explorer.data.ids
+    explorer.step(-1)
+    assert explorer.tile == ids[-1]
+    explorer.step(1)
+    assert explorer.tile == ids[0]
+
+
+def test_facts_of_a_pixel(explorer):
+    assert "Click a pixel" in explorer.facts()
+    explorer.pixel = (5, 9)
+    text, tile = explorer.facts(), explorer.data[explorer.tile]
+    probs = explorer.runs["cv"].probabilities(tile)[:, 5, 9]
+    assert f"background {probs[0]:.2f}" in text
+    assert "held out" in text
+    assert "a training tile" in text  # of cv-fold1
+    assert "row 5, column 9 of 01_01" in text
+
+
+def test_controls_and_page_change_with_the_values(explorer):
+    view = explorer.widget.children[-1].children[0].children[0]
+    bands, left = view.bands, view.left
+    assert opened(bands)[..., :3].tolist() == explorer.data.picture(explorer.tile).tolist()
+    view.place = [10.0, 12.0, 4.0]
+    explorer.left = ("errors", "cv")
+    assert view.left not in (left, b"")
+    assert (view.bands, view.place) == (bands, [10.0, 12.0, 4.0])  # another overlay leaves the place
+    explorer.right = ("map", "cv-fold1")
+    assert view.right != b""
+    assert view.names == ["01_01", "cv: errors", "cv-fold1: map"]
+    explorer.step(1)
+    assert view.place == [24.0, 24.0, 1.0]
+    assert view.names[0] == explorer.tile
+    assert view.bands != bands
+
+
+def test_a_click_in_the_page_shows_the_pixel(explorer):
+    _ = explorer.widget
+    before = explorer._image.value
+    explorer.view.pixel = [7, 11]
+    assert explorer.pixel == (7, 11)
+    assert "row 7, column 11" in explorer._facts.value
+    assert explorer._image.value != before
+    explorer.view._handle_custom_msg({"step": 1}, [])
+    assert explorer.tile == explorer.data.ids[1]
+    assert explorer.view.pixel == []
+
+
+def controls(explorer) -> dict:
+    "Controls by their CSS class."
+    found, left = {}, [explorer.widget]
+    while left:
+        part = left.pop()
+        left += getattr(part, "children", ())
+        found |= dict.fromkeys(getattr(part, "_dom_classes", ()), part)
+    return found
+
+
+def test_stretch_controls(explorer):
+    part = controls(explorer)
+    part["glacier-limits"].value = (5, 90)
+    assert explorer.stretch == ("tile", 5.0, 90.0)
+    part["glacier-stretch"].value = "fixed"
+    assert explorer.stretch == ("fixed", 0.0, 1.0)
+    explorer.bands = "B10"
+    assert explorer.stretch == ("fixed", 240.0, 290.0)
+    assert explorer.data.limits(explorer.tile, "B10", explorer.stretch).tolist() == [[240, 290]]
+    part["glacier-stretch"].value = "all"
+    assert explorer.stretch == ("all", 2.0, 98.0)
+
+
+def test_cells_of_the_matrix_lead_to_their_tiles(explorer):
+    maps = explorer.runs["cv"]
+    i, j = np.unravel_index(maps.matrix.to_numpy().argmax(), (4, 4))
+    truth, mapped = maps.classes[i], maps.classes[j]
+    cell = controls(explorer)[f"glacier-cell-{truth}-{mapped}"]
+    assert cell.description.startswith(f"{maps.matrix.iloc[i, j]:,}\n")
+    cell.click()
+    assert explorer.left == ("cell", "cv", truth, mapped)
+    most = next(iter(maps.tiles_with(truth, mapped)))
+    controls(explorer)[f"glacier-tile-{most}"].click()
+    assert explorer.tile == most
+    assert explorer.view.place[2] > 1
+
+
+def test_what_goes_wrong_is_said_below_the_picture(explorer, monkeypatch):
+    _ = explorer.widget
+
+    def fails(tile):
+        raise RunError("<no network>")
+
+    monkeypatch.setattr(explorer.runs["cv"], "map", fails, raising=False)
+    explorer.left = ("map", "cv")
+    assert "&lt;no network&gt;" in explorer.status.value
+    assert explorer.view.left == b""
+    explorer.left = ("label",)
+    assert "no network" not in explorer.status.value
+
+
+def test_without_a_page_no_widget_is_made(explorer, monkeypatch):
+    explorer.pixel, explorer.right = (5, 9), ("map", "cv")
+    found = explorer._repr_mimebundle_()
+    assert set(found) == {"text/plain", "text/html"}
+    assert not hasattr(explorer, "_widget")
+    assert len(found["text/html"]) < 300_000
+    assert "data:image/jpeg" in found["text/html"]
+    assert "row 5, column 9" in found["text/html"]
+    monkeypatch.setattr(progress, "_has_page", lambda: True)
+    assert "application/vnd.jupyter.widget-view+json" in explorer._repr_mimebundle_()
+
+
+def test_tiles_without_labels_and_runs(bare_tiles):
+    explorer = Explorer(bare_tiles)
+    assert list(explorer.layers) == ["none", "label"]
+    assert explorer.left == ("none",)
+    _ = explorer.widget
+    explorer.view.pixel = [3, 50]
+    assert "no label" in explorer.facts()
+    assert explorer.view.metres == 0
+    assert explorer.view.shape == [40, 56]
+    assert explorer.view.left == b""
+    assert "<img" in explorer.page()
+
+
+def test_the_notebook_with_and_without_runs(here, monkeypatch):
+    found = run_cells(here / "nbs/explore.ipynb", runs="cv", tile="02_01", bands="NDSI")["explorer"]
+    assert (found.tile, found.bands, list(found.runs)) == ("02_01", "NDSI", ["cv"])
+    assert not run_cells(here / "nbs/explore.ipynb", runs="")["explorer"].runs
+    with pytest.raises(RunError, match="no run 'demo'"):
+        run_cells(here / "nbs/explore.ipynb")
+    with pytest.raises(ConfigError, match=re.escape("tile = 201 is not allowed: expected text")):
+        run_cells(here / "nbs/explore.ipynb", tile=201)
