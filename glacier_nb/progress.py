@@ -121,6 +121,14 @@ class LiveCurves:
         if self.handle is None or (now - self.last < self.seconds and not final) or not panels:
             return
         self.last = now
+        svg, words = self.picture(panels)
+        self.handle.update({"text/html": svg, "text/plain": words}, raw=True)
+
+    @staticmethod
+    def picture(
+        panels: Mapping[str, Mapping[str, Sequence[float | None]]],  # as in `show`
+    ) -> tuple[str, str]:  # an SVG, and the last values as text
+        "The charts in the colours of the page."
         text = {title: {k: v for k, v in lines.items() if len(v)} for title, lines in panels.items()}
         text = {title: lines for title, lines in text.items() if lines}
         wide, high = _LEFT + _WIDE + 20, _TOP + _HIGH + 22
@@ -132,10 +140,24 @@ class LiveCurves:
         whole = wide * len(text)
         size = f"viewBox='0 0 {whole} {high}' style='max-width:{whole}px;color:inherit'"
         words = "; ".join(f"{t}: " + ", ".join(f"{k} {v[-1]}" for k, v in x.items()) for t, x in text.items())
-        svg = (
-            f"<svg {size} role='img' aria-label='{html.escape(words)}'><g {look}>{''.join(groups)}</g></svg>"
-        )
-        self.handle.update({"text/html": svg, "text/plain": words}, raw=True)
+        label = f"role='img' aria-label='{html.escape(words)}'"
+        return f"<svg {size} {label}><g {look}>{''.join(groups)}</g></svg>", words
+
+    @staticmethod
+    def of_history(
+        history: Sequence[Mapping],  # the epochs of a run
+        where: str = "",  # before MCC: "inner " for the block that chooses the epoch
+    ) -> dict[str, dict[str, list]]:
+        "Loss and, where tiles are held out, MCC of the epochs so far, for `show`."
+        names = {
+            "loss": {"train": "train_loss", "validation": "val_loss"},
+            f"{where}MCC": {"valid pixels": "mcc_valid", "all": "mcc"},
+        }
+        columns = {
+            title: {name: [r[key] for r in history if key in r] for name, key in lines.items()}
+            for title, lines in names.items()
+        }
+        return {title: lines for title, lines in columns.items() if any(lines.values())}
 
 # %% ../nbs/progress/00_progress.ipynb #4f701ed2
 def facts_html(

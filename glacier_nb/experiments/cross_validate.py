@@ -380,6 +380,16 @@ def _repr_html_(self: CrossValidation) -> str:
 
 # %% ../../nbs/experiments/07_cross_validate.ipynb #00b3889c
 @patch
+def _held_out_members(self: CrossValidation, ids: Sequence[str]) -> Mapping[str, object]:
+    "The network of the fold that held each tile out; raises RunError for other tiles."
+    fold, members = self.held_out, self.members
+    if other := [i for i in ids if i not in fold]:
+        expected = f"expected tiles of {self.config.data_dir}"
+        raise RunError(f"{self.name}: no fold held out {listing(other)}: {expected}")
+    return {i: members[fold[i]] for i in ids}
+
+
+@patch
 def held_out_maps(
     self: CrossValidation,
     tiles: Sequence[AnyTile],  # tiles of its folder
@@ -387,8 +397,5 @@ def held_out_maps(
     "The map of each tile by the network of the fold that held it out; raises RunError for other tiles."
     from glacier_nb.prediction.evaluate import tile_probs
 
-    fold, members = self.held_out, self.members
-    if other := [t.id for t in tiles if t.id not in fold]:
-        expected = f"expected tiles of {self.config.data_dir}"
-        raise RunError(f"{self.name}: no fold held out {listing(other)}: {expected}")
-    return {t.id: tile_probs([members[fold[t.id]]], t).argmax(0).astype(np.uint8) for t in tiles}
+    members = self._held_out_members([t.id for t in tiles])
+    return {t.id: tile_probs([members[t.id]], t).argmax(0).astype(np.uint8) for t in tiles}

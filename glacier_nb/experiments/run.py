@@ -8,6 +8,7 @@ __all__ = ['Predictor', 'Run', 'load_run']
 # %% ../../nbs/experiments/00_run.ipynb #045055ce
 import os
 from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -18,11 +19,15 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..config.training import TrainConfig
+from ..files.errors import listing
 from ..files.paths import short_path
+from ..progress import progress_bar
 from ..report.report import Report
 from glacier_nb.runs.folder import (
+    RunError,
     class_scores,
     read_history,
+    read_json,
     read_metrics,
     run_config,
     run_folder,
@@ -66,6 +71,21 @@ class Predictor:
     ) -> np.ndarray:  # (H, W) uint8 class index, 0 (background) at nodata
         "The map of a tile."
         return self.probabilities(tile, tta, tta_scales).argmax(0).astype(np.uint8)
+
+    def held_out_probabilities(
+        self,
+        tiles: Sequence[AnyTile],  # that were held out
+        tta: str = "none",  # views that are averaged: none, flips, dihedral
+        tta_scales: str = "1",  # comma-separated sizes of each view, 0.25 to 4
+        progress: bool = False,  # show a bar
+    ) -> dict[str, np.ndarray]:  # tile id -> (n_classes, H, W) float32
+        "Class probabilities of tiles by the network that held each out; raises RunError for other tiles."
+        from glacier_nb.prediction.evaluate import tile_probs
+        from glacier_nb.prediction.views import make_views
+
+        views, of = make_views(tta, tta_scales), self._held_out_members([t.id for t in tiles])
+        bar = progress_bar(tiles, unit="tile") if progress else tiles
+        return {t.id: tile_probs([of[t.id]], t, views) for t in bar}
 
     def _repr_pretty_(self, p, cycle: bool) -> None:
         "The text of a notebook or an IPython terminal."
@@ -114,6 +134,18 @@ class Run(Predictor):
     def members(self) -> list:
         "That network alone."
         return [self.member]
+
+    @property
+    def held_out(self) -> list[str]:
+        "Ids of the tiles that it was not trained on and is scored on; empty with fold = none."
+        return read_json(self.folder / "splits.json")["val"]
+
+    def _held_out_members(self, ids: Sequence[str]) -> Mapping[str, object]:
+        "Its network for each tile; raises RunError for a tile that it did not hold out."
+        if other := sorted(set(ids) - set(self.held_out)):
+            held = listing(self.held_out) or "no tile: fold = none"
+            raise RunError(f"{self.name}: {listing(other)} not held out; expected tiles of {held}")
+        return dict.fromkeys(ids, self.member if ids else None)
 
 # %% ../../nbs/experiments/00_run.ipynb #0309163a
 def load_run(

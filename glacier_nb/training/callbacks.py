@@ -301,15 +301,7 @@ def _where(learner: Learner) -> str:
 
 def _panels(learner: Learner) -> dict[str, dict[str, list]]:
     "Loss and, where tiles are held out, MCC of the epochs so far, for `LiveCurves`."
-    names = {
-        "loss": {"train": "train_loss", "validation": "val_loss"},
-        f"{_where(learner)}MCC": {"valid pixels": "mcc_valid", "all": "mcc"},
-    }
-    columns = {
-        title: {name: [r[key] for r in learner.history if key in r] for name, key in lines.items()}
-        for title, lines in names.items()
-    }
-    return {title: lines for title, lines in columns.items() if any(lines.values())}
+    return LiveCurves.of_history(learner.history, _where(learner))
 
 
 class Progress(Callback):
