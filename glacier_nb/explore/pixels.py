@@ -46,7 +46,7 @@ class ExploredTiles:
         self.tiles = {t.id: t for t in open_tiles(self.folder, classes, partial=True)}
         self._glcm, self._read = glcm, lru_cache(maxsize=6)(self._in_memory)
         self._texture = lru_cache(maxsize=6)(lambda name: self.glcm.channels(self[name]))
-        self._channels = lru_cache(maxsize=32)(self._compute)
+        self._channels = lru_cache(maxsize=32)(lambda *key: self._compute(*key))
 
     def _in_memory(self, name: str) -> Tile:
         "A tile with the digest of its bands, which is known already."

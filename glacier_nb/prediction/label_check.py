@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LabelCheck']
 
-# %% ../../nbs/prediction/06_label_check.ipynb #bdfb5aae
+# %% ../../nbs/prediction/06_label_check.ipynb #19f7cafd
 import math
 import os
 import shutil
@@ -32,7 +32,7 @@ from .members import PredictError
 from ..progress import facts_html
 from ..tiles.read import Tile
 
-# %% ../../nbs/prediction/06_label_check.ipynb #30cd34bf
+# %% ../../nbs/prediction/06_label_check.ipynb #4acb3562
 def _class_means(
     tiles: Sequence[Tile],  # labelled
     probs: Mapping[str, np.ndarray],  # tile id -> (C, H, W), out of fold
@@ -46,7 +46,7 @@ def _class_means(
         counts += np.bincount(own, minlength=len(counts))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #197f1cd8
+# %% ../../nbs/prediction/06_label_check.ipynb #df179a95
 def _to_outline(
     label: np.ndarray,  # (H, W) class index
     known: np.ndarray,  # (H, W) bool, valid and labelled
@@ -84,7 +84,7 @@ class _Doubts:
         sure = confident & (found != own)
         return cls(found, top, margin, known, confident, sure, _to_outline(tile.label, known))
 
-# %% ../../nbs/prediction/06_label_check.ipynb #bc3f3793
+# %% ../../nbs/prediction/06_label_check.ipynb #5c675980
 _AROUND = np.ones((3, 3))  # pixels that touch at a corner are one patch
 
 
@@ -106,11 +106,11 @@ def _number_patches(
             continue
         core = (np.cumsum(keep) * keep)[core]
         away, at = ndimage.distance_transform_edt(core == 0, return_indices=True)
-        grown = np.where(mask & (away <= edge), core[tuple(at)], 0)
+        grown = np.where(mask & (away < edge + 1), core[tuple(at)], 0)
         out, last = np.where(grown > 0, grown + last, out), last + int(core.max())
     return out
 
-# %% ../../nbs/prediction/06_label_check.ipynb #29c3e516
+# %% ../../nbs/prediction/06_label_check.ipynb #39522fa0
 def _place(
     tile: Tile,  # with or without a georeference
     rows: Sequence[float],  # of pixels, 0 is the top edge
@@ -136,7 +136,7 @@ def _pixel_km2(tile: Tile) -> float:  # NaN without a georeference
     x, y = map(np.array, transform(tile.crs, equal, x, y))
     return float(abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))) / 1e6
 
-# %% ../../nbs/prediction/06_label_check.ipynb #70713324
+# %% ../../nbs/prediction/06_label_check.ipynb #4062e375
 class _Kind(StrEnum):
     "What a map says of a patch."
 
@@ -191,7 +191,7 @@ def _patch_rows(
     }
     return pd.DataFrame(rows)[[*_COLUMNS, "weight", "number"]]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #4b6e9d68
+# %% ../../nbs/prediction/06_label_check.ipynb #27beae51
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelCheck:
     "Labels beside out-of-fold maps: tiles and patches, those to look at first on top."
@@ -233,7 +233,7 @@ def _check_pairs(tiles: Sequence[Tile], probs: Mapping[str, np.ndarray]) -> None
                 f"{expected} and {', '.join(tiles[0].classes)}; read all tiles with the `classes` of the run"
             )
 
-# %% ../../nbs/prediction/06_label_check.ipynb #98c6c4d6
+# %% ../../nbs/prediction/06_label_check.ipynb #25be499f
 def _tile_row(
     tile: Tile,  # labelled
     doubts: _Doubts,  # of the tile
@@ -311,15 +311,18 @@ def _ranks(numbers: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
     table[rows["number"].to_numpy(int)] = rows.index
     return table[numbers]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #b9ccedd4
+# %% ../../nbs/prediction/06_label_check.ipynb #cd065065
 def _blob(rng: np.random.Generator, shape: tuple[int, int], row: int, col: int, area: float) -> np.ndarray:
     "A region of about that many pixels with an irregular outline."
     radius = math.sqrt(area / math.pi)
-    noise = ndimage.gaussian_filter(rng.standard_normal(shape), radius / 2)
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    inside = np.hypot(y - row, x - col) <= radius * (1 + 0.6 * noise / noise.std())
+    reach = math.ceil(2 * radius) + 1
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    noise = ndimage.gaussian_filter(rng.standard_normal(y.shape), radius / 2)
+    inside = np.hypot(y, x) <= radius * (1 + 0.6 * (noise - noise[reach, reach]) / noise.std())
     regions, _ = ndimage.label(inside)
-    return regions == regions[row, col] if inside[row, col] else np.zeros(shape, bool)
+    out = np.zeros(np.add(shape, 2 * reach), bool)
+    out[row : row + 2 * reach + 1, col : col + 2 * reach + 1] = regions == regions[reach, reach]
+    return out[reach:-reach, reach:-reach]
 
 
 def _plant_one(
@@ -344,9 +347,9 @@ def _plant_one(
     new = int(rng.choice(len(shares), p=others / others.sum())) if to_ice else 0
     blob = _blob(rng, tile.shape, row, col, area)
     mask = blob & known & free & (tile.label == old)
-    return (mask, old, new) if mask.sum() > 0.6 * blob.sum() else None
+    return (mask, old, new) if mask.sum() >= max(0.6 * blob.sum(), pixels[0]) else None
 
-# %% ../../nbs/prediction/06_label_check.ipynb #b99519fd
+# %% ../../nbs/prediction/06_label_check.ipynb #a8ee6467
 _APART = 6  # pixels between planted errors, at least
 
 
@@ -365,9 +368,11 @@ def plant(
     counts, free = sum(t.class_counts() for t in tiles), [np.ones(t.shape, bool) for t in tiles]
     rows, masks = [], []
     for _ in range(50 * n):
+        if len(rows) == n:
+            break
         k = int(rng.integers(len(tiles)))
         found = _plant_one(rng, tiles[k], free[k], counts / counts.sum(), len(rows) % 2 == 0, pixels)
-        if found is None or len(rows) == n:
+        if found is None:
             continue
         mask, old, new = found
         tiles[k].label[mask] = new
@@ -389,7 +394,7 @@ def _rank_of(self: LabelCheck, tile: str, mask: np.ndarray) -> float:
     ranks = ranks[ranks > 0]
     return float(ranks.min()) if len(ranks) else math.nan
 
-# %% ../../nbs/prediction/06_label_check.ipynb #36867272
+# %% ../../nbs/prediction/06_label_check.ipynb #830aeb2e
 def _outlines(
     tile: Tile,  # with a georeference
     numbers: np.ndarray,  # (H, W) rank of each patch
@@ -427,7 +432,7 @@ def _write_layer(path: Path, name: str, table: pd.DataFrame, outlines: Sequence[
     kind = {"geometry_type": "MultiPolygon", "crs": crs.to_wkt(), "driver": "GPKG", "append": path.exists()}
     write(path, np.array(outlines, object), columns, list(table), layer=name, **kind)
 
-# %% ../../nbs/prediction/06_label_check.ipynb #88d24abe
+# %% ../../nbs/prediction/06_label_check.ipynb #f0ee635f
 @patch
 def write(
     self: LabelCheck,
@@ -454,7 +459,7 @@ def write(
         shutil.copy(draft, temporary)
     return [*paths, path]
 
-# %% ../../nbs/prediction/06_label_check.ipynb #e63f33d3
+# %% ../../nbs/prediction/06_label_check.ipynb #4b2a9db2
 @patch
 def __repr__(self: LabelCheck) -> str:
     "One line."
