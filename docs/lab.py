@@ -6,12 +6,13 @@ python docs/lab.py --no-browser --port 9999     # options of `jupyter lab` are p
 import argparse
 import json
 import os
-import shutil
 import sys
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+
+from site_map import STORED, stored_output
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("nbs/**/*.ipynb", "docs/**/*.md", "docs/**/*.svg", "docs/**/*.png", "*.md", "*/README.md")
@@ -26,11 +27,10 @@ def sources(
     return sorted({p for p in found if p.parts[0] != "lab" and not any(x.startswith(".") for x in p.parts)})
 
 
-def digest(path: Path) -> str:
-    "What identifies the content of a file, of a notebook that of its cells; empty without the file."
-    if not path.is_file():
+def digest(content: bytes | None) -> str:
+    "What identifies a file, a notebook by its cells alone; empty without a file."
+    if content is None:
         return ""
-    content = path.read_bytes()
     with suppress(ValueError, KeyError, TypeError):  # not a notebook
         cells = [cell | {"source": "".join(cell["source"])} for cell in json.loads(content)["cells"]]
         content = json.dumps(cells, sort_keys=True).encode()
@@ -48,17 +48,27 @@ def kernel() -> dict:
     return {"kernelspec": names, "language_info": IPythonKernel.language_info}
 
 
-def copy(
-    source: Path,
-    goal: Path,
-) -> None:
-    "Copy a file; a notebook names its kernel, or Lab would ask whether to save what was only looked at."
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, goal)
+def shown(kind: str, notebook: str, cell: str, caption: str | None) -> str:
+    "A stored output in a page of Markdown."
+    output = stored_output(kind, notebook, cell)
+    if kind == "figure":
+        return f"![{caption}](data:image/png;base64,{output.strip()})\n\n{caption}"
+    return f"```\n{output}\n```" if kind == "text" else output
+
+
+def content(path: Path) -> bytes:
+    """What the copy of a file has.
+
+    A notebook names its kernel, or Lab would ask whether to save what was only looked at; a page has the
+    stored outputs that it names."""
+    found = path.read_bytes()
+    if path.suffix == ".md":
+        return STORED.sub(lambda match: shown(*match.groups()), found.decode()).encode()
     with suppress(ValueError, KeyError, TypeError):  # not a notebook
-        notebook = json.loads(source.read_text(encoding="utf-8"))
+        notebook = json.loads(found)
         notebook["metadata"] |= kernel()
-        goal.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+    return found
 
 
 def set_aside(path: Path) -> Path:
@@ -75,9 +85,11 @@ def refresh(
     lab = lab or root / "lab"
     record = lab / RECORD
     copied = json.loads(record.read_text()) if record.is_file() else {}
-    found, aside = {str(path): digest(root / path) for path in sources(root)}, []
+    files, aside = {str(path): content(root / path) for path in sources(root)}, []
+    found = {name: digest(file) for name, file in files.items()}
     for name in found | copied:
-        own, mine, last, new = lab / name, digest(lab / name), copied.get(name), found.get(name)
+        own, last, new = lab / name, copied.get(name), found.get(name)
+        mine = digest(own.read_bytes() if own.is_file() else None)
         if mine == new or (mine and mine != last and last == new):
             continue  # up to date, or changed here and nowhere else
         if mine and mine != last:
@@ -85,7 +97,8 @@ def refresh(
         elif mine:
             own.unlink()
         if new:
-            copy(root / name, own)
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.write_bytes(files[name])
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(found, indent=1))
     return aside

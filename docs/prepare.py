@@ -23,6 +23,7 @@ from site_map import (
     page_of,
     relative,
     sources,
+    stored_output,
 )
 
 from glacier_nb.config.fields import allowed
@@ -74,15 +75,12 @@ def picture(page: str) -> str:
 
 def stored(kind: str, notebook: str, cell: str, caption: str | None) -> str:
     "The stored output of a notebook's cell: a figure with its caption, a table or a text."
-    path = NBS / f"{notebook}.ipynb"
-    (found,) = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["id"] == cell]
-    key = {"figure": "image/png", "table": "text/html"}.get(kind)
+    data = stored_output(kind, notebook, cell)
     if kind == "text":
-        return "```text\n" + "".join(t for o in found["outputs"] for t in o.get("text", [])).strip() + "\n```"
-    (data,) = ["".join(o["data"][key]) for o in found["outputs"] if key in o.get("data", {})]
+        return f"```text\n{data}\n```"
     if kind == "table":
         return f'```{{raw}} html\n<div class="stored-table">{short_cells(data)}</div>\n```'
-    file = TARGET / "figures" / f"{path.stem}-{cell}.png"
+    file = TARGET / "figures" / f"{Path(notebook).stem}-{cell}.png"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(base64.b64decode(data))
     return f"```{{figure}} /figures/{file.name}\n:alt: {caption}\n\n{caption}\n```"

@@ -63,6 +63,21 @@ def first_cell(path: Path) -> tuple[str, str]:
     return heading, line
 
 
+def stored_output(
+    kind: str,  # figure, table, text
+    notebook: str,  # below nbs/, without suffix
+    cell: str,  # its id
+) -> str:  # of a figure: its PNG as base64
+    "The stored output of a cell, which a page names."
+    cells = json.loads((NBS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    (found,) = [c for c in cells if c["id"] == cell]
+    if kind == "text":
+        return "".join(t for o in found["outputs"] for t in o.get("text", [])).strip()
+    key = {"figure": "image/png", "table": "text/html"}[kind]
+    (data,) = ["".join(o["data"][key]) for o in found["outputs"] if key in o.get("data", {})]
+    return data
+
+
 def relative(page: str, target: str) -> str:
     "The path from one page to another file of the site."
     return os.path.relpath(target, Path(page).parent).replace(os.sep, "/")

@@ -1,12 +1,14 @@
 """The working copy that `make lab` opens."""
 
 import json
+import platform
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from lab import RECORD, refresh, sources
+from site_map import STORED
 
 ROOT = Path(__file__).parents[1]
 LINK, CODE = re.compile(r"\]\(([^)#\s]+)\)"), re.compile(r"`[^`\n]*`")
@@ -29,9 +31,35 @@ def test_the_copy_has_all_that_its_links_lead_to(tmp_path):
         cells = json.loads(path.read_text())["cells"]
         pages[path] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     links = [(path, link) for path, text in pages.items() for link in LINK.findall(CODE.sub("", text))]
-    own = [(path, link) for path, link in links if "://" not in link]
+    own = [(path, link) for path, link in links if "://" not in link and not link.startswith("data:")]
     assert len(own) > 150
     assert not [f"{p}: {link}" for p, link in own if not (p.parent / link).exists()]
+
+
+def test_pages_have_the_outputs_that_they_name(tmp_path):
+    refresh(lab=tmp_path)
+    pages = [path for path in sources(ROOT) if path.suffix == ".md"]
+    named = {path: STORED.findall((ROOT / path).read_text()) for path in pages}
+    assert sum(map(len, named.values())) > 10
+    for path, outputs in named.items():
+        text = (tmp_path / path).read_text()
+        assert not STORED.search(text)
+        assert text.count("](data:image/png;base64,iVBOR") == [kind for kind, *_ in outputs].count("figure")
+
+
+def test_a_notebook_that_was_only_looked_at_follows_the_project(project):
+    source, own = project / "nbs/train.ipynb", project / "lab/nbs/train.ipynb"
+    notebook = {"cells": [{"cell_type": "markdown", "source": ["# a\n", "b"]}], "metadata": {}}
+    source.write_text(json.dumps(notebook))
+    assert refresh(project) == []
+    copied = json.loads(own.read_text())
+    assert copied["cells"] == notebook["cells"]
+    assert copied["metadata"]["language_info"]["version"] == platform.python_version()
+    own.write_text(json.dumps(copied | {"metadata": {"toc": 1}}))  # as Lab saves it
+    notebook["cells"][0]["source"] = ["# c"]
+    source.write_text(json.dumps(notebook))
+    assert refresh(project) == []
+    assert json.loads(own.read_text())["cells"] == notebook["cells"]
 
 
 def test_git_ignores_the_copy_and_notebooks_in_the_root():

@@ -9,7 +9,8 @@ from glacier_nb.demo.tiles import cached_demo
 
 # milliseconds from the end of a click on the picture to the new picture of its spectrum
 CLICK = """([x, y]) => new Promise((done) => {
-  const [view, image] = ['.glacier-view', 'img.glacier-spectrum'].map((css) => document.querySelector(css));
+  const all = document.querySelector('.glacier-explorer');
+  const [view, image] = ['.glacier-view', 'img.glacier-spectrum'].map((css) => all.querySelector(css));
   const box = view.getBoundingClientRect(), start = performance.now();
   const at = {clientX: box.left + x * box.width, clientY: box.top + y * box.height, bubbles: true};
   const drawn = () => requestAnimationFrame(() => done(performance.now() - start));
@@ -17,8 +18,9 @@ CLICK = """([x, y]) => new Promise((done) => {
   view.setPointerCapture = () => {};
   for (const kind of ['pointerdown', 'pointerup']) view.dispatchEvent(new PointerEvent(kind, at));
 })"""
+BANDS, SPECTRUM = ".glacier-explorer img.glacier-bands", "img.glacier-spectrum"
 NEW = """([css, before]) => {
-  const image = document.querySelector(`img.${css}`);
+  const image = document.querySelector(css);
   return image.src !== before && image.complete;
 }"""
 
@@ -28,24 +30,31 @@ class Explored:
 
     def __init__(self, lab):
         self.lab, self.page = lab, lab.page
-        self.view = lab.page.locator(".glacier-view")
+        self.all = lab.page.locator(".glacier-explorer")
+        self.view = self.all.locator(".glacier-view")
 
     def run(self, **parameters) -> None:
         "Run the notebook; until the bands are drawn."
         self.lab.set_parameters(**parameters)
         self.lab.run_all()
-        self.page.wait_for_function("document.querySelector('img.glacier-bands')?.naturalWidth")
+        self.page.wait_for_function(f"document.querySelector('{BANDS}')?.naturalWidth")
 
     def redraws(self, css: str, act) -> None:
         "Do something; until a picture is a new one."
-        before = self.page.locator(f"img.{css}").get_attribute("src")
+        before = self.page.locator(css).first.get_attribute("src")
         act()
         self.page.wait_for_function(NEW, arg=[css, before])
 
-    def click(self, x: float, y: float) -> None:
-        "Click the picture at shares of its width and height."
-        box = self.view.bounding_box()
-        self.view.click(position={"x": x * box["width"], "y": y * box["height"]})
+    @property
+    def tile(self) -> str:
+        "The tile that is shown."
+        return self.all.locator(".glacier-tile select").input_value()
+
+
+def click(view, x: float, y: float) -> None:
+    "Click a picture at shares of its width and height."
+    box = view.bounding_box()
+    view.click(position={"x": x * box["width"], "y": y * box["height"]})
 
 
 @pytest.fixture(scope="module")
@@ -59,33 +68,46 @@ def explored(new_lab, trained):
 
 
 def test_explore_answers_clicks_sliders_and_keys(explored):
-    page, view = explored.page, explored.view
-    explored.redraws("glacier-spectrum", lambda: explored.click(0.25, 0.5))
+    page, view, parts = explored.page, explored.view, explored.all
+    explored.redraws(SPECTRUM, lambda: click(view, 0.25, 0.5))
     facts = page.locator(".glacier-facts")
     facts.get_by_text(re.compile(r"row 4[78], column 2[345] of ")).wait_for()
     facts.get_by_text("small-trial").wait_for()
 
-    explored.redraws("glacier-bands", lambda: page.locator(".glacier-bands select").select_option("NDSI"))
-    page.locator(".glacier-legend").get_by_text("NDSI").wait_for()
-    handle = page.locator(".glacier-limits .noUi-handle-upper")
-    explored.redraws("glacier-bands", lambda: handle.press("ArrowLeft"))
-    before = page.locator("img.glacier-left").evaluate("e => e.style.opacity")
-    page.locator(".glacier-opacity .noUi-handle").press("ArrowRight")
+    explored.redraws(BANDS, lambda: parts.locator(".glacier-bands select").select_option("NDSI"))
+    parts.locator(".glacier-legend").get_by_text("NDSI").wait_for()
+    handle = parts.locator(".glacier-limits .noUi-handle-upper")
+    explored.redraws(BANDS, lambda: handle.press("ArrowLeft"))
+    before = parts.locator("img.glacier-left").evaluate("e => e.style.opacity")
+    parts.locator(".glacier-opacity .noUi-handle").press("ArrowRight")
     page.wait_for_function(
-        "(old) => document.querySelector('img.glacier-left').style.opacity > old", arg=before
+        "(old) => document.querySelector('.glacier-explorer img.glacier-left').style.opacity > old",
+        arg=before,
     )
 
-    tile = page.locator(".glacier-tile select").input_value()
+    tile = explored.tile
     view.focus()
-    explored.redraws("glacier-bands", lambda: view.press("ArrowRight"))
-    assert page.locator(".glacier-tile select").input_value() != tile
-    assert page.locator(".glacier-divider").is_hidden()
-    page.locator(".glacier-compare select").select_option("small-trial: map")
-    page.locator(".glacier-divider").wait_for()
+    explored.redraws(BANDS, lambda: view.press("ArrowRight"))
+    assert explored.tile != tile
+    assert parts.locator(".glacier-divider").is_hidden()
+    parts.locator(".glacier-compare select").select_option("small-trial: map")
+    parts.locator(".glacier-divider").wait_for()
 
-    page.get_by_text("Confusion matrix", exact=True).click()
-    page.locator(".glacier-cell-glacier-background").click()
-    page.locator(".glacier-name-left").get_by_text("glacier mapped as background").wait_for()
+    parts.get_by_text("Confusion matrix", exact=True).click()
+    parts.locator(".glacier-cell-glacier-background").click()
+    parts.locator(".glacier-name-left").get_by_text("glacier mapped as background").wait_for()
+    parts.get_by_text("Pixel", exact=True).click()
+
+
+def test_the_overview_opens_tiles_and_thresholds_are_drawn(explored):
+    tile = explored.tile
+    overview = explored.page.locator(".glacier-overview .glacier-view")
+    x = 0.1 if tile.endswith("03") else 0.9
+    explored.redraws(BANDS, lambda: click(overview, x, 0.9))
+    assert explored.tile != tile
+    explored.page.locator(".glacier-facts").get_by_text(f" of {explored.tile}").wait_for()
+    slider = explored.page.locator(".glacier-thresholds .noUi-handle").first
+    explored.redraws(".glacier-thresholds img", lambda: slider.press("ArrowRight"))
 
 
 def test_click_to_picture_is_measured(explored, project, capsys):
