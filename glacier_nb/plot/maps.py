@@ -170,18 +170,15 @@ def _panels(sheet: _Sheet, n: int) -> tuple[Figure, np.ndarray]:
     "A figure with n axes in the shape of a picture, in a row."
     across, down = sheet.place.ground(sheet.shape)
     high = sheet.shape[0] / sheet.shape[1] * (down / across if np.isfinite(across) else 1)
-    width = 9 if n > 1 else 6
-    size = (width, min(width / n * high + 0.7, 11))
-    return plt.subplots(
-        1, n, figsize=size, layout="constrained", dpi=80, FigureClass=NotebookFigure, squeeze=False
-    )
+    size = (10, min((10 / n - 0.3) * high + 0.9, 11))
+    return plt.subplots(1, n, figsize=size, layout="constrained", FigureClass=NotebookFigure, squeeze=False)
 
 
 def show_overview(
     maps: Sequence[SceneMap],  # of one scene, or of several with a CRS, which are drawn in place
     pixels: int = 900,  # longer side of a picture, at most
 ) -> Figure:
-    "Maps beside natural colours, with scale bar and north arrow. Raises ValueError."
+    "Maps beside natural colours, with scale bar, north arrow and degrees. Raises ValueError."
     paths = _paths(maps)
     sheet, codes = _pictures(paths, pixels)
     with rasterio.open(paths[0]) as f:
@@ -191,6 +188,7 @@ def show_overview(
     for ax, (title, image) in zip(axes.flat, images.items(), strict=True):
         ax.imshow(image, interpolation="nearest")
         _furnish(ax, sheet, title)
+        fig.add_degrees(ax, sheet.place, sheet.shape)
     fig.legend(handles=legend.handles(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return fig
 
@@ -262,13 +260,12 @@ def show_zooms(
     paths = _paths(maps)
     windows = _busy_windows(paths, size, n)
     cols = 2 + all(m.confidence is not None for m in maps)
-    shape = (3 * cols, 3.1 * len(windows) + 0.4)
+    shape = (10, (10 / cols + 0.15) * len(windows) + 0.6)
     fig, axes = plt.subplots(
         len(windows),
         cols,
         figsize=shape,
         layout="constrained",
-        dpi=80,
         FigureClass=NotebookFigure,
         squeeze=False,
     )
