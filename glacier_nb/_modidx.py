@@ -1952,6 +1952,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'glacier_nb.plot.evaluation.show_spectra': ( 'plot/evaluation.html#show_spectra',
                                                                                          'glacier_nb/plot/evaluation.py')},
             'glacier_nb.plot.maps': { 'glacier_nb.plot.maps._Legend': ('plot/maps.html#_legend', 'glacier_nb/plot/maps.py'),
+                                      'glacier_nb.plot.maps._Legend.guess': ('plot/maps.html#_legend.guess', 'glacier_nb/plot/maps.py'),
                                       'glacier_nb.plot.maps._Legend.handles': ('plot/maps.html#_legend.handles', 'glacier_nb/plot/maps.py'),
                                       'glacier_nb.plot.maps._Legend.image': ('plot/maps.html#_legend.image', 'glacier_nb/plot/maps.py'),
                                       'glacier_nb.plot.maps._Legend.of': ('plot/maps.html#_legend.of', 'glacier_nb/plot/maps.py'),

@@ -96,6 +96,11 @@ class _Legend:
         colours = {code: np.array(f.colormap(1)[code][:3]) / 255 for code in names}
         return cls(names, colours, int(f.nodata))
 
+    @property
+    def guess(self) -> float:
+        "The confidence of a guess among the classes, per cent: no lower one is possible."
+        return 100 / (len(self.names) - 1)
+
     def image(self, codes: np.ndarray) -> np.ndarray:  # (H, W, 3)
         "A map in its colours."
         table = np.ones((256, 3))
@@ -205,7 +210,7 @@ def _confidence(
         legend = _Legend.of(f)
     fig, ((left, right),) = _panels(sheet, 2)
     known = percent <= 100
-    shown = left.imshow(np.ma.masked_array(percent, ~known), cmap="viridis", vmin=0, vmax=100)
+    shown = left.imshow(np.ma.masked_array(percent, ~known), cmap="viridis", vmin=legend.guess, vmax=100)
     left.set_facecolor(legend.colours[legend.nodata])
     _furnish(left, sheet, "confidence, per cent")
     fig.colorbar(shown, ax=left, location="bottom", shrink=0.7)
@@ -215,7 +220,12 @@ def _confidence(
             share = np.cumsum(np.bincount(values, minlength=101)) / len(values)
             colour = legend.colours[code] * (0.6 if legend.colours[code].mean() > 0.8 else 1)
             right.plot(np.arange(101), share, color=colour, lw=2, label=f"{name} ({len(values):,})")
-    right.set(xlabel="confidence, per cent", ylabel="share of the class below", ylim=(0, 1), xlim=(0, 100))
+    right.set(
+        xlabel="confidence, per cent",
+        ylabel="share of the class below",
+        ylim=(0, 1),
+        xlim=(legend.guess, 100),
+    )
     right.set_title("pixels of the picture", fontsize=10)
     right.legend(fontsize=9, frameon=False)
     right.grid(alpha=0.25)
@@ -297,7 +307,7 @@ def _zoom(row: Sequence[Axes], found: SceneMap, top: int, left: int, size: int):
     with rasterio.open(found.confidence) as f:
         percent = f.read(1, window=part)
     row[2].set_facecolor(legend.colours[legend.nodata])
-    return legend, row[2].imshow(np.ma.masked_greater(percent, 100), vmin=0, vmax=100)
+    return legend, row[2].imshow(np.ma.masked_greater(percent, 100), vmin=legend.guess, vmax=100)
 
 
 _PICTURES = {"overview": _overview, "confidence": _confidence, "details": _details}
