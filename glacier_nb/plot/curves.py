@@ -38,8 +38,8 @@ def training_curves(
         raise ValueError(f"history: found {what}, expected a record for each epoch with {', '.join(needed)}")
     table = table.set_index("epoch").astype(float, errors="ignore")
     by_class = [c for c in table if c.startswith(_CLASS_MCC)]
-    size = (9 + 3.5 * bool(by_class), 3.6)
-    fig = plt.figure(figsize=size, layout="constrained", dpi=80, FigureClass=NotebookFigure)
+    size = (10, 3.4)
+    fig = plt.figure(figsize=size, layout="constrained", FigureClass=NotebookFigure)
     panels = [*["mcc"] * scored, *["classes"] * bool(by_class)]
     axes = fig.subplot_mosaic([["loss", *panels], ["lr", *panels]], height_ratios=[3.2, 1])
     best = table[monitor].idxmax() if scored and table[monitor].notna().any() else None
@@ -57,7 +57,7 @@ def training_curves(
     return fig
 
 # %% ../../nbs/plot/02_curves.ipynb #d912b73c
-_LOOK = {"layout": "constrained", "dpi": 80, "FigureClass": NotebookFigure}  # of all charts
+_LOOK = {"layout": "constrained", "FigureClass": NotebookFigure}  # of all charts
 
 
 def _line(ax: Axes, values: pd.Series, label: str, **style) -> None:
@@ -189,8 +189,8 @@ def per_tile_bars(
         raise ValueError(f"found {len(table)} rows with columns {list(table)}, expected mcc for each tile")
     table = table.sort_values("mcc", kind="stable")
     x = np.arange(len(table))
-    fig, ax = plt.subplots(figsize=(min(9, 5.5 + 0.12 * len(x)), 3.2), **_LOOK)
-    ax.bar(x, table.mcc, color=LINE_COLOURS[5], width=0.75, label="all pixels")
+    fig, ax = plt.subplots(figsize=(10, 3), **_LOOK)
+    ax.bar(x, table.mcc, color=LINE_COLOURS[5], width=min(0.75, 0.08 * len(x)), label="all pixels")
     defined = table.get("mcc_defined", pd.Series(True, table.index)).to_numpy(bool)
     if "mcc_valid" in table:
         ax.plot(x[defined], table.mcc_valid[defined], "o", color=PALETTE["lake"], ms=4, label="valid pixels")
@@ -214,7 +214,7 @@ def critical_difference(
 ) -> Figure:
     "Runs by MCC, with bars along those that do not differ (after Demšar, 2006)."
     names, y = list(found.scores.index), np.arange(len(found.scores))
-    fig, ax = plt.subplots(figsize=(8, 1.3 + 0.34 * len(y)), **_LOOK)
+    fig, ax = plt.subplots(figsize=(10, 1.3 + 0.34 * len(y)), **_LOOK)
     ax.hlines(y, found.intervals["low"], found.intervals["high"], color="0.75", lw=3)
     ax.plot(found.scores, y, "o", color=LINE_COLOURS[0], ms=7)
     low = np.nanmin([found.intervals["low"].min(), found.scores.min()])  # one tile has no interval
@@ -264,7 +264,7 @@ def curves_of_runs(
             f"found no epoch of {', '.join(empty) or 'any run'}, expected at least one of each run"
         )
     rows = -(-len(histories) // 4)
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4 + 0.22 * rows), **_LOOK)
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.4 + 0.22 * rows), **_LOOK)
     for k, (name, history) in enumerate(histories.items()):
         table = pd.DataFrame(history).set_index("epoch")
         look = {"color": LINE_COLOURS[k % 8], "ls": _STYLES[k // 8 % 4], "lw": 1.6}

@@ -227,7 +227,7 @@ def _precision_recall(ax: Axes, found: Calibration) -> None:
             ax.plot(last["recall"], last["precision"], "o", color=colour, ms=6, mec="white", zorder=5)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     ax.set_title("each class against the rest; dots: probability 0.5", fontsize=10)
-    ax.legend(title="average precision", title_fontsize=9, fontsize=9, frameon=False, loc="lower left")
+    ax.legend(title="average precision", title_fontsize=9, fontsize=9, frameon=False)
 
 
 def show_calibration(found: Calibration) -> Figure:
@@ -346,7 +346,8 @@ def _beside_baselines(ax: Axes, scores: Mapping, of: str) -> None:
         ax.annotate(f"{value:.2f}", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(values)), list(values), fontsize=9)
     ax.tick_params(axis="y", length=0)
-    ax.set(xlim=(min(0, *values.values()), 1.08), xlabel=f"MCC of the {of} tiles")
+    ax.set(xlim=(min(0, *values.values()), 1.08), xlabel="MCC")
+    ax.set_title(f"the {of} tiles, all pixels", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
 
 

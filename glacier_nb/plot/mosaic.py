@@ -147,8 +147,8 @@ def _panels(boxes: np.ndarray, ratio: float) -> tuple[Figure, np.ndarray]:
     "A figure with four axes, in a row or in a square, in the shape of the picture; ratio: of a pixel."
     high, wide = boxes[:, 2:].max(0) * (ratio, 1)
     rows, cols = (1, 4) if high > 1.6 * wide else (2, 2)
-    size = (9, rows * ((9 / cols - 0.3) * high / wide + 0.45) + 0.6)
-    return plt.subplots(rows, cols, figsize=size, layout="constrained", dpi=80, FigureClass=NotebookFigure)
+    size = (10, rows * ((10 / cols - 0.3) * high / wide + 0.45) + 0.6)
+    return plt.subplots(rows, cols, figsize=size, layout="constrained", FigureClass=NotebookFigure)
 
 # %% ../../nbs/plot/03_mosaic.ipynb #88e20504
 def show_map(
@@ -177,6 +177,6 @@ def show_map(
         fig.add_scale(ax, place, shape, north=ax is axes.flat[0])
         if exact:
             fig.add_degrees(ax, place, shape)
-    _name_tiles(axes.flat[0], tiles, boxes, 9 / axes.shape[-1])
+    _name_tiles(axes.flat[0], tiles, boxes, 10 / axes.shape[-1])
     fig.add_legend(classes, background=True)
     return fig

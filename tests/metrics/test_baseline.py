@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from glacier_nb.landsat import CLASSES, IGNORE, REFLECTANCE
 from glacier_nb.metrics.baseline import (
+    _baseline_table,
     _context,
     _fit_pixels,
     _ndsi_prediction,
@@ -19,7 +20,6 @@ from glacier_nb.metrics.baseline import (
     _valid_mask_prediction,
     _Windows,
     baseline_counts,
-    baseline_table,
     baselines,
     ndsi,
 )
@@ -190,7 +190,7 @@ def test_uses_single_pixels_only(model, val):
 
 
 def test_learns_the_class_of_a_pixel(all_maps, val):
-    table = baseline_table({"boosting": all_maps["boosting"]}, val)
+    table = _baseline_table({"boosting": all_maps["boosting"]}, val)
     assert table.loc["boosting", "mcc_valid"] > 0.9
 
 
@@ -264,7 +264,7 @@ def test_rules_need_a_class_named_glacier(val):
 
 
 def test_table_agrees_with_scikit_learn(all_maps, val):
-    table = baseline_table(all_maps, val)
+    table = _baseline_table(all_maps, val)
     assert list(table.index) == ["valid mask", "NDSI > 0.4", "boosting", "boosting with context"]
     for rule, predicted in all_maps.items():
         for column, valid_only in (("mcc", False), ("mcc_valid", True)):
@@ -278,9 +278,9 @@ def test_table_agrees_with_scikit_learn(all_maps, val):
 def test_table_needs_every_prediction_and_label(train, val):
     maps = {"valid mask": {t.id: _valid_mask_prediction(t) for t in val}}
     with pytest.raises(ValueError, match="valid mask: no prediction or no label for tile 02_01"):
-        baseline_table({"valid mask": {"02_00": maps["valid mask"]["02_00"]}}, val)
+        _baseline_table({"valid mask": {"02_00": maps["valid mask"]["02_00"]}}, val)
     with pytest.raises(ValueError, match="for tile 02_00"):
-        baseline_table(maps, [replace(val[0], label=None), val[1]])
+        _baseline_table(maps, [replace(val[0], label=None), val[1]])
 
 
 @pytest.fixture(scope="module")
@@ -344,13 +344,13 @@ def test_context_tells_classes_apart_that_differ_in_their_surroundings_alone():
         return Tile(name, bands, np.ones((48, 48), bool), label, None, Affine.identity(), CLASSES[:2])
 
     tiles = [textured(f"00_{k:02}", k) for k in range(5)]
-    found = baseline_table(baselines(tiles[:4], tiles[4:], n_pixels=4_000), tiles[4:])["mcc"]
+    found = _baseline_table(baselines(tiles[:4], tiles[4:], n_pixels=4_000), tiles[4:])["mcc"]
     assert found["boosting"] < 0.3
     assert found["boosting with context"] > 0.7
 
 
 def test_counts_of_every_rule_and_tile_sum_to_the_table(all_maps, val):
-    counts, table = baseline_counts(all_maps, val), baseline_table(all_maps, val)
+    counts, table = baseline_counts(all_maps, val), _baseline_table(all_maps, val)
     assert list(counts) == list(table.index)
     for rule, tiles in counts.items():
         assert tiles.keys() == {t.id for t in val}

@@ -14,9 +14,7 @@ from glacier_nb.plot.maps import (
     _Legend,
     _pictures,
     _thumbnail,
-    show_confidence,
-    show_overview,
-    show_zooms,
+    show_scenes,
 )
 from glacier_nb.prediction.maps import map_scene
 
@@ -107,7 +105,7 @@ def test_windows_lie_where_classes_meet(made, tmp_path):
 
 
 def test_figures_show_bands_map_bar_and_legend(made):
-    figure = show_overview(made[:2])
+    figure = show_scenes(made[:2])
     bands, shown = figure.axes
     assert [ax.get_title() for ax in figure.axes] == ["natural colours", "map"]
     codes = np.hstack([rasterio.open(m.classes).read(1) for m in made[:2]])
@@ -120,19 +118,21 @@ def test_figures_show_bands_map_bar_and_legend(made):
     names = [t.get_text() for t in figure.legends[0].get_texts()]
     assert names == ["background", "glacier", "debris", "lake", "no data"]
     figure.canvas.draw()
-    without = show_overview(made[2:])
+    without = show_scenes(made[2:])
     assert not without.axes[0].artists
 
 
 def test_confidence_and_details(made):
-    left, right, _bar = show_confidence(made[:1]).axes
+    left, right, _bar = show_scenes(made[:1], "confidence").axes
     assert left.images[0].get_array().mask.sum() == (~made[0].scene.valid).sum()
     assert [line.get_label().split(" (")[0] for line in right.lines] == list(CLASSES)
     assert all(line.get_ydata()[-1] == 1 for line in right.lines)
-    figure = show_zooms(made, n=2, size=64)
+    figure = show_scenes(made, "details", n=2, size=64)
     titles = [ax.get_title() for ax in figure.axes[:6]]
     assert titles[1:3] == ["map", "confidence, per cent"]
     assert "° N" in titles[0] or titles[0] == "nowhere"
-    for call in (show_overview, show_confidence, show_zooms):
+    for what in ("overview", "confidence", "details"):
         with pytest.raises(ValueError, match="found no map"):
-            call([])
+            show_scenes([], what)
+    with pytest.raises(ValueError, match="what = 'zooms': expected one of overview, confidence, details"):
+        show_scenes(made, "zooms")

@@ -216,13 +216,14 @@ def test_predictions_have_a_row_for_each_tile():
     preds["01_01"] = np.zeros_like(tiles[1].label)
     fig = show_predictions(tiles, preds)
     titles = [ax.get_title() for ax in fig.axes]
-    assert titles[0::3] == ["01_00: truth", "01_01: truth"]
-    assert titles[2].endswith("(valid pixels 1.00)")
-    assert titles[5] == "MCC 0.00 (valid pixels 0.00)"
+    assert titles[:3] == titles[4:7] == ["image", "truth", "prediction"]
+    assert [fig.axes[k].get_ylabel() for k in (0, 4)] == ["tile 01_00", "tile 01_01"]
+    assert titles[3].endswith("(valid pixels 1.00)")
+    assert titles[7] == "errors: MCC 0.00\n(valid pixels 0.00)"
     legend = [t.get_text() for t in fig.legends[0].get_texts()]
     assert set(legend) - {""} == {*CLASSES[1:], *ERROR_PALETTE}
     confident = {i: np.full(p.shape, 0.7) for i, p in preds.items()}
-    assert len(show_predictions(tiles, preds, confident).axes) == 2 * 4 + 2
+    assert len(show_predictions(tiles, preds, confident).axes) == 2 * 5 + 2
 
 
 @pytest.mark.parametrize("classes", [CLASSES, BINARY_CLASSES])
@@ -271,25 +272,25 @@ def lake_tile(**patches):
 def test_a_close_up_shows_the_largest_patch_of_the_smallest_class():
     tile = lake_tile(ice=(1, (0, 30), (0, 60)), pond=(3, (40, 42), (5, 7)), lake=(3, (58, 62), (58, 63)))
     fig = show_predictions([tile], {tile.id: tile.label})
-    close = fig.axes[3]
-    assert close.get_title() == "lake: 24 px, mapped 24"
+    close = fig.axes[4]
+    assert close.get_title() == "lake: 24 px,\nmapped 24"
     (frame,) = fig.axes[0].patches
     assert (frame.get_xy(), frame.get_width()) == ((47.5, 47.5), 16)
     assert close.images[0].get_array().shape == (16, 16, 3)
     only_mapped = replace(tile, label=np.minimum(tile.label, 1) * (np.arange(64)[:, None] < 30))
     assert (
-        show_predictions([only_mapped], {tile.id: tile.label}).axes[3].get_title() == "lake: 0 px, mapped 24"
+        show_predictions([only_mapped], {tile.id: tile.label}).axes[4].get_title() == "lake: 0 px,\nmapped 24"
     )
 
 
 def test_no_close_up_without_a_small_class_or_with_zoom_off():
     large = lake_tile(ice=(1, (0, 30), (0, 60)))
-    assert len(show_predictions([large], {large.id: large.label}).axes) == 3
+    assert len(show_predictions([large], {large.id: large.label}).axes) == 4
     small = replace(lake_tile(lake=(3, (0, 4), (0, 4))), id="02_01")
     preds = {t.id: t.label for t in (large, small)}
-    assert len(show_predictions([small], preds, zoom=False).axes) == 3
+    assert len(show_predictions([small], preds, zoom=False).axes) == 4
     both = show_predictions([large, small], preds)
-    assert [ax.axison for ax in both.axes] == [True] * 3 + [False] + [True] * 4
+    assert [ax.axison for ax in both.axes] == [True] * 4 + [False] + [True] * 5
 
 
 @pytest.mark.parametrize("classes", [CLASSES, BINARY_CLASSES])
