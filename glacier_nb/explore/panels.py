@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/explore/04_panels.ipynb #cdc3eb47
+# %% ../../nbs/explore/04_panels.ipynb #5fa45ab2
 import html
 import io
 import threading
@@ -19,7 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .explorer import Explorer
 from .maps import RunMaps
@@ -42,7 +42,7 @@ from glacier_nb.runs.folder import (
 from ..tiles.read import AnyTile
 from ..tiles.splits import tile_boxes
 
-# %% ../../nbs/explore/04_panels.ipynb #10fb77c0
+# %% ../../nbs/explore/04_panels.ipynb #27130a62
 class _Panel:
     "Controls where somebody looks at the notebook, a picture or a table elsewhere."
 
@@ -73,6 +73,11 @@ class _Panel:
         return {"text/plain": self._text, "image/png": _figure_png(still)}
 
 
+def _note(text: str) -> _Panel:
+    "A line instead of a panel."
+    return _Panel(lambda: widgets.HTML(html.escape(text)), lambda: f"<p>{html.escape(text)}</p>", text)
+
+
 def _figure_png(figure: Figure) -> bytes:
     "A figure as a file."
     if not hasattr(figure.canvas, "print_png"):
@@ -93,7 +98,7 @@ def _rgba(values: np.ndarray, names: Sequence[str], palette, clear: Sequence[str
     table = np.column_stack([np.round(255 * colours(names, palette)), alpha]).astype(np.uint8)
     return table[values]
 
-# %% ../../nbs/explore/04_panels.ipynb #354c64e7
+# %% ../../nbs/explore/04_panels.ipynb #edeeb02d
 def _tight(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     "Positions along an axis without empty strips wider than a quarter of a tile."
     values, index = np.unique(low, return_inverse=True)
@@ -132,7 +137,7 @@ class _Sheet:
                 return name, (int(share[0] * h), int(share[1] * w))
         return None
 
-# %% ../../nbs/explore/04_panels.ipynb #db210059
+# %% ../../nbs/explore/04_panels.ipynb #9d8325d5
 @patch
 def _overview_layer(self: Explorer, sheet: _Sheet, key: tuple, say: Callable[[str], None]) -> bytes:
     "An overlay of all tiles as a PNG; says how far it is."
@@ -162,10 +167,10 @@ def _overview_bands(self: Explorer, sheet: _Sheet) -> np.ndarray:
     empty = np.full(3, 255)
     images = {i: self.data.picture(i, self.bands, ("all", 2, 98)) for i in self.data.ids}
     image = Image.fromarray(sheet.assemble(images, empty))
-    draw = ImageDraw.Draw(image)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
     for name, (top, left, bottom, right) in sheet.boxes.items():
         draw.rectangle((left, top, right - 1, bottom - 1), outline="white")
-        draw.text((left + 3, top + 2), name, fill="white", stroke_width=1, stroke_fill="black")
+        draw.text((left + 4, top + 2), name, fill="white", stroke_width=2, stroke_fill="black", font=font)
     return np.asarray(image)
 
 
@@ -214,7 +219,7 @@ def _overview_widget(self: Explorer, sheet: _Sheet) -> widgets.Widget:
     left.observe(lay, "value")
     right.observe(lay, "value")
     view.observe(lambda change: self._go_from(sheet, change["new"], say), "pixel")
-    box = widgets.VBox([widgets.HBox([left, right]), view, status], layout={"max_width": "900px"})
+    box = widgets.VBox([widgets.HBox([left, right]), view, status], layout={"max_width": "760px"})
     box.add_class("glacier-overview")
     return box
 
@@ -240,36 +245,44 @@ def _go_from(self: Explorer, sheet: _Sheet, pixel: Sequence[int], say: Callable[
         self.pixel = found[1]
         say(f"{found[0]}, row {found[1][0]}, column {found[1][1]}: opened above")
 
-# %% ../../nbs/explore/04_panels.ipynb #8d206fc0
+# %% ../../nbs/explore/04_panels.ipynb #01b4be60
 @patch
 def _maps_of(self: Explorer, run: str) -> RunMaps:
     "The maps of a run, or of the first that held out tiles of this folder; raises RunError without one."
     fit = {n: m for n, m in self.runs.items() if m.held_out and self._comparable(m)}
     if not fit or (run and run not in fit):
         found = repr(run) if run else ", ".join(self.runs) or "no run"
-        expected = (
-            " or ".join(fit) or f"a run or cross-validation that held out tiles of {self.data.folder.name}"
-        )
-        raise RunError(f"found {found}, expected {expected}. To fix: runs = {next(iter(fit), 'NAME')!r}")
+        expected = " or ".join(fit) or f"a run that held out tiles of {self.data.folder.name}"
+        raise RunError(f"found {found}, expected {expected}. To fix: name such a run in runs")
     return fit[run or next(iter(fit))]
 
 
-def _threshold_chart(found: MapThresholds, threshold: float, size: int, honest: float) -> Figure:
-    "MCC by threshold at one size, and at the others."
-    fig = Figure(figsize=(6.2, 3.4), dpi=80, layout="constrained")
-    ax = fig.add_subplot()
-    for s in found.sizes:
-        look = {"color": LINE_COLOURS[0], "lw": 2.2} if s == size else {"color": "0.8", "lw": 1}
-        ax.plot(found.thresholds, found.table[s], zorder=2 + (s == size), **look)
-    ax.plot(threshold, found.table.loc[threshold, size], "o", color=LINE_COLOURS[1], ms=8, zorder=5)
-    ax.axhline(mcc(found.usual), color="0.5", ls=":", label=f"most probable class {mcc(found.usual):.3f}")
-    if np.isfinite(honest):
-        ax.axhline(honest, color="k", ls="--", label=f"chosen on other tiles {honest:.3f}")
-    ax.set(xlabel="probability of ice from which a pixel is ice", ylabel="MCC", xlim=(0, 1))
-    ax.set_title(f"patches of {size} pixels or more (grey: other sizes)", fontsize=10)
-    ax.legend(fontsize=9, frameon=False, loc="lower center")
-    ax.spines[["top", "right"]].set_visible(False)
-    return fig
+class _ThresholdChart:
+    "MCC by threshold at one size, and at the others; made once, as making axes takes longer than drawing."
+
+    def __init__(self, found: MapThresholds, honest: float):
+        self.found, self.figure = found, Figure(figsize=(6.2, 3.4), dpi=80)
+        ax = self.figure.add_axes((0.11, 0.14, 0.87, 0.77))
+        for s in found.sizes:
+            ax.plot(found.thresholds, found.table[s], color="0.8", lw=1)
+        usual = mcc(found.usual)
+        ax.axhline(usual, color="0.5", ls=":", label=f"most probable class {usual:.3f}")
+        if np.isfinite(honest):
+            ax.axhline(honest, color="k", ls="--", label=f"chosen on other tiles {honest:.3f}")
+        (self.line,) = ax.plot([], [], color=LINE_COLOURS[0], lw=2.2)
+        (self.dot,) = ax.plot([], [], "o", color=LINE_COLOURS[1], ms=8)
+        ax.set(xlabel="probability of ice from which a pixel is ice", ylabel="MCC", xlim=(0, 1))
+        ax.legend(fontsize=9, frameon=False, loc="lower center")
+        ax.spines[["top", "right"]].set_visible(False)
+        self.title = ax.set_title("", fontsize=10)
+
+    def draw(self, threshold: float, size: int) -> Figure:
+        "The chart with one point marked."
+        table = self.found.table
+        self.line.set_data(table.index, table[size])
+        self.dot.set_data([threshold], [table.loc[threshold, size]])
+        self.title.set_text(f"patches of {size} pixels or more (grey: other sizes)")
+        return self.figure
 
 
 @patch
@@ -277,7 +290,9 @@ def thresholds(
     self: Explorer,
     run: str = "",  # one of `runs`; empty: the first that held out tiles
 ) -> _Panel:
-    "MCC of a run's held-out tiles by threshold and smallest patch. Raises RunError without such a run."
+    "MCC of a run's held-out tiles by threshold and smallest patch. Raises RunError for another run."
+    if not run and not any(m.held_out and self._comparable(m) for m in self.runs.values()):
+        return _note(f"No run that held out tiles of {self.data.folder.name} in runs: nothing to choose on.")
     maps = self._maps_of(run)
     tiles = [self.data[i] for i in self.data.ids if i in maps.held_out and self.data.tiles[i].labelled]
     bar = progress_bar(tiles, unit="tile", leave=False) if LiveCurves.has_page() else tiles
@@ -285,7 +300,7 @@ def thresholds(
     groups = maps.held_out if len(maps.members) > 1 else None
     honest = found.elsewhere(groups)[0] if len(tiles) > 1 else np.nan
     make, best = (lambda: self._threshold_widget(found, maps, honest)), found.best
-    return _Panel(make, lambda: _threshold_chart(found, *best, honest), f"{maps.name}: {found!r}")
+    return _Panel(make, lambda: _ThresholdChart(found, honest).draw(*best), f"{maps.name}: {found!r}")
 
 
 @patch
@@ -298,12 +313,15 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
         widgets.SelectionSlider(options=options, description=text, **look, **(first if k == 0 else {}))
         for k, (text, options) in enumerate(sliders.items())
     )
-    chart, errors = widgets.Image(format="png"), widgets.Image(format="png", layout={"width": "360px"})
-    text = widgets.HTML()
+    chart, errors = (
+        widgets.Image(format="png", layout={"width": f"{wide}px", "align_self": "flex-start"})
+        for wide in (496, 340)
+    )
+    text, curve = widgets.HTML(), _ThresholdChart(found, honest)
 
     def draw(_change=None):
         t, s = threshold.value, size.value
-        chart.value = _figure_png(_threshold_chart(found, t, s, honest))
+        chart.value = _figure_png(curve.draw(t, s))
         best = found.best
         text.value = (
             f"<b>MCC {found.table.loc[t, s]:.3f}</b> on {len(found.tiles)} held-out tiles. Highest on these: "
@@ -326,7 +344,7 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
     box.add_class("glacier-thresholds")
     return box
 
-# %% ../../nbs/explore/04_panels.ipynb #93b94f86
+# %% ../../nbs/explore/04_panels.ipynb #c9ffc257
 def _doubts_file(run: str) -> str:
     "Where a label check of a run lies, relative to the project root."
     return f"outputs/{run}/label_check/patches.csv"
@@ -342,7 +360,7 @@ def doubts(
     if not names:
         name = run or next(iter(self.runs), "NAME")
         text = f"No label check of {name} yet: papermill nbs/label_check.ipynb out.ipynb -p run {name}"
-        return _Panel(lambda: widgets.HTML(html.escape(text)), lambda: f"<p>{html.escape(text)}</p>", text)
+        return _note(text)
     table = pd.read_csv(project_root() / _doubts_file(names[0]), index_col="rank", dtype={"tile": str})
     table = table[table["tile"].isin(self.data.ids)]
     shown = table[["tile", "kind", "label", "map", "km2", "confidence", "row", "col"]].head(15)
@@ -378,7 +396,7 @@ def _doubts_widget(self: Explorer, table: pd.DataFrame, run: str, text: str) -> 
     box.add_class("glacier-doubts")
     return box
 
-# %% ../../nbs/explore/04_panels.ipynb #caa4b4c5
+# %% ../../nbs/explore/04_panels.ipynb #2c17700c
 class _State(StrEnum):
     "What a run does."
 
@@ -434,7 +452,7 @@ def _curves(run: str, history: Sequence[dict]) -> str:  # SVG; empty before the 
     inner = history and run_config(project_root() / "outputs" / run).select == "inner"
     return LiveCurves.picture(LiveCurves.of_history(history, "inner " * inner))[0] if history else ""
 
-# %% ../../nbs/explore/04_panels.ipynb #a458888c
+# %% ../../nbs/explore/04_panels.ipynb #8396a6ae
 class _Watch:
     "Reads a run every few seconds in a thread, and shows curves and state."
 
