@@ -176,8 +176,28 @@ def test_what_goes_wrong_is_said_below_the_picture(explorer, monkeypatch):
     explorer.left = ("map", "cv")
     assert "&lt;no network&gt;" in explorer.status.value
     assert explorer.view.left == b""
+    explorer.pixel = (1, 1)
+    assert "no network" in explorer.status.value  # the overlay is still missing
     explorer.left = ("label",)
     assert "no network" not in explorer.status.value
+
+
+def test_a_training_tile_is_said_to_be_one(explorer):
+    _ = explorer.widget
+    explorer.right = ("map", "cv-fold1")
+    assert "01_01: a training tile (cv-fold1): it knew the label" in explorer.status.value
+    explorer.bands = "B6"
+    assert "it knew the label" in explorer.status.value
+    explorer.tile = "02_01"
+    assert explorer.status.value == "02_01: held out (cv-fold1)"
+
+
+def test_nodata_has_neither_values_nor_probabilities(explorer):
+    row, col = np.argwhere(~explorer.data[explorer.tile].valid)[0]
+    explorer.pixel = (int(row), int(col))
+    assert "nodata" in explorer.facts()
+    assert "nan" not in explorer.facts()
+    assert "cv" not in explorer.facts()
 
 
 def test_without_a_page_no_widget_is_made(explorer, monkeypatch):
