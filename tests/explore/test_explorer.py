@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,24 @@ from small_projects import run_cells
 from glacier_nb import progress
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.explore.explorer import Explorer
+from glacier_nb.explore.maps import RunMaps
+from glacier_nb.explore.pixels import ExploredTiles
 from glacier_nb.plot.colours import ERROR_PALETTE
 from glacier_nb.plot.tiles import error_map
 from glacier_nb.runs.folder import RunError
 
 
+@pytest.fixture(scope="module")
+def tiles(explored):
+    "The tiles, whose figure of the classes is drawn once for all tests."
+    return ExploredTiles(explored / "data/demo")
+
+
 @pytest.fixture
-def explorer(here):
-    return Explorer("data/demo", "cv, cv-fold1", compare="none")
+def explorer(here, tiles):
+    found = Explorer("data/demo", "cv, cv-fold1", compare="none")
+    found.data = tiles
+    return found
 
 
 def opened(data: bytes) -> np.ndarray:
@@ -190,6 +201,19 @@ def test_a_training_tile_is_said_to_be_one(explorer):
     assert "it knew the label" in explorer.status.value
     explorer.tile = "02_01"
     assert explorer.status.value == "02_01: held out (cv-fold1)"
+
+
+def test_labels_are_read_with_the_classes_of_the_run(here, monkeypatch):
+    source, found = Explorer("data/demo", "cv-fold0"), RunMaps.open("cv-fold0", "data/demo")
+    member = found.members[0]
+    found.members = [replace(member, cfg=replace(member.cfg, classes="binary"))]
+    monkeypatch.setattr(RunMaps, "open_all", lambda *_: {"cv-fold0": found})
+    binary = Explorer("data/demo", "cv-fold0")
+    assert (source.data.classes[1:3], binary.data.classes) == (
+        ("glacier", "debris"),
+        ("background", "glacier"),
+    )
+    assert ("errors", "cv-fold0") not in binary.layers.values()  # the network has four
 
 
 def test_nodata_has_neither_values_nor_probabilities(explorer):
