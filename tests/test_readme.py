@@ -31,7 +31,7 @@ from glacier_nb.experiments.command import _config, _parser, main
 from glacier_nb.experiments.cross_validate import CrossValidation, _pooled
 from glacier_nb.experiments.sweep import _plan
 from glacier_nb.prediction.members import load_member
-from glacier_nb.runs.folder import read_metrics, run_state
+from glacier_nb.runs.folder import RunError, read_metrics, run_state
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/howto/*.md"))]
@@ -87,7 +87,7 @@ def test_every_command_is_tested_here():
         r"make (demo|compare|lab|autopilot)",
         r"papermill nbs/train\.ipynb outputs/mine(-trial)?\.ipynb -p",
         r"papermill nbs/train\.ipynb out\.ipynb -(p mcc_wieght|p init_from|f)",
-        r"papermill nbs/(diagnose_run|cross_validate|pretrain|autopilot|predict)\.ipynb",
+        r"papermill nbs/(diagnose_run|cross_validate|pretrain|autopilot|predict|explore)\.ipynb",
         r"glacier-nb (train|diagnose|next|predict|sweep|cross-validate|--help)",
         r"torchrun .*( -m glacier_nb train|\\$)|    -m glacier_nb train",
         r"ConfigError: ",
@@ -220,6 +220,13 @@ def test_commands_for_maps_are_read():
         if isinstance(node, ast.ImportFrom):
             names |= {hasattr(importlib.import_module(node.module), alias.name) for alias in node.names}
     assert names == {True}
+
+
+def test_the_command_for_pictures(project):
+    (command,) = lines("papermill nbs/explore.ipynb")
+    with pytest.raises(RunError, match="no run 'mine-cv'"):
+        run(command)
+    run(f"{command} -p runs '' -r tile 03_01 -p compare none")
 
 
 @pytest.mark.parametrize("target", ["demo", "compare", "iterations", "autopilot", "test", "lab"])

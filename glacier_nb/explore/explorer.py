@@ -132,7 +132,8 @@ class Explorer(traitlets.HasTraits):
     ):
         self.runs = RunMaps.open_all(runs, data_dir)
         glcm = next((m.glcm for m in self.runs.values() if m.glcm), None)
-        self.data, self.cells = ExploredTiles(data_dir, glcm), []
+        own = (m.members[0].cfg.classes for m in self.runs.values() if m.held_out or m.trained)
+        self.data, self.cells = ExploredTiles(data_dir, glcm, next(own, "auto")), []
         labelled = [name for name, t in self.data.tiles.items() if t.labelled]
         held = [name for name in labelled if any(name in m.held_out for m in self.runs.values())]
         super().__init__(tile=tile or (held or labelled or self.data.ids)[0], bands=bands)
@@ -232,6 +233,8 @@ def facts(self: Explorer) -> str:  # HTML
     label = "nodata" if not p.valid else p.label or "no label"
     rows = [("pixel", f"row {p.row}, column {p.col} of {html.escape(p.tile)}"), ("place", place)]
     rows.append(("label", label))
+    if not p.valid:
+        return _table(rows)
     rows.append(("values", ", ".join(f"{name} {value:.4g}" for name, value in p.values.items())))
     tile = self.data[self.tile]
     for name, maps in self.runs.items():
@@ -271,21 +274,29 @@ _REDRAWN = {  # what changed -> what is drawn again
 
 @patch
 def _draw(self: Explorer, change: dict) -> None:
-    "Draw again what a change needs, and say what went wrong instead."
-    self._say("")
+    "Draw again what a change needs, and say what went wrong."
     with self.view.hold_sync():
         for part in _REDRAWN[change["name"]]:
+            self._errors.pop(part, None)
             try:
                 getattr(self, f"_draw_{part}")()
             except (ValueError, OSError) as error:
-                self._say(str(error), "#c62828")
+                self._errors[part] = str(error)
         self._name()
+    self.status.value = self._status()
 
 
 @patch
-def _say(self: Explorer, text: str, colour: str = "inherit") -> None:
-    "A line below the picture."
-    self.status.value = f"<span style='color:{colour}'>{html.escape(text)}</span>"
+def _status(self: Explorer) -> str:  # HTML
+    "What went wrong, and what the maps that are shown are worth."
+    lines = [f"<span style='color:#d32f2f'>{html.escape(text)}</span>" for text in self._errors.values()]
+    for name in dict.fromkeys(key[1] for key in (self.left, self.right) if len(key) > 1):
+        seen = self.runs[name].seen(self.tile)
+        text = f"{self.tile}: {seen.value} ({name})"
+        if seen is seen.TRAINED:
+            text = f"<b style='color:#c77700'>{text}: it knew the label of this tile</b>"
+        lines.append(text)
+    return "<br>".join(lines)
 
 
 @patch
@@ -305,15 +316,11 @@ def _draw_right(self: Explorer) -> None:
 
 @patch
 def _draw_layer(self: Explorer, side: str) -> None:
-    "One overlay; the line below says what the map of this tile is worth."
-    key = getattr(self, side)
+    "One overlay."
     setattr(self.view, side, b"")
-    layer = self.layer(key)
-    self._shown[side] = layer
+    self._shown[side] = None
+    self._shown[side] = layer = self.layer(getattr(self, side))
     setattr(self.view, side, layer.png() if layer else b"")
-    if key[0] not in ("none", "label"):
-        maps = self.runs[key[1]]
-        self._say(f"{self.tile}: {maps.seen(self.tile).value} ({maps.name})")
 
 
 @patch
@@ -348,7 +355,7 @@ _FIXED = {"reflectance": (-0.2, 1.6, 0.0, 1.0), "K": (200, 330, 240, 290), "": (
 
 def _control(kind: type, css: str, width: str, **options):
     "A control with a CSS class of its own."
-    found = kind(**options, layout={"width": width})
+    found = kind(**options, layout={"width": width, "flex": "0 0 auto"})
     found.add_class(f"glacier-{css}")
     return found
 
@@ -379,7 +386,8 @@ def _controls(self: Explorer) -> list:
         traitlets.link((self, name), (control, "value"))
     widgets.jslink((opacity, "value"), (self.view, "opacity"))  # in the page, without the kernel
     first = [back, tile, on, bands, *self._stretch_controls()]
-    return [widgets.HBox(row) for row in (first, [self._left, self._right, opacity])]
+    rows = (first, [self._left, self._right, opacity])
+    return [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
 
 
 @patch
@@ -480,6 +488,7 @@ def widget(self: Explorer) -> widgets.Widget:
     if hasattr(self, "_widget"):
         return self._widget
     self.view, self._shown = TileView(opacity=self.opacity), {"left": None, "right": None}
+    self._errors = {}
     self.status, self._legend, self._facts = (widgets.HTML() for _ in range(3))
     self._image = widgets.Image(format="png", layout={"width": "560px"})
     parts = {"status": self.status, "legend": self._legend, "facts": self._facts, "spectrum": self._image}
