@@ -51,8 +51,9 @@ class _Panel:
         widget: Callable[[], widgets.Widget],  # makes the controls
         still: Callable[[], Figure | str],  # makes a figure, or HTML
         text: str,  # one line
+        kind: str = "png",  # of a figure's file: jpeg for photographs, which are large as png
     ):
-        self._make, self._still, self._text, self._widget = widget, still, text, None
+        self._make, self._still, self._text, self._widget, self._kind = widget, still, text, None, kind
 
     @property
     def widget(self) -> widgets.Widget:
@@ -70,7 +71,7 @@ class _Panel:
         still = self._still()
         if isinstance(still, str):
             return {"text/plain": self._text, "text/html": still}
-        return {"text/plain": self._text, "image/png": _figure_png(still)}
+        return {"text/plain": self._text, f"image/{self._kind}": _figure_file(still, self._kind)}
 
 
 def _note(text: str) -> _Panel:
@@ -78,11 +79,12 @@ def _note(text: str) -> _Panel:
     return _Panel(lambda: widgets.HTML(html.escape(text)), lambda: f"<p>{html.escape(text)}</p>", text)
 
 
-def _figure_png(figure: Figure) -> bytes:
-    "A figure as a file."
+def _figure_file(figure: Figure, kind: str = "png") -> bytes:
+    "A figure as a file, png or jpeg."
     if not hasattr(figure.canvas, "print_png"):
         FigureCanvasAgg(figure)
-    figure.savefig(file := io.BytesIO(), format="png")
+    options = {"pil_kwargs": {"quality": 80}} if kind == "jpeg" else {}
+    figure.savefig(file := io.BytesIO(), format=kind, **options)
     return file.getvalue()
 
 
@@ -182,7 +184,7 @@ def overview(
     "All tiles in place; a click opens the tile in the explorer. Raises SplitError for unknown places."
     sheet = _Sheet([self.data.tiles[i] for i in self.data.ids], pixels)
     make, still = (lambda: self._overview_widget(sheet)), (lambda: self._overview_still(sheet))
-    return _Panel(make, still, f"all {len(sheet.boxes)} tiles in place")
+    return _Panel(make, still, f"all {len(sheet.boxes)} tiles in place", "jpeg")
 
 
 _CLICK = "Click a tile to open it above."
@@ -321,7 +323,7 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
 
     def draw(_change=None):
         t, s = threshold.value, size.value
-        chart.value = _figure_png(curve.draw(t, s))
+        chart.value = _figure_file(curve.draw(t, s))
         best = found.best
         text.value = (
             f"<b>MCC {found.table.loc[t, s]:.3f}</b> on {len(found.tiles)} held-out tiles. Highest on these: "
