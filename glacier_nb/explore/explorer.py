@@ -13,6 +13,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
@@ -126,6 +127,8 @@ class Explorer(traitlets.HasTraits):
         runs: str = "",  # runs and cross-validations whose maps are shown, comma-separated; empty: none
         tile: str = "",  # id of the first tile; empty: the first that a run held out, or that has a label
         bands: str = "true colour",  # one of `ExploredTiles.pictures`
+        overlay: str = "auto",  # one of `layers`; auto: the label
+        compare: str = "auto",  # one of `layers`; auto: the map of the first run
     ):
         self.runs = RunMaps.open_all(runs, data_dir)
         glcm = next((m.glcm for m in self.runs.values() if m.glcm), None)
@@ -133,7 +136,9 @@ class Explorer(traitlets.HasTraits):
         labelled = [name for name, t in self.data.tiles.items() if t.labelled]
         held = [name for name in labelled if any(name in m.held_out for m in self.runs.values())]
         super().__init__(tile=tile or (held or labelled or self.data.ids)[0], bands=bands)
-        self.left = ("label",) if self.data[self.tile].labelled else _NONE
+        first = ["label" if labelled else "none", next((f"{name}: map" for name in self.runs), "none")]
+        for side, given, auto in zip(("left", "right"), (overlay, compare), first, strict=True):
+            setattr(self, side, self._named(auto if given == "auto" else given))
 
     @property
     def layers(self) -> dict[str, tuple]:  # text -> value of `left` or `right`
@@ -143,6 +148,12 @@ class Explorer(traitlets.HasTraits):
             kinds = ["map", "errors", "confidence"] if self._comparable(maps) else ["map", "confidence"]
             found |= {f"{name}: {kind}": (kind, name) for kind in kinds}
         return found | {f"{run}: {a} mapped as {b}": ("cell", run, a, b) for run, a, b in self.cells}
+
+    def _named(self, text: str) -> tuple:
+        "The overlay of that name; raises ValueError with all of them."
+        if text not in self.layers:
+            raise ValueError(f"no overlay {text!r}: expected one of {', '.join(self.layers)}")
+        return self.layers[text]
 
     def _comparable(self, maps: RunMaps) -> bool:
         "Whether the labels have the classes of a run."
@@ -162,7 +173,7 @@ class Explorer(traitlets.HasTraits):
     @traitlets.validate("left", "right")
     def _known_layer(self, proposal) -> tuple:
         if proposal["value"] not in self.layers.values():
-            raise ValueError(f"no overlay {proposal['value']}: expected one of {list(self.layers.values())}")
+            raise ValueError(f"no overlay {proposal['value']}: expected one of {[*self.layers.values()]}")
         return proposal["value"]
 
     def step(self, n: int) -> None:
@@ -202,9 +213,10 @@ def layer(
     return _mask_layer((tile.label == i) & (found == j) & tile.valid, f"{key[2]} mapped as {key[3]}")
 
 # %% ../../nbs/explore/03_explorer.ipynb #2dbcbba6
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    "An HTML table whose first column names the rest."
-    lines = (f"<tr><th>{first}</th>{''.join(f'<td>{c}</td>' for c in rest)}</tr>" for first, *rest in rows)
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    "An HTML table of names and values."
+    side = "style='text-align:left'"
+    lines = (f"<tr><th {side}>{name}</th><td {side}>{value}</td></tr>" for name, value in rows)
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -220,6 +232,8 @@ def facts(self: Explorer) -> str:  # HTML
     label = "nodata" if not p.valid else p.label or "no label"
     rows = [("pixel", f"row {p.row}, column {p.col} of {html.escape(p.tile)}"), ("place", place)]
     rows.append(("label", label))
+    if not p.valid:
+        return _table(rows)
     rows.append(("values", ", ".join(f"{name} {value:.4g}" for name, value in p.values.items())))
     tile = self.data[self.tile]
     for name, maps in self.runs.items():
@@ -259,21 +273,29 @@ _REDRAWN = {  # what changed -> what is drawn again
 
 @patch
 def _draw(self: Explorer, change: dict) -> None:
-    "Draw again what a change needs, and say what went wrong instead."
-    self._say("")
+    "Draw again what a change needs, and say what went wrong."
     with self.view.hold_sync():
         for part in _REDRAWN[change["name"]]:
+            self._errors.pop(part, None)
             try:
                 getattr(self, f"_draw_{part}")()
             except (ValueError, OSError) as error:
-                self._say(str(error), "#c62828")
+                self._errors[part] = str(error)
         self._name()
+    self.status.value = self._status()
 
 
 @patch
-def _say(self: Explorer, text: str, colour: str = "inherit") -> None:
-    "A line below the picture."
-    self.status.value = f"<span style='color:{colour}'>{html.escape(text)}</span>"
+def _status(self: Explorer) -> str:  # HTML
+    "What went wrong, and what the maps that are shown are worth."
+    lines = [f"<span style='color:#d32f2f'>{html.escape(text)}</span>" for text in self._errors.values()]
+    for name in dict.fromkeys(key[1] for key in (self.left, self.right) if len(key) > 1):
+        seen = self.runs[name].seen(self.tile)
+        text = f"{self.tile}: {seen.value} ({name})"
+        if seen is seen.TRAINED:
+            text = f"<b style='color:#c77700'>{text}: it knew the label of this tile</b>"
+        lines.append(text)
+    return "<br>".join(lines)
 
 
 @patch
@@ -293,15 +315,11 @@ def _draw_right(self: Explorer) -> None:
 
 @patch
 def _draw_layer(self: Explorer, side: str) -> None:
-    "One overlay; the line below says what the map of this tile is worth."
-    key = getattr(self, side)
+    "One overlay."
     setattr(self.view, side, b"")
-    layer = self.layer(key)
-    self._shown[side] = layer
+    self._shown[side] = None
+    self._shown[side] = layer = self.layer(getattr(self, side))
     setattr(self.view, side, layer.png() if layer else b"")
-    if key[0] not in ("none", "label"):
-        maps = self.runs[key[1]]
-        self._say(f"{self.tile}: {maps.seen(self.tile).value} ({maps.name})")
 
 
 @patch
@@ -336,7 +354,7 @@ _FIXED = {"reflectance": (-0.2, 1.6, 0.0, 1.0), "K": (200, 330, 240, 290), "": (
 
 def _control(kind: type, css: str, width: str, **options):
     "A control with a CSS class of its own."
-    found = kind(**options, layout={"width": width})
+    found = kind(**options, layout={"width": width, "flex": "0 0 auto"})
     found.add_class(f"glacier-{css}")
     return found
 
@@ -367,7 +385,8 @@ def _controls(self: Explorer) -> list:
         traitlets.link((self, name), (control, "value"))
     widgets.jslink((opacity, "value"), (self.view, "opacity"))  # in the page, without the kernel
     first = [back, tile, on, bands, *self._stretch_controls()]
-    return [widgets.HBox(row) for row in (first, [self._left, self._right, opacity])]
+    rows = (first, [self._left, self._right, opacity])
+    return [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
 
 
 @patch
@@ -439,62 +458,21 @@ def _to_largest(self: Explorer, mask: np.ndarray, zoom: float = 3.0) -> None:
         self.view.place = [(rows.start + rows.stop) / 2, (cols.start + cols.stop) / 2, zoom]
 
 
-def _shade(share: float, correct: bool) -> str:
-    "The colour of a cell: blue where it is correct, red where it is not, darker for more."
-    tone = np.array([86, 180, 233] if correct else [213, 94, 0]) / 255
-    return _hex(1 - (1 - tone) * min(1.0, share) ** 0.7)
-
-
 @patch
 def _matrix(self: Explorer) -> widgets.Widget:
-    "The cells as buttons, and below them the tiles of the cell that was clicked."
+    "The matrices of the runs as buttons."
     runs = {name: m for name, m in self.runs.items() if m.counts and self._comparable(m)}
     if not runs:
         return widgets.HTML("No run in <code>runs</code> held out tiles of this folder, with these classes.")
     choice = _control(widgets.Dropdown, "matrix-run", "260px", options=list(runs), description="Run")
-    grid, tiles = widgets.GridBox(), widgets.VBox()
-    tiles.add_class("glacier-tiles")
+    below = widgets.VBox()
 
     def fill(_change=None):
-        grid.children, grid.layout.grid_template_columns = self._cells(runs[choice.value], tiles)
-        tiles.children = [widgets.HTML("Click a cell: its pixels are laid over the tile.")]
+        below.children = [runs[choice.value].buttons(partial(self.show_cell, choice.value))]
 
     choice.observe(fill, "value")
-    grid.add_class("glacier-matrix")
     fill()
-    return widgets.VBox([choice, grid, tiles])
-
-
-@patch
-def _cells(self: Explorer, maps: RunMaps, tiles: widgets.VBox) -> tuple[list, str]:
-    "Headings and buttons of a matrix row by row, and the widths of its columns."
-    table = maps.matrix
-    items = [widgets.HTML("label \\ map"), *(widgets.HTML(f"<b>{name}</b>") for name in table)]
-    for truth, row in table.iterrows():
-        items.append(widgets.HTML(f"<b>{truth}</b>"))
-        for mapped, n in row.items():
-            share = n / max(row.sum(), 1)
-            text = f"{n:,}\n{share:.1%}"
-            button = _control(widgets.Button, f"cell-{truth}-{mapped}", "auto", description=text)
-            button.layout.height = "44px"
-            button.style = {"button_color": _shade(share, truth == mapped), "text_color": "black"}
-            button.on_click(lambda _, a=truth, b=mapped: self._clicked(maps, a, b, tiles))
-            items.append(button)
-    return items, f"minmax(0, 90px) repeat({len(table)}, minmax(0, 105px))"
-
-
-@patch
-def _clicked(self: Explorer, maps: RunMaps, truth: str, mapped: str, tiles: widgets.VBox) -> None:
-    "Show a cell, and buttons of the tiles with most of its pixels."
-    self.show_cell(maps.name, truth, mapped)
-    found, buttons = maps.tiles_with(truth, mapped), []
-    for name, n in found.items():
-        button = _control(widgets.Button, f"tile-{name}", "170px", description=f"{name}: {n:,} pixels")
-        button.on_click(lambda _, name=name: self.show_cell(maps.name, truth, mapped, name))
-        buttons.append(button)
-    end = "Most of it:" if found else "No held-out tile has any."
-    text = f"{truth} mapped as {mapped}, in magenta. {end}"
-    tiles.children = [widgets.HTML(text), widgets.Box(buttons, layout={"flex_flow": "row wrap"})]
+    return widgets.VBox([choice, below])
 
 # %% ../../nbs/explore/03_explorer.ipynb #a2c464aa
 _KEYS = (
@@ -509,6 +487,7 @@ def widget(self: Explorer) -> widgets.Widget:
     if hasattr(self, "_widget"):
         return self._widget
     self.view, self._shown = TileView(opacity=self.opacity), {"left": None, "right": None}
+    self._errors = {}
     self.status, self._legend, self._facts = (widgets.HTML() for _ in range(3))
     self._image = widgets.Image(format="png", layout={"width": "560px"})
     parts = {"status": self.status, "legend": self._legend, "facts": self._facts, "spectrum": self._image}

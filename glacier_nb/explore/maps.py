@@ -8,11 +8,13 @@ __all__ = ['RunMaps']
 # %% ../../nbs/explore/01_maps.ipynb #d3ec19e3
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
+import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -134,6 +136,61 @@ def count(
 ) -> np.ndarray:  # (C, C) valid pixels; rows: label, columns: map
     "The confusion matrix of a tile."
     return tile_confusion(self.map(tile), tile.label, tile.valid, len(self.classes))[1]
+
+# %% ../../nbs/explore/01_maps.ipynb #16c65481
+def _button(css: str, width: str, text: str, click: Callable[[], None], **look) -> widgets.Button:
+    "A button with a CSS class."
+    found = widgets.Button(description=text, layout={"width": width, **look})
+    found.add_class(f"glacier-{css}")
+    found.on_click(lambda _: click())
+    return found
+
+
+def _shade(share: float, correct: bool) -> str:
+    "The colour of a cell: blue where it is correct, red where it is not, darker for more."
+    tone = np.array([86, 180, 233] if correct else [213, 94, 0])
+    return "#" + "".join(f"{round(255 - (255 - c) * min(1.0, share) ** 0.7):02x}" for c in tone)
+
+
+@patch
+def buttons(
+    self: RunMaps,
+    show: Callable[[str, str, str], None],  # called with label, map and a tile id; empty id: the cell alone
+) -> widgets.Widget:
+    "The confusion matrix as buttons, and the tiles of the cell that was clicked."
+    table, tiles = (
+        self.matrix,
+        widgets.VBox([widgets.HTML("Click a cell: its pixels are laid over the tile.")]),
+    )
+    items = [widgets.HTML("label \\ map"), *(widgets.HTML(f"<b>{name}</b>") for name in table)]
+    for truth, row in table.iterrows():
+        items.append(widgets.HTML(f"<b>{truth}</b>"))
+        for mapped, n in row.items():
+            share = n / max(row.sum(), 1)
+            click = partial(self._clicked, truth, mapped, tiles, show)
+            text = f"{n:,}\n{share:.1%}"
+            button = _button(f"cell-{truth}-{mapped}", "auto", text, click, height="44px")
+            button.style = {"button_color": _shade(share, truth == mapped), "text_color": "black"}
+            items.append(button)
+    columns = f"minmax(0, 90px) repeat({len(table)}, minmax(0, 105px))"
+    grid = widgets.GridBox(items, layout={"grid_template_columns": columns})
+    grid.add_class("glacier-matrix")
+    tiles.add_class("glacier-tiles")
+    return widgets.VBox([grid, tiles])
+
+
+@patch
+def _clicked(self: RunMaps, truth: str, mapped: str, tiles: widgets.VBox, show: Callable) -> None:
+    "Show a cell, and buttons of the tiles with most of its pixels."
+    show(truth, mapped, "")
+    found = self.tiles_with(truth, mapped)
+    some = [
+        _button(f"tile-{name}", "170px", f"{name}: {n:,} pixels", partial(show, truth, mapped, name))
+        for name, n in found.items()
+    ]
+    end = "Most of it:" if found else "No held-out tile has any."
+    text = widgets.HTML(f"{truth} mapped as {mapped}, in magenta. {end}")
+    tiles.children = [text, widgets.Box(some, layout={"flex_flow": "row wrap"})]
 
 # %% ../../nbs/explore/01_maps.ipynb #adbd2ead
 def _counts(metrics: Mapping) -> dict[str, np.ndarray]:

@@ -306,9 +306,9 @@ class _Spectrum:
     "A figure of the classes in all channels, on which one pixel after the other is drawn."
 
     def __init__(self, data: ExploredTiles):  # whose classes are drawn
-        groups = [("reflectance", data.channels[:4]), ("kelvin", data.channels[4:5])]
+        groups = [("reflectance", BANDS[:3]), ("reflectance", BANDS[3:4]), ("kelvin", BANDS[4:])]
         groups += [(name, (name,)) for name in data.glcm.names]
-        self.data, self.figure = data, Figure(figsize=(6.2, 2.7), dpi=90, layout="constrained")
+        self.data, self.figure = data, Figure(figsize=(5.4, 3.0), dpi=90, layout="constrained")
         FigureCanvasAgg(self.figure)
         widths = [len(names) + 0.4 for _unit, names in groups]
         axes = self.figure.subplots(1, len(groups), width_ratios=widths, squeeze=False)[0]

@@ -19,7 +19,7 @@ from glacier_nb.runs.folder import RunError
 
 @pytest.fixture
 def explorer(here):
-    return Explorer("data/demo", "cv, cv-fold1")
+    return Explorer("data/demo", "cv, cv-fold1", compare="none")
 
 
 def opened(data: bytes) -> np.ndarray:
@@ -31,6 +31,15 @@ def test_it_begins_with_a_held_out_tile_and_its_label(explorer):
     assert (explorer.tile, explorer.left, explorer.right) == ("01_01", ("label",), ("none",))
     kinds = ("map", "errors", "confidence")
     assert list(explorer.layers.values())[2:] == [(k, run) for run in ("cv", "cv-fold1") for k in kinds]
+
+
+def test_a_map_is_compared_with_the_label_at_first(here):
+    explorer = Explorer("data/demo", "cv-fold1")
+    assert (explorer.tile, explorer.left, explorer.right) == ("02_01", ("label",), ("map", "cv-fold1"))
+    chosen = Explorer("data/demo", "cv", overlay="none", compare="cv: errors")
+    assert (chosen.left, chosen.right) == (("none",), ("errors", "cv"))
+    with pytest.raises(ValueError, match="no overlay 'cv: mistakes': expected one of none, label, cv: map"):
+        Explorer("data/demo", "cv", compare="cv: mistakes")
 
 
 def test_overlays_are_those_of_the_library(explorer):
@@ -167,8 +176,28 @@ def test_what_goes_wrong_is_said_below_the_picture(explorer, monkeypatch):
     explorer.left = ("map", "cv")
     assert "&lt;no network&gt;" in explorer.status.value
     assert explorer.view.left == b""
+    explorer.pixel = (1, 1)
+    assert "no network" in explorer.status.value  # the overlay is still missing
     explorer.left = ("label",)
     assert "no network" not in explorer.status.value
+
+
+def test_a_training_tile_is_said_to_be_one(explorer):
+    _ = explorer.widget
+    explorer.right = ("map", "cv-fold1")
+    assert "01_01: a training tile (cv-fold1): it knew the label" in explorer.status.value
+    explorer.bands = "B6"
+    assert "it knew the label" in explorer.status.value
+    explorer.tile = "02_01"
+    assert explorer.status.value == "02_01: held out (cv-fold1)"
+
+
+def test_nodata_has_neither_values_nor_probabilities(explorer):
+    row, col = np.argwhere(~explorer.data[explorer.tile].valid)[0]
+    explorer.pixel = (int(row), int(col))
+    assert "nodata" in explorer.facts()
+    assert "nan" not in explorer.facts()
+    assert "cv" not in explorer.facts()
 
 
 def test_without_a_page_no_widget_is_made(explorer, monkeypatch):
@@ -199,7 +228,8 @@ def test_tiles_without_labels_and_runs(bare_tiles):
 def test_the_notebook_with_and_without_runs(here, monkeypatch):
     found = run_cells(here / "nbs/explore.ipynb", runs="cv", tile="02_01", bands="NDSI")["explorer"]
     assert (found.tile, found.bands, list(found.runs)) == ("02_01", "NDSI", ["cv"])
-    assert not run_cells(here / "nbs/explore.ipynb", runs="")["explorer"].runs
+    bare = run_cells(here / "nbs/explore.ipynb", runs="")["explorer"]
+    assert (bare.runs, bare.right) == ({}, ("none",))
     with pytest.raises(RunError, match="no run 'demo'"):
         run_cells(here / "nbs/explore.ipynb")
     with pytest.raises(ConfigError, match=re.escape("tile = 201 is not allowed: expected text")):
