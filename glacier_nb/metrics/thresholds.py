@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MapThresholds']
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #a8ebd18f
+# %% ../../nbs/metrics/04_thresholds.ipynb #19b453c2
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from .scores import confusion, mcc
 from ..progress import facts_html, progress_bar
 from ..tiles.read import Tile
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #052e46c1
+# %% ../../nbs/metrics/04_thresholds.ipynb #a910eabf
 def _ice_sizes(ice: np.ndarray) -> np.ndarray:  # (H, W) int pixels; 0: no ice
     "The size of the patch that each pixel of ice belongs to."
     from scipy.ndimage import label
@@ -42,7 +42,7 @@ def _tile_counts(
     known, out = tile.label != IGNORE, np.zeros((len(thresholds), len(sizes), n, n), np.int64)
     for k, t in enumerate(thresholds):
         ice = share >= t
-        rank = np.searchsorted(sizes, _ice_sizes(ice), side="right")  # kept by the first so many sizes
+        rank = np.searchsorted(sizes, _ice_sizes(ice), side="right")  # of how many sizes it is not too small
         pair = tile.label[known].astype(np.int64) * n + (which * ice)[known]
         code = pair * (len(sizes) + 1) + rank[known]
         found = np.bincount(code, minlength=n * n * (len(sizes) + 1)).reshape(n, n, -1)
@@ -51,7 +51,7 @@ def _tile_counts(
             out[k, s, :, 0] = found.sum((1, 2)) - out[k, s, :, 1:].sum(1)
     return out
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #4f5f7782
+# %% ../../nbs/metrics/04_thresholds.ipynb #cdf4144c
 _THRESHOLDS = tuple(np.arange(0.05, 0.96, 0.05).round(2).tolist())
 _SIZES = (1, 4, 12, 36, 111, 333)  # pixels; 12, 111 and 333 of 30 m are 0.01, 0.1 and 0.3 km²
 
@@ -117,7 +117,7 @@ def of(
     usual = sum(confusion(probs[t.id].argmax(0), t.label, len(t.classes)) for t in tiles)
     return cls(tuple(t.id for t in tiles), tuple(steps.tolist()), tuple(areas.tolist()), counts, usual)
 
-# %% ../../nbs/metrics/04_thresholds.ipynb #2f9f5fa6
+# %% ../../nbs/metrics/04_thresholds.ipynb #1b95b384
 @patch
 def elsewhere(
     self: MapThresholds,
