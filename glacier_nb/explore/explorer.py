@@ -132,7 +132,8 @@ class Explorer(traitlets.HasTraits):
     ):
         self.runs = RunMaps.open_all(runs, data_dir)
         glcm = next((m.glcm for m in self.runs.values() if m.glcm), None)
-        self.data, self.cells = ExploredTiles(data_dir, glcm), []
+        own = (m.members[0].cfg.classes for m in self.runs.values() if m.held_out or m.trained)
+        self.data, self.cells = ExploredTiles(data_dir, glcm, next(own, "auto")), []
         labelled = [name for name, t in self.data.tiles.items() if t.labelled]
         held = [name for name in labelled if any(name in m.held_out for m in self.runs.values())]
         super().__init__(tile=tile or (held or labelled or self.data.ids)[0], bands=bands)

@@ -7,6 +7,7 @@ __all__ = ['RunError', 'read_json', 'read_metrics', 'read_folds', 'run_state', '
            'read_lines', 'read_history', 'run_parameters', 'run_config', 'find_runs', 'run_folder', 'runs_table']
 
 # %% ../../nbs/runs/00_folder.ipynb #68319cd1
+import html
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..config.training import TrainConfig
+from ..files.errors import listing
 from ..files.locks import Lock
 from ..files.paths import folds_folder, project_root
 from ..metrics.scores import macro_mcc, missed_classes
@@ -25,6 +27,29 @@ from ..metrics.scores import macro_mcc, missed_classes
 # %% ../../nbs/runs/00_folder.ipynb #8c79b1df
 class RunError(ValueError):
     "A run folder cannot be read: a file is missing or damaged."
+
+
+class _Metrics(dict):
+    "Metrics as they were written, which show their scores instead of thousands of counts."
+
+    def __repr__(self) -> str:
+        names = {"mcc": "MCC", "mcc_valid": "MCC valid", "macro_mcc": "mean of classes"}
+        scores = [f"{name} {self[key]:.3f}" for key, name in names.items() if self.get(key) is not None]
+        return f"Metrics({', '.join([*scores, f'{len(self)} entries: {listing(self, 6)}'])})"
+
+    def _repr_pretty_(self, p, cycle: bool) -> None:
+        p.text(repr(self))
+
+    def _repr_html_(self) -> str:
+        "Scores per class, the verdict, and the names of all entries."
+        look, sizes = {"border": 0, "na_rep": "–", "float_format": "{:.3f}".format}, {}
+        for key, value in self.items():
+            sizes[key] = f"{len(value)} entries" if isinstance(value, dict | list) else str(value)
+        entries = pd.Series(sizes, dtype=str).to_frame("value").to_html(border=0, max_rows=None)
+        more = f"<details><summary>{len(self)} entries</summary>{entries}</details>"
+        if self.get("per_class") and "ci95" in self:
+            more = f"{class_scores(self).to_html(**look)}<p>{html.escape(verdict(self))}</p>{more}"
+        return f"<div style='color:inherit'><p><b>Metrics</b></p>{more}</div>"
 
 
 def read_json(
@@ -49,7 +74,7 @@ def read_metrics(
     path = project_root() / folder / "metrics.json"
     if not path.is_file():
         raise RunError(f"{path} does not exist: the run has not finished, or {folder} is not a run folder")
-    return read_json(path)
+    return _Metrics(read_json(path))
 
 
 def read_folds(
@@ -63,7 +88,7 @@ def read_folds(
     except RunError as e:
         found = str(e)
     if not found:
-        return record
+        return _Metrics(record)
     raise RunError(
         f"{path} is damaged: found {found}, expected runs and parameters. Delete this file and run the "
         "cross-validation again with the same parameters: its finished folds are only read"
@@ -250,7 +275,7 @@ def run_folder(
 
 
 # no effect on the result, or shown in a column anyway
-_HIDDEN = ("run", "resume", "workers", "data_dir", "select")
+_HIDDEN = ("run", "resume", "workers", "threads", "checks", "save_minutes", "data_dir", "select")
 
 
 def _differing_parameters(
@@ -308,7 +333,7 @@ def runs_table(
         for f, p in zip(folders, parameters, strict=True)
     ]
     effort = ("select", "selected_epoch", "epochs_done", "steps_done", "seconds", "data_dir")
-    columns = ["state", *differing, *_SCORES, *effort, "error"]
+    columns = ["state", *_SCORES, *differing, *effort, "error"]
     table = pd.DataFrame(rows, index=pd.Index(names, name="run"), columns=columns)
     table = table.astype(dict.fromkeys(_SCORES, float) | {"selected_epoch": "Int64"})
     order = table.assign(order=table["state"].map(_ORDER.index)).sort_values(

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,24 @@ from small_projects import run_cells
 from glacier_nb import progress
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.explore.explorer import Explorer
+from glacier_nb.explore.maps import RunMaps
+from glacier_nb.explore.pixels import ExploredTiles
 from glacier_nb.plot.colours import ERROR_PALETTE
 from glacier_nb.plot.tiles import error_map
 from glacier_nb.runs.folder import RunError
 
 
+@pytest.fixture(scope="module")
+def tiles(explored):
+    "The tiles, whose figure of the classes is drawn once for all tests."
+    return ExploredTiles(explored / "data/demo")
+
+
 @pytest.fixture
-def explorer(here):
-    return Explorer("data/demo", "cv, cv-fold1", compare="none")
+def explorer(here, tiles):
+    found = Explorer("data/demo", "cv, cv-fold1", compare="none")
+    found.data = tiles
+    return found
 
 
 def opened(data: bytes) -> np.ndarray:
@@ -61,11 +72,10 @@ def test_overlays_are_those_of_the_library(explorer):
 
 def test_the_pixels_of_a_cell(explorer):
     tile, maps = explorer.data[explorer.tile], explorer.runs["cv"]
-    i, j = np.argwhere(maps.count(tile) > 0)[-1]
-    truth, mapped = maps.classes[i], maps.classes[j]
-    explorer.show_cell("cv", truth, mapped)
-    layer = explorer.layer(explorer.left)
-    assert layer.values.sum() == maps.count(tile)[i, j]
+    for i, truth in enumerate(maps.classes):
+        for j, mapped in enumerate(maps.classes):
+            explorer.show_cell("cv", truth, mapped)
+            assert explorer.layer(explorer.left).values.sum() == maps.count(tile)[i, j]
     assert f"cv: {truth} mapped as {mapped}" in explorer.layers
     with pytest.raises(ValueError, match="no cell cv, moss, ice: expected a run and two of its classes"):
         explorer.show_cell("cv", "moss", "ice")
@@ -190,6 +200,19 @@ def test_a_training_tile_is_said_to_be_one(explorer):
     assert "it knew the label" in explorer.status.value
     explorer.tile = "02_01"
     assert explorer.status.value == "02_01: held out (cv-fold1)"
+
+
+def test_labels_are_read_with_the_classes_of_the_run(here, monkeypatch):
+    source, found = Explorer("data/demo", "cv-fold0"), RunMaps.open("cv-fold0", "data/demo")
+    member = found.members[0]
+    found.members = [replace(member, cfg=replace(member.cfg, classes="binary"))]
+    monkeypatch.setattr(RunMaps, "open_all", lambda *_: {"cv-fold0": found})
+    binary = Explorer("data/demo", "cv-fold0")
+    assert (source.data.classes[1:3], binary.data.classes) == (
+        ("glacier", "debris"),
+        ("background", "glacier"),
+    )
+    assert ("errors", "cv-fold0") not in binary.layers.values()  # the network has four
 
 
 def test_nodata_has_neither_values_nor_probabilities(explorer):

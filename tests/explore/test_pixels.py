@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from glacier_nb.explore.pixels import ExploredTiles, _quantiles
+from glacier_nb.explore.pixels import ExploredTiles, _quantiles, _rows
 from glacier_nb.landsat import REFLECTANCE, TEMPERATURE
 from glacier_nb.texture.channels import GlcmConfig
 
@@ -82,6 +82,15 @@ def test_classes_have_their_median_and_middle_half(data):
             assert_allclose(data.spectra[name][:, 2], expected, atol=0.03)
 
 
+def test_drawn_pixels_stand_for_all_of_their_class(data):
+    name = data.ids[0]
+    table, tile = _rows(data, name, 20), data[name]
+    for k in np.unique(tile.label[tile.valid]):
+        own = table[table[:, 0] == k]
+        assert len(own) <= 20
+        assert_allclose(own[:, 1].sum(), (tile.valid & (tile.label == k)).sum(), rtol=1e-5)
+
+
 def test_samples_come_from_the_cache(data, monkeypatch):
     first, again = data.samples, ExploredTiles(data.folder)
     monkeypatch.setattr("glacier_nb.explore.pixels._rows", None)  # cannot be computed
@@ -115,7 +124,6 @@ def test_tiles_without_label_crs_or_data(bare_tiles):
     assert data.spectra == {}
     found = data.pixel("00_00", 10, 50)
     assert (found.label, found.crs, found.lon, found.valid) == (None, "", None, True)
-    assert data.spectrum.image(found.values).shape == data.spectrum.image().shape
     empty = data.picture("01_00", "true colour", ("tile", 2, 98))
     assert len(np.unique(empty.reshape(-1, 3), axis=0)) == 1
     assert not data.pixel("01_00", 0, 0).valid

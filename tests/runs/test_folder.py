@@ -72,8 +72,14 @@ def test_the_table_has_one_row_per_run_and_the_differences(outputs):
     table = runs_table(outputs)
     assert list(table.index) == ["01_high", "02_low", "03_interrupted", "04_failed", "05_early"]
     assert list(table["state"]) == ["finished", "finished", "unfinished", "failed", "failed"]
-    differing = list(table.columns[1 : list(table.columns).index("mcc")])
-    assert differing == ["fold", "class_weights", "epochs", "lr"]
+    assert list(table.columns[:4]) == ["state", "mcc", "low", "high"], "scores come first"
+    names = list(table.columns)
+    assert names[names.index("baseline_mcc") + 1 : names.index("select")] == [
+        "fold",
+        "class_weights",
+        "epochs",
+        "lr",
+    ]
     assert table.loc["01_high", ["fold", "lr", "data_dir"]].tolist() == [2, 0.001, "data/other"]
     assert table.loc["05_early", "epochs"] == 99
     scores = table.loc["02_low"]
@@ -90,6 +96,20 @@ def test_the_table_has_one_row_per_run_and_the_differences(outputs):
     assert table.loc["03_interrupted", ["epochs_done", "steps_done", "seconds"]].tolist() == [1, 5, 30.0]
     assert table["mcc"].isna().tolist() == [False, False, True, True, True]
     assert table["error"].fillna("").tolist() == ["", "", "", "TrainingError: loss is NaN", "?"]
+
+
+def test_metrics_show_scores_and_not_thousands_of_counts(outputs):
+    found = read_metrics(outputs / "01_high")
+    assert found == json.loads((outputs / "01_high/metrics.json").read_text())
+    assert isinstance(found, dict)
+    assert repr(found).startswith(f"Metrics(MCC {found['mcc']:.3f}, MCC valid {found['mcc_valid']:.3f}")
+    assert len(repr(found)) < 220
+    page = found._repr_html_()
+    assert "<summary>" in page
+    assert "glacier" in page
+    assert len(page) < 12_000
+    assert repr(type(found)({"seconds": 1})) == "Metrics(1 entries: seconds)"
+    assert "seconds" in type(found)({"seconds": 1})._repr_html_()
 
 
 def test_only_what_differs_between_the_chosen_runs(outputs):
