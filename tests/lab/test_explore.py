@@ -14,7 +14,9 @@ CLICK = """([x, y]) => new Promise((done, fail) => {
   const all = document.querySelector('.glacier-explorer');
   const [view, image] = ['.glacier-view', 'img.glacier-spectrum'].map((css) => all.querySelector(css));
   const box = view.getBoundingClientRect(), start = performance.now();
-  const at = {clientX: box.left + x * box.width, clientY: box.top + y * box.height, bubbles: true};
+  const [left, top] = [box.left + view.clientLeft, box.top + view.clientTop];  // within the border
+  const [clientX, clientY] = [left + x * view.clientWidth, top + y * view.clientHeight];
+  const at = {clientX, clientY, bubbles: true};
   const drawn = () => requestAnimationFrame(() => done(performance.now() - start));
   image.addEventListener('load', drawn, {once: true});
   setTimeout(() => fail(new Error(`no new spectrum after a click at ${x}, ${y}`)), 120000);
