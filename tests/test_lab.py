@@ -1,13 +1,17 @@
 """The working copy that `make lab` opens."""
 
 import json
+import os
 import platform
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from lab import RECORD, refresh, sources
+from browser import browser_path
+from lab import RECORD, environment, refresh, sources
 from site_map import STORED
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +97,23 @@ def test_what_was_run_there_is_never_overwritten(project):
     own.write_text("changed")
     assert refresh(project) == []
     assert own.read_text() == "changed"
+
+
+def test_terminals_and_kernels_find_our_commands_and_settings(monkeypatch):
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/own")
+    found = environment()
+    assert found["JUPYTER_CONFIG_PATH"] == os.pathsep.join((str(ROOT / "docs/jupyter"), "/own"))
+    assert shutil.which("papermill", path=found["PATH"]) == str(Path(sys.executable).with_name("papermill"))
+    monkeypatch.delenv("JUPYTER_CONFIG_PATH")
+    assert environment()["JUPYTER_CONFIG_PATH"] == str(ROOT / "docs/jupyter")
+
+
+def test_a_browser_can_be_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CHROMIUM", sys.executable)
+    assert browser_path() == sys.executable
+    monkeypatch.setenv("CHROMIUM", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"none: no such program; name one, or unset CHROMIUM"):
+        browser_path()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda p: p.stem)

@@ -3,12 +3,15 @@
 import re
 from urllib.parse import unquote, urlsplit
 
+from lab_page import TAB
+
 DOCUMENT = "#jp-main-dock-panel .lm-DockPanel-widget:not(.lm-mod-hidden)"
 
 
 def test_the_first_page_leads_to_notebooks_and_documents(lab, project):
     lab.open()
     assert lab.tab == "lab/nbs/index.ipynb"
+    assert not lab.page.locator(f"{TAB}.jp-mod-dirty").count(), "who only looks is not asked to save"
     links = {}
     for link in lab.panel.locator(".jp-RenderedMarkdown a:not([href^='#'])").all():
         url = link.get_attribute("href")
