@@ -104,8 +104,8 @@ def _patches(tile: Tile, pred: np.ndarray) -> list[tuple[int, str, int, int, int
 
 
 def _window(tile: Tile, row: int, col: int, side: int) -> tuple[slice, slice]:
-    "A square around a patch, twice as wide, at least 48 pixels, inside the tile."
-    side = min(max(2 * side, 48), *tile.shape)
+    "A square around a patch, twice as wide, of 48 to 160 pixels, inside the tile."
+    side = min(max(2 * side, 48), 160, *tile.shape)
     starts = (min(max(at - side // 2, 0), n - side) for at, n in zip((row, col), tile.shape, strict=True))
     return tuple(slice(at, at + side) for at in starts)
 
@@ -192,7 +192,9 @@ def show_causes(
     right.axvline(usual, color="k", ls="--", lw=1)
     right.set_xlabel(f"pixels there that are wrong; line: of all pixels, {usual:.1%}")
     for y, rate in enumerate(rates.sum(axis=1)):
-        right.annotate(f"{rate:.1%}", (rate, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        style = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+        white = [withStroke(linewidth=3, foreground="white")]
+        right.annotate(f"{rate:.1%}", (rate, y), (4, 0), path_effects=white, zorder=6, **style)
     right.margins(x=0.18)
     keys = handles(["pixels", *kinds], colours)
     fig.legend(handles=keys, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
