@@ -22,6 +22,7 @@ from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.experiments.command import main
 from glacier_nb.experiments.cross_validate import (
     CrossValidation,
+    _by_pixel,
     _check_folds,
     _fold_names,
     _folder_for,
@@ -34,6 +35,8 @@ from glacier_nb.experiments.run import load_run
 from glacier_nb.experiments.train import train
 from glacier_nb.files.errors import TileError
 from glacier_nb.files.paths import write_text
+from glacier_nb.metrics.calibration import Calibration
+from glacier_nb.metrics.causes import errors_by_cause
 from glacier_nb.metrics.scores import bootstrap_ci, mcc, tile_confusion
 from glacier_nb.metrics.significance import paired_gain
 from glacier_nb.models.weights import InitialWeights, WeightKind
@@ -309,6 +312,22 @@ def test_each_tile_is_mapped_by_the_network_that_held_it_out(first, tiles):
         assert np.abs(counts - recorded).sum() <= 4, "two pixels for the rounding of sums"
     with pytest.raises(RunError, match="no fold held out elsewhere: expected tiles of data/demo"):
         first.held_out_maps([replace(tiles[0], id="elsewhere")])
+
+
+def test_errors_by_circumstance_and_calibration_are_those_of_all_tiles(first, tiles):
+    causes = errors_by_cause(tiles, first.held_out_maps(tiles))
+    found = pd.DataFrame(first.scores["causes"]).T
+    assert (
+        found["pixels"]
+        .drop(["small object", "debris", "lake", "none of these"])
+        .equals(causes["pixels"].drop(["small object", "debris", "lake", "none of these"]))
+    )
+    assert (found - causes.reindex(found.index)).abs().max().max() <= 8  # pixels, for the rounding of sums
+    counted = Calibration.from_dict(first.scores["calibration"])
+    assert counted.top.sum() == sum(t.valid.sum() for t in tiles)
+    metrics = [read_metrics(run) for run in first.runs]
+    del metrics[0]["causes"]  # of an older version
+    assert _by_pixel(metrics) == {}
 
 
 def test_the_folds_are_one_model(first, tiles):
