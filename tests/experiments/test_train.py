@@ -97,7 +97,7 @@ def test_sweep_skips_the_finished_run(table, first):
 
 
 def test_run_folder_is_complete(first, run_files):
-    assert {p.name for p in first.iterdir()} == run_files | {"train.ipynb", "train.log"}
+    assert {p.name for p in first.iterdir()} == run_files | {"train.ipynb", "train.log", "result.png"}
     keys = {"mcc", "mcc_valid", "ci95", "per_class", "per_tile", "baseline_mcc", "seconds"}
     assert keys <= set(json.loads((first / "metrics.json").read_text()))
     assert len((first / "history.jsonl").read_text().splitlines()) == TINY["epochs"]
