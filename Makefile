@@ -13,7 +13,7 @@ COMPILE = $(BIN)/python -c "import numpy as np; from glacier_nb.texture.glcm imp
 .PHONY: help demo maps iterations autopilot compare test test-lab bench lab docs docs-check readme clean
 
 help:
-	@echo "make demo        train on the embedded demo tiles and print the MCC table (10 minutes on two cores)"
+	@echo "make demo        train on the embedded demo tiles: MCC table and outputs/demo/result.png (10 minutes on two cores)"
 	@echo "make maps        map the demo tiles with the best run, with pictures and areas (a minute; trains first without a run)"
 	@echo "make iterations  make every run in configs/iterations on the demo tiles (over an hour on two cores)"
 	@echo "make autopilot   from a run that failed to MCC 0.8 on the demo tiles: diagnose, propose, run (at most an hour)"

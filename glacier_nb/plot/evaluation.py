@@ -56,11 +56,15 @@ def _with_errors(ax: Axes, tile: Tile, pred: np.ndarray, part=np.s_[:, :], line:
     ax.set(xticks=[], yticks=[])
 
 
-def _error_legend(fig: Figure) -> None:
+def _error_legend(fig: Figure, classes: Sequence[str]) -> None:
     "Legend below the figure: the errors, and the outline."
     outline = Line2D([], [], color="w", lw=1.2, label="outline of the label")
     outline.set_path_effects([withStroke(linewidth=2.6, foreground="k")])
-    keys = [*handles(_ERRORS, ERROR_PALETTE), outline, *handles(["no data"])]
+    keys = [
+        *handles(_ERRORS[: len(classes)], ERROR_PALETTE),
+        outline,  # two classes have no wrong one
+        *handles(["no data"]),
+    ]
     fig.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
 
 
@@ -84,7 +88,7 @@ def _every_tile(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> Figure
         _with_errors(ax, tile, maps[tile.id], line=0.5)
         ax.set_title(f"{tile.id}: MCC {_score(tile, maps[tile.id]):.2f}", fontsize=10)
     _scaled(axes[0, 0], order[0], north=True)
-    _error_legend(fig)
+    _error_legend(fig, tiles[0].classes)
     return fig
 
 # %% ../../nbs/plot/05_evaluation.ipynb #25d6ed44
@@ -104,8 +108,8 @@ def _patches(tile: Tile, pred: np.ndarray) -> list[tuple[int, str, int, int, int
 
 
 def _window(tile: Tile, row: int, col: int, side: int) -> tuple[slice, slice]:
-    "A square around a patch, twice as wide, at least 48 pixels, inside the tile."
-    side = min(max(2 * side, 48), *tile.shape)
+    "A square around a patch, twice as wide, of 48 to 160 pixels, inside the tile."
+    side = min(max(2 * side, 48), 160, *tile.shape)
     starts = (min(max(at - side // 2, 0), n - side) for at, n in zip((row, col), tile.shape, strict=True))
     return tuple(slice(at, at + side) for at in starts)
 
@@ -139,7 +143,7 @@ def _close_ups(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray], n: int) ->
         _scaled(image, tile, part)
     if not chosen:
         axes[0, 0].text(0, 0.5, "No patch of errors holds a square of three pixels.")
-    _error_legend(fig)
+    _error_legend(fig, tiles[0].classes)
     return fig
 
 
@@ -192,7 +196,9 @@ def show_causes(
     right.axvline(usual, color="k", ls="--", lw=1)
     right.set_xlabel(f"pixels there that are wrong; line: of all pixels, {usual:.1%}")
     for y, rate in enumerate(rates.sum(axis=1)):
-        right.annotate(f"{rate:.1%}", (rate, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        style = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+        white = [withStroke(linewidth=3, foreground="white")]
+        right.annotate(f"{rate:.1%}", (rate, y), (4, 0), path_effects=white, zorder=6, **style)
     right.margins(x=0.18)
     keys = handles(["pixels", *kinds], colours)
     fig.legend(handles=keys, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
@@ -347,7 +353,7 @@ def _beside_baselines(ax: Axes, scores: Mapping, of: str) -> None:
     ax.set_yticks(range(len(values)), list(values), fontsize=9)
     ax.tick_params(axis="y", length=0)
     ax.set(xlim=(min(0, *values.values()), 1.08), xlabel="MCC")
-    ax.set_title(f"the {of} tiles, all pixels", fontsize=10)
+    ax.set_title(f"all {of} tiles", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
 
 

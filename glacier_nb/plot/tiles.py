@@ -40,9 +40,11 @@ class NotebookFigure(Figure):
         background: bool = False,  # name the first one, too, which overlays leave transparent
     ) -> None:
         "Legend below the figure: classes in the first row, errors in the second."
-        second = handles([n for n in ERROR_PALETTE if n != "no data"], ERROR_PALETTE)
+        unused = ("no data", "wrong class") if len(classes) < 3 else ("no data",)
+        second = handles([n for n in ERROR_PALETTE if n not in unused], ERROR_PALETTE)
         first = handles([*classes[1 - background :], "no data"])
-        first += [Patch(alpha=0, label="") for _ in second[len(first) :]]
+        for short, long in ((first, second), (second, first)):
+            short += [Patch(alpha=0, label="") for _ in long[len(short) :]]
         entries = [h for pair in zip(first, second, strict=True) for h in pair]  # filled column by column
         self.legend(handles=entries, loc="outside lower center", ncols=len(second), frameon=False, fontsize=9)
 

@@ -33,6 +33,7 @@ TINY = {
     },
     **{"n_folds": 3, "precision": "fp32", "checks": "off"},
 }
+WHOLE_BASELINES = True  # a kernel of its own has no others
 RUN = "autopilot-01-first"  # the run that papermill makes
 
 
@@ -97,7 +98,7 @@ def test_sweep_skips_the_finished_run(table, first):
 
 
 def test_run_folder_is_complete(first, run_files):
-    assert {p.name for p in first.iterdir()} == run_files | {"train.ipynb", "train.log"}
+    assert {p.name for p in first.iterdir()} == run_files | {"train.ipynb", "train.log", "result.png"}
     keys = {"mcc", "mcc_valid", "ci95", "per_class", "per_tile", "baseline_mcc", "seconds"}
     assert keys <= set(json.loads((first / "metrics.json").read_text()))
     assert len((first / "history.jsonl").read_text().splitlines()) == TINY["epochs"]
