@@ -319,7 +319,7 @@ def _save(folder: Path, record: dict) -> CrossValidation:
     "Write cross_validation.json."
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "cross_validation.json", json.dumps(json_values(record), indent=1) + "\n")
-    return CrossValidation(folder, record)
+    return CrossValidation(folder, read_folds(folder))
 
 # %% ../../nbs/experiments/07_cross_validate.ipynb #9104870a
 @patch(cls_method=True)
