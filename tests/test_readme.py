@@ -15,6 +15,7 @@ import subprocess
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import papermill.cli
@@ -26,7 +27,7 @@ from small_projects import run_cells
 
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.demo.tiles import make_demo
+from glacier_nb.demo.tiles import cached_demo, make_demo
 from glacier_nb.experiments.command import _config, _parser, main
 from glacier_nb.experiments.cross_validate import CrossValidation, _pooled
 from glacier_nb.experiments.sweep import _plan
@@ -87,7 +88,7 @@ def test_every_command_is_tested_here():
         r"make (demo|compare|lab|autopilot)",
         r"papermill nbs/train\.ipynb outputs/mine(-trial)?\.ipynb -p",
         r"papermill nbs/train\.ipynb out\.ipynb -(p mcc_wieght|p init_from|f)",
-        r"papermill nbs/(diagnose_run|cross_validate|pretrain|autopilot|predict|explore)\.ipynb",
+        r"papermill nbs/(diagnose_run|cross_validate|pretrain|autopilot|predict|explore|label_check)\.ipynb",
         r"glacier-nb (train|diagnose|next|predict|sweep|cross-validate|--help)",
         r"torchrun .*( -m glacier_nb train|\\$)|    -m glacier_nb train",
         r"ConfigError: ",
@@ -102,7 +103,7 @@ def test_every_command_is_tested_here():
     assert [line for line in COMMANDS if not any(re.match(pattern, line) for pattern in known)] == []
     elsewhere = ["many_machines"]  # needs a cluster: tests/prediction/test_workers.py
     assert sorted(PYTHON) == sorted(
-        ["cross_validation", "own_labels", "python", "scenes", "texture", *elsewhere]
+        ["cross_validation", "label_errors", "own_labels", "python", "scenes", "texture", *elsewhere]
     )
 
 
@@ -196,9 +197,8 @@ def test_parameter_files_and_sweeps_are_read(project):
                 run(f"{command} -p epochs 0")
     with pytest.raises(ConfigError, match=r"batch_size = 0 is not allowed"):
         run(f"{folds} -p batch_size 0")
-    (command,) = lines("glacier-nb cross-validate")
-    options = _parser().parse_args(shlex.split(command)[1:])
-    assert (_config(options).epochs, options.n_jobs) == (12, 2)
+    found = [_parser().parse_args(shlex.split(c)[1:]) for c in lines("glacier-nb cross-validate")]
+    assert [(_config(options).epochs, options.n_jobs) for options in found] == [(12, 2), (13, 1)]
     (sweep,) = lines("glacier-nb sweep")
     words = [sorted(map(str, Path().glob(w))) if "*" in w else [w] for w in shlex.split(sweep)[1:]]
     options = _parser().parse_args([*chain.from_iterable(words)])
@@ -222,11 +222,27 @@ def test_commands_for_maps_are_read():
     assert names == {True}
 
 
-def test_the_command_for_pictures(project):
+def test_the_commands_for_pictures_and_labels(project):
+    (labels,) = lines("papermill nbs/label_check.ipynb")
     (command,) = lines("papermill nbs/explore.ipynb")
-    with pytest.raises(RunError, match="no run 'mine-cv'"):
-        run(command)
+    for needed in (labels, command):
+        with pytest.raises(RunError, match="no run 'mine-cv'"):
+            run(needed)
     run(f"{command} -p runs '' -r tile 03_01 -p compare none")
+
+
+def test_labels_are_checked_in_python(project, monkeypatch):
+    "With the labels of the demo tiles as maps."
+    classes = np.arange(4)[:, None, None]
+    found = SimpleNamespace(
+        config=TrainConfig(data_dir=str(cached_demo(4, 64, 5))),
+        held_out_probabilities=lambda tiles: {t.id: np.float32(t.label == classes) for t in tiles},
+    )
+    monkeypatch.setattr(CrossValidation, "read", lambda name: found)
+    names = {}
+    exec(PYTHON["label_errors"].replace("plant(40)", "plant(4)"), names)
+    assert len(names["errors"]) == 4
+    assert (project / "outputs/mine-cv/label_check/patches.csv").is_file()
 
 
 @pytest.mark.parametrize("target", ["demo", "compare", "iterations", "autopilot", "test", "lab"])
