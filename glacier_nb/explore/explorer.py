@@ -28,7 +28,7 @@ from PIL import Image
 
 from .maps import RunMaps
 from .pixels import ExploredTiles
-from .view import TileView
+from .view import TileView, _box
 from ..landsat import BANDS
 from ..plot.colours import ERROR_PALETTE, colours
 from ..plot.tiles import error_map
@@ -164,6 +164,10 @@ class Explorer(traitlets.HasTraits):
     def _known_tile(self, proposal) -> str:
         return self.data[proposal["value"]].id  # raises ValueError with the nearest name
 
+    @traitlets.observe("tile")
+    def _no_pixel(self, _change) -> None:
+        self.pixel = ()  # a place in another tile
+
     @traitlets.validate("bands")
     def _known_bands(self, proposal) -> str:
         if proposal["value"] not in self.data.pictures:
@@ -181,7 +185,7 @@ class Explorer(traitlets.HasTraits):
         "Go to the next tile, or for -1 to the previous one; after the last comes the first."
         ids = self.data.ids
         at = ids.index(self.tile) + n
-        self.pixel, self.tile = (), ids[at % len(ids)]
+        self.tile = ids[at % len(ids)]
         if hasattr(self, "_widget"):  # the one after it is read while this one is looked at
             Thread(target=self._read, args=(ids[(at + n) % len(ids)],), daemon=True).start()
 
@@ -444,7 +448,7 @@ def show_cell(
             control.value = value
     self.left = ("cell", run, truth, mapped)
     if tile:
-        self.pixel, self.tile = (), tile
+        self.tile = tile
         self._to_largest(self.layer(self.left).values > 0)
 
 
@@ -501,8 +505,7 @@ def widget(self: Explorer) -> widgets.Widget:
     self.tabs = widgets.Tab([pixel, self._matrix()], titles=["Pixel", "Confusion matrix"])
     self.tabs.layout.flex, self.tabs.layout.min_width = "1 1 380px", "380px"
     row = widgets.HBox([picture, self.tabs], layout={"flex_flow": "row wrap"})
-    self._widget = widgets.VBox([*controls, row])
-    self._widget.add_class("glacier-explorer")
+    self._widget = _box("glacier-explorer", *controls, row)
     self.view.on_msg(lambda _view, message, _buffers: self.step(int(message["step"])))
     traitlets.link((self, "pixel"), (self.view, "pixel"), transform=(list, tuple))
     self.observe(self._draw, list(_REDRAWN))

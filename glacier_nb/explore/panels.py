@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .explorer import Explorer
 from .maps import RunMaps
-from .view import TileView
+from .view import TileView, _box
 from ..files.paths import project_root
 from ..metrics.scores import mcc
 from ..metrics.thresholds import MapThresholds
@@ -221,9 +221,7 @@ def _overview_widget(self: Explorer, sheet: _Sheet) -> widgets.Widget:
     left.observe(lay, "value")
     right.observe(lay, "value")
     view.observe(lambda change: self._go_from(sheet, change["new"], say), "pixel")
-    box = widgets.VBox([widgets.HBox([left, right]), view, status], layout={"max_width": "760px"})
-    box.add_class("glacier-overview")
-    return box
+    return _box("glacier-overview", widgets.HBox([left, right]), view, status, max_width="760px")
 
 
 @patch
@@ -243,7 +241,7 @@ def _go_from(self: Explorer, sheet: _Sheet, pixel: Sequence[int], say: Callable[
     "Open the tile at a point of the overview."
     found = sheet.at(*pixel) if pixel else None
     if found:
-        self.pixel, self.tile = (), found[0]
+        self.tile = found[0]
         self.pixel = found[1]
         say(f"{found[0]}, row {found[1][0]}, column {found[1][1]}: opened above")
 
@@ -342,9 +340,8 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
         control.observe(draw, "value")
     self.observe(draw, "tile")
     draw()
-    box = widgets.VBox([threshold, size, text, widgets.HBox([chart, widgets.VBox([note, errors])])])
-    box.add_class("glacier-thresholds")
-    return box
+    pictures = widgets.HBox([chart, widgets.VBox([note, errors])])
+    return _box("glacier-thresholds", threshold, size, text, pictures)
 
 # %% ../../nbs/explore/04_panels.ipynb #c9ffc257
 def _doubts_file(run: str) -> str:
@@ -386,7 +383,7 @@ def _doubts_widget(self: Explorer, table: pd.DataFrame, run: str, text: str) -> 
         if change["new"] is None:
             return
         found = options[change["new"]]
-        self.pixel, self.tile = (), found.tile
+        self.tile = found.tile
         self.pixel = (int(found.row), int(found.col))
         if ("map", run) in self.layers.values():
             self.left, self.right = ("label",), ("map", run)
@@ -394,9 +391,7 @@ def _doubts_widget(self: Explorer, table: pd.DataFrame, run: str, text: str) -> 
             self.view.place = [found.row, found.col, max(1.0, min(self.data[found.tile].shape) / 80)]
 
     chosen.observe(go, "value")
-    box = widgets.VBox([widgets.HTML(html.escape(text)), chosen])
-    box.add_class("glacier-doubts")
-    return box
+    return _box("glacier-doubts", widgets.HTML(html.escape(text)), chosen)
 
 # %% ../../nbs/explore/04_panels.ipynb #2c17700c
 class _State(StrEnum):
@@ -463,8 +458,7 @@ class _Watch:
         self.picture, self.text = widgets.HTML(), widgets.HTML()
         self.button = widgets.Button(description="Stop looking", icon="stop")
         self.button.on_click(lambda _: self.stop())
-        self.box = widgets.VBox([widgets.HBox([self.button, self.text]), self.picture])
-        self.box.add_class("glacier-watch")
+        self.box = _box("glacier-watch", widgets.HBox([self.button, self.text]), self.picture)
         self.look()
         if not self.ended.is_set():
             threading.Thread(target=self._loop, daemon=True, name=f"watch {run}").start()

@@ -7,6 +7,7 @@ __all__ = ['TileView']
 
 # %% ../../nbs/explore/02_view.ipynb #c7c3f936
 import anywidget
+import ipywidgets as widgets
 import traitlets
 
 # %% ../../nbs/explore/02_view.ipynb #0876337b
@@ -196,3 +197,35 @@ class TileView(anywidget.AnyWidget):
     opacity = traitlets.Float(0.5).tag(sync=True)
     divider = traitlets.Float(0.5).tag(sync=True)  # share of the width
     metres = traitlets.Float(0.0).tag(sync=True)  # of a pixel; 0: not known, no scale bar
+
+# %% ../../nbs/explore/02_view.ipynb #204c738a
+_KEYS_STAY = """
+function render({ el }) {
+  let frame = 0;
+  const mark = () => {                                         // once the box is in the page
+    const box = el.closest(".glacier-keys");
+    if (box) box.dataset.lmSuppressShortcuts = "true"; else frame = requestAnimationFrame(mark);
+  };
+  el.style.display = "none"; mark();
+  return () => cancelAnimationFrame(frame);
+}
+export default { render };
+"""
+
+
+class _KeysStay(anywidget.AnyWidget):
+    "JupyterLab leaves the keys to the box that holds this; nothing is shown."
+
+    _esm = _KEYS_STAY
+
+
+def _box(
+    css: str,  # class of the box
+    *children: widgets.Widget,
+    **layout,
+) -> widgets.VBox:
+    "Controls below each other, which get all keys that are pressed in them."
+    found = widgets.VBox([*children, _KeysStay()], layout=layout)
+    for name in (css, "glacier-keys"):
+        found.add_class(name)
+    return found

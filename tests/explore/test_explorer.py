@@ -111,7 +111,7 @@ def test_facts_of_a_pixel(explorer):
 
 
 def test_controls_and_page_change_with_the_values(explorer):
-    view = explorer.widget.children[-1].children[0].children[0]
+    view = explorer.widget.children[-2].children[0].children[0]
     bands, left = view.bands, view.left
     assert opened(bands)[..., :3].tolist() == explorer.data.picture(explorer.tile).tolist()
     view.place = [10.0, 12.0, 4.0]
@@ -137,6 +137,16 @@ def test_a_click_in_the_page_shows_the_pixel(explorer):
     explorer.view._handle_custom_msg({"step": 1}, [])
     assert explorer.tile == explorer.data.ids[1]
     assert explorer.view.pixel == []
+
+
+def test_another_tile_has_no_pixel_yet(explorer):
+    _ = explorer.widget
+    tiles = controls(explorer)["glacier-tile"]
+    for change in (lambda: setattr(tiles, "value", "02_02"), lambda: explorer.step(1)):
+        explorer.pixel = (3, 4)
+        change()
+        assert (explorer.pixel, explorer.view.pixel) == ((), [])
+        assert "Click a pixel" in explorer._facts.value
 
 
 def controls(explorer) -> dict:

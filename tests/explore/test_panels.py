@@ -76,7 +76,7 @@ def test_a_click_in_the_overview_opens_the_tile(explorer, page):
 
 def test_thresholds_show_what_a_slider_asks_for(explorer, page):
     box = explorer.thresholds().widget
-    threshold, size, text, pictures = box.children
+    threshold, size, text, pictures, _keys = box.children
     maps = explorer.runs["cv"]
     assert threshold.value == 0.5
     before = pictures.children[0].value

@@ -104,6 +104,21 @@ def test_explore_answers_clicks_sliders_and_keys(explored):
     parts.get_by_text("Pixel", exact=True).click()
 
 
+def test_keys_in_a_list_are_not_taken_by_jupyterlab(explored):
+    page, tiles = explored.page, explored.all.locator(".glacier-tile select")
+    for css in ("explorer", "overview", "thresholds"):
+        page.locator(f".glacier-{css}[data-lm-suppress-shortcuts=true]").wait_for()
+    tiles.select_option(index=0)
+    before = explored.tile
+    tiles.focus()
+    page.keyboard.press("0")
+    page.keyboard.press("0")
+    explored.redraws(BANDS, lambda: page.keyboard.press("ArrowDown"))
+    assert explored.tile != before
+    assert page.locator(".jp-Dialog").count() == 0
+    assert page.evaluate("document.activeElement.closest('.glacier-tile') !== null")
+
+
 def test_the_overview_opens_tiles_and_thresholds_are_drawn(explored):
     tile = explored.tile
     overview = explored.page.locator(".glacier-overview .glacier-view")
