@@ -271,6 +271,7 @@ def _draw_layer(self: Explorer, side: str) -> None:
     self._shown[side] = None
     self._shown[side] = layer = self.layer(getattr(self, side))
     setattr(self.view, side, layer.png() if layer else b"")
+    self.view.opaque = [name for name, found in self._shown.items() if found and found.opaque]
 
 
 @patch

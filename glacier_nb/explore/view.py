@@ -37,6 +37,7 @@ class _Layer(NamedTuple):
     values: np.ndarray  # (H, W) uint8 index into the palette
     palette: np.ndarray  # (n, 4) uint8 RGBA
     legend: dict[str, str]  # name -> colour, as in HTML
+    opaque: bool = False  # lines: the opacity of overlays is not theirs
 
     def png(self) -> bytes:
         "A PNG with a palette."
@@ -49,7 +50,7 @@ class _Layer(NamedTuple):
     def over(self, image: np.ndarray, opacity: float) -> np.ndarray:
         "An RGB picture (H, W, 3) uint8 with the overlay on it."
         rgba = self.palette[self.values].astype(np.float32)
-        alpha = rgba[..., 3:] / 255 * opacity
+        alpha = rgba[..., 3:] / 255 * (1 if self.opaque else opacity)
         return (image * (1 - alpha) + rgba[..., :3] * alpha).astype(np.uint8)
 
 
@@ -114,7 +115,7 @@ def _edge(values: np.ndarray, known: np.ndarray) -> np.ndarray:  # (H, W) bool
     return out
 
 
-_LINES = {"outline of the label": "#ffe600", "outline of the map": "#ff00ff", "both outlines": "#ffffff"}
+_LINES = {"outline of the label": "#ff8c00", "outline of the map": "#1e90ff", "both outlines": "#ff00ff"}
 
 
 def _outline_layer(label: np.ndarray | None, found: np.ndarray | None, valid: np.ndarray) -> _Layer:
@@ -127,7 +128,7 @@ def _outline_layer(label: np.ndarray | None, found: np.ndarray | None, valid: np
     palette = np.array([(0, 0, 0, 0), *((*c, 255) for c in rgb)], np.uint8)
     shown = (label is not None, found is not None, label is not None and found is not None)
     legend = {name: c for (name, c), known in zip(_LINES.items(), shown, strict=True) if known}
-    return _Layer(values, palette, legend)
+    return _Layer(values, palette, legend, opaque=True)
 
 
 _KEY = "display:inline-block;width:11px;height:11px;border:1px solid #777;margin:0 4px -1px 8px;background:"
@@ -208,7 +209,8 @@ function render({ model, el }) {
     place();
   }
   function look() {
-    for (const name of ["left", "right"]) one(name).style.opacity = hidden ? 0 : model.get("opacity");
+    for (const name of ["left", "right"]) one(name).style.opacity =
+      hidden ? 0 : model.get("opaque").includes(name) ? 1 : model.get("opacity");
     const [tile, first, second] = model.get("names");
     one("name-left").textContent = tile + (first ? ": " + first : "");
     one("name-right").textContent = comparing() ? second : "";
@@ -268,7 +270,7 @@ function render({ model, el }) {
     model.on("change:" + name, () => { picture(name); look(); });
   }
   for (const name of ["pixel", "divider", "metres"]) model.on("change:" + name, place);
-  for (const name of ["names", "opacity"]) model.on("change:" + name, look);
+  for (const name of ["names", "opacity", "opaque"]) model.on("change:" + name, look);
   for (const name of ["place", "shape"]) model.on("change:" + name, whole);
   const watch = new ResizeObserver(place);
   watch.observe(root);
@@ -326,6 +328,7 @@ class TileView(anywidget.AnyWidget):
     place = traitlets.List([0.5, 0.5, 1.0]).tag(sync=True)  # row and column in the middle, zoom
     pixel = traitlets.List().tag(sync=True)  # row, column; empty: none
     opacity = traitlets.Float(0.5).tag(sync=True)
+    opaque = traitlets.List().tag(sync=True)  # left, right: those without that opacity
     divider = traitlets.Float(0.5).tag(sync=True)  # share of the width
     metres = traitlets.Float(0.0).tag(sync=True)  # of a pixel; 0: not known, no scale bar
 

@@ -116,6 +116,11 @@ def test_outlines_leave_the_pixels_inside_free(explorer):
     expected = known & (tile.label > 0) & np.any([(label[s] != tile.label) & near[s] for s in sides], 0)
     assert_array_equal(own.values > 0, expected)
     assert 0 < expected.sum() < (tile.label > 0).sum()
+    image = np.zeros((*tile.shape, 3), np.uint8)
+    assert (own.over(image, 0.3)[expected] == (0xFF, 0x8C, 0)).all()  # the opacity is that of fills
+    _ = explorer.widget
+    explorer.left, explorer.right = ("label",), ("outline", "cv")
+    assert explorer.view.opaque == ["right"]
 
 
 def test_values_have_units_and_an_undefined_index_says_so(explorer, monkeypatch):
