@@ -335,13 +335,14 @@ class TileView(anywidget.AnyWidget):
 # %% ../../nbs/explore/02_view.ipynb #204c738a
 _KEYS_STAY = """
 function render({ el }) {
-  let frame = 0;
-  const mark = () => {                                         // once the box is in the page
-    const box = el.closest(".glacier-keys");
-    if (box) box.dataset.lmSuppressShortcuts = "true"; else frame = requestAnimationFrame(mark);
+  let frame = 0, box = null;
+  const mark = (e) => { e.target.dataset.lmSuppressShortcuts = "true"; };
+  const find = () => {                                         // once the box is in the page
+    box = el.closest(".glacier-keys");
+    if (box) box.addEventListener("focusin", mark); else frame = requestAnimationFrame(find);
   };
-  el.style.display = "none"; mark();
-  return () => cancelAnimationFrame(frame);
+  el.style.display = "none"; find();
+  return () => { cancelAnimationFrame(frame); box?.removeEventListener("focusin", mark); };
 }
 export default { render };
 """

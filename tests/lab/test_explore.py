@@ -106,16 +106,20 @@ def test_explore_answers_clicks_sliders_and_keys(explored):
 
 def test_keys_in_a_list_are_not_taken_by_jupyterlab(explored):
     page, tiles = explored.page, explored.all.locator(".glacier-tile select")
-    for css in ("explorer", "overview", "thresholds"):
-        page.locator(f".glacier-{css}[data-lm-suppress-shortcuts=true]").wait_for()
     tiles.focus()
     page.keyboard.press("0")
     page.keyboard.press("0")
+    assert page.locator(".jp-Dialog").count() == 0
     before = explored.tile
     explored.redraws(BANDS, lambda: page.keyboard.press("ArrowDown"))
     assert explored.tile != before
     assert page.locator(".jp-Dialog").count() == 0
     assert page.evaluate("document.activeElement.closest('.glacier-tile') !== null")
+    for css in (".glacier-overview select", ".glacier-thresholds .noUi-handle"):
+        page.locator(css).first.focus()
+        page.keyboard.press("0")
+        page.keyboard.press("0")
+    assert page.locator(".jp-Dialog").count() == 0
 
 
 def test_the_overview_opens_tiles_and_thresholds_are_drawn(explored):
