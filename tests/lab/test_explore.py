@@ -115,6 +115,7 @@ def test_keys_in_a_list_are_not_taken_by_jupyterlab(explored):
     assert explored.tile != before
     assert page.locator(".jp-Dialog").count() == 0
     assert page.evaluate("document.activeElement.closest('.glacier-tile') !== null")
+    explored.all.locator(".glacier-name-left").get_by_text(re.compile(f"^{explored.tile}")).wait_for()
     for css in (".glacier-overview select", ".glacier-thresholds .noUi-handle"):
         page.locator(css).first.focus()
         page.keyboard.press("0")
