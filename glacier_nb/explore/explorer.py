@@ -9,102 +9,35 @@ __all__ = ['Explorer']
 import html
 import io
 import os
-import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from threading import Thread
-from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import traitlets
 from fastcore.basics import patch
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from .maps import RunMaps
 from .pixels import ExploredTiles
-from .view import TileView
+from glacier_nb.explore.view import (
+    TileView,
+    _box,
+    _class_layer,
+    _confidence_layer,
+    _error_layer,
+    _keys_html,
+    _Layer,
+    _mask_layer,
+    _outline_layer,
+    _png,
+)
 from ..landsat import BANDS
-from ..plot.colours import ERROR_PALETTE, colours
-from ..plot.tiles import error_map
 from ..progress import LiveCurves
-
-# %% ../../nbs/explore/03_explorer.ipynb #b5c5e678
-def _png(image: np.ndarray) -> bytes:
-    "A PNG, quick rather than small."
-    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
-    Image.fromarray(image).save(file := io.BytesIO(), "PNG", **options)
-    return file.getvalue()
-
-
-class _Layer(NamedTuple):
-    "A picture of few values over the bands."
-
-    values: np.ndarray  # (H, W) uint8 index into the palette
-    palette: np.ndarray  # (n, 4) uint8 RGBA
-    legend: dict[str, str]  # name -> colour, as in HTML
-
-    def png(self) -> bytes:
-        "A PNG with a palette."
-        image = Image.frombytes("P", self.values.shape[::-1], np.ascontiguousarray(self.values).tobytes())
-        image.putpalette(self.palette[:, :3].tobytes())
-        transparency = bytes(self.palette[:, 3])
-        image.save(file := io.BytesIO(), "PNG", compress_level=1, transparency=transparency)
-        return file.getvalue()
-
-    def over(self, image: np.ndarray, opacity: float) -> np.ndarray:
-        "An RGB picture (H, W, 3) uint8 with the overlay on it."
-        rgba = self.palette[self.values].astype(np.float32)
-        alpha = rgba[..., 3:] / 255 * opacity
-        return (image * (1 - alpha) + rgba[..., :3] * alpha).astype(np.uint8)
-
-
-def _hex(rgb: Sequence[float]) -> str:
-    "A colour as in HTML."
-    return "#" + "".join(f"{round(255 * c):02x}" for c in rgb)
-
-
-def _palette(names: Sequence[str], clear: Sequence[str], palette=None) -> tuple[np.ndarray, dict[str, str]]:
-    "RGBA of names, transparent where they are `clear`, and the legend of the others."
-    rgb = colours(names) if palette is None else colours(names, palette)
-    alpha = np.array([0 if n in clear else 255 for n in names])
-    legend = {n: _hex(c) for n, c in zip(names, rgb, strict=True) if n not in clear}
-    return np.column_stack([np.round(255 * rgb), alpha]).astype(np.uint8), legend
-
-
-def _class_layer(values: np.ndarray, classes: Sequence[str], valid: np.ndarray) -> _Layer:
-    "Classes but the background; nodata and ignored pixels stay transparent."
-    palette, legend = _palette([*classes, "no data"], (classes[0], "no data"))
-    shown = np.where(valid & (values < len(classes)), values, len(classes)).astype(np.uint8)
-    return _Layer(shown, palette, legend)
-
-
-def _error_layer(truth: np.ndarray, pred: np.ndarray, valid: np.ndarray) -> _Layer:
-    "The kind of error of each pixel."
-    palette, legend = _palette(tuple(ERROR_PALETTE), ("correct: background", "no data"), ERROR_PALETTE)
-    return _Layer(error_map(truth, pred, valid), palette, legend)
-
-
-def _confidence_layer(probs: np.ndarray, valid: np.ndarray) -> _Layer:
-    "The probability of the class of the map, from that of a guess to 1."
-    guess = 1 / len(probs)
-    steps = np.clip((probs.max(0) - guess) / (1 - guess) * 63, 0, 63).astype(np.uint8)
-    rgb = colormaps["viridis"](np.linspace(0, 1, 64))[:, :3]
-    palette = np.column_stack([np.round(255 * rgb), np.full(64, 255)])
-    palette = np.vstack([palette, [0, 0, 0, 0]]).astype(np.uint8)
-    legend = {f"{guess + (1 - guess) * k / 3:.2f}": _hex(rgb[21 * k]) for k in range(4)}
-    return _Layer(np.where(valid, steps, 64).astype(np.uint8), palette, legend)
-
-
-def _mask_layer(mask: np.ndarray, name: str) -> _Layer:
-    "Some pixels in one colour."
-    palette = np.array([[0, 0, 0, 0], [255, 0, 255, 255]], np.uint8)
-    return _Layer(mask.astype(np.uint8), palette, {name: "#ff00ff"})
 
 # %% ../../nbs/explore/03_explorer.ipynb #281fa4fa
 _NONE = ("none",)
@@ -115,7 +48,7 @@ class Explorer(traitlets.HasTraits):
 
     tile = traitlets.Unicode(help="id")
     bands = traitlets.Unicode("true colour", help="one of `ExploredTiles.pictures`")
-    stretch = traitlets.Tuple(("tile", 2.0, 98.0), help="tile, all: percentiles; fixed: values")
+    stretch = traitlets.Tuple(("tile", 2.0, 98.0), help="tile, all, shadow: percentiles; fixed: values")
     left = traitlets.Tuple(_NONE, help="overlay: one of `layers`")
     right = traitlets.Tuple(_NONE, help="overlay to compare it with")
     pixel = traitlets.Tuple((), help="row, column; empty: none")
@@ -144,9 +77,9 @@ class Explorer(traitlets.HasTraits):
     @property
     def layers(self) -> dict[str, tuple]:  # text -> value of `left` or `right`
         "What can be laid over the bands."
-        found = {"none": _NONE, "label": ("label",)}
+        found = {"none": _NONE, "label": ("label",), "label: outline": ("outline",)}
         for name, maps in self.runs.items():
-            kinds = ["map", "errors", "confidence"] if self._comparable(maps) else ["map", "confidence"]
+            kinds = ["map", *(["errors"] if self._comparable(maps) else []), "confidence", "outline"]
             found |= {f"{name}: {kind}": (kind, name) for kind in kinds}
         return found | {f"{run}: {a} mapped as {b}": ("cell", run, a, b) for run, a, b in self.cells}
 
@@ -163,6 +96,10 @@ class Explorer(traitlets.HasTraits):
     @traitlets.validate("tile")
     def _known_tile(self, proposal) -> str:
         return self.data[proposal["value"]].id  # raises ValueError with the nearest name
+
+    @traitlets.observe("tile")
+    def _no_pixel(self, _change) -> None:
+        self.pixel = ()  # a place in another tile
 
     @traitlets.validate("bands")
     def _known_bands(self, proposal) -> str:
@@ -181,7 +118,7 @@ class Explorer(traitlets.HasTraits):
         "Go to the next tile, or for -1 to the previous one; after the last comes the first."
         ids = self.data.ids
         at = ids.index(self.tile) + n
-        self.pixel, self.tile = (), ids[at % len(ids)]
+        self.tile = ids[at % len(ids)]
         if hasattr(self, "_widget"):  # the one after it is read while this one is looked at
             Thread(target=self._read, args=(ids[(at + n) % len(ids)],), daemon=True).start()
 
@@ -198,10 +135,13 @@ def layer(
 ) -> _Layer | None:  # None: nothing to show
     "An overlay of the tile; raises the errors of prediction."
     tile, kind = self.data[self.tile], key[0]
-    if kind == "none" or (kind in ("label", "errors", "cell") and tile.label is None):
+    of_label = kind in ("label", "errors", "cell") or key == ("outline",)
+    if kind == "none" or (of_label and tile.label is None):
         return None
     if kind == "label":
         return _class_layer(tile.label, tile.classes, tile.valid)
+    if key == ("outline",):
+        return _outline_layer(tile.label, None, tile.valid)
     maps = self.runs[key[1]]
     if kind == "confidence":
         return _confidence_layer(maps.probabilities(tile), tile.valid)
@@ -209,7 +149,9 @@ def layer(
     if kind == "map":
         return _class_layer(found, maps.classes, tile.valid)
     if kind == "errors":
-        return _error_layer(tile.label, found, tile.valid)
+        return _error_layer(tile.label, found, tile.valid, maps.classes)
+    if kind == "outline":
+        return _outline_layer(tile.label, found, tile.valid)
     i, j = (maps.classes.index(name) for name in key[2:])
     return _mask_layer((tile.label == i) & (found == j) & tile.valid, f"{key[2]} mapped as {key[3]}")
 
@@ -221,6 +163,13 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
+def _value(name: str, value: float) -> str:
+    "A channel of a pixel with its unit."
+    if not np.isfinite(value):
+        return f"{name} undefined" + " (a reflectance ≤ 0)" * (name == "NDSI")
+    return f"{name} {value:.4g}" + " K" * (name == "B10")
+
+
 @patch
 def facts(self: Explorer) -> str:  # HTML
     "Place, label, values and class probabilities of the pixel."
@@ -230,12 +179,15 @@ def facts(self: Explorer) -> str:  # HTML
     p = self.data.pixel(self.tile, row, col)
     place = f"{p.x:,.0f} E, {p.y:,.0f} N ({html.escape(p.crs)})" if p.crs else "no CRS"
     place += f"; {p.lat:.5f}°, {p.lon:.5f}°" if p.lat is not None else ""
-    label = "nodata" if not p.valid else p.label or "no label"
+    label = "no data" if not p.valid else p.label or "no label"
     rows = [("pixel", f"row {p.row}, column {p.col} of {html.escape(p.tile)}"), ("place", place)]
     rows.append(("label", label))
     if not p.valid:
         return _table(rows)
-    rows.append(("values", ", ".join(f"{name} {value:.4g}" for name, value in p.values.items())))
+    bands = [name for name in p.values if name in BANDS and name != "B10"]
+    rows.append(("reflectance", ", ".join(f"{name} {p.values[name]:.3f}" for name in bands)))
+    others = {name: value for name, value in p.values.items() if name not in bands}
+    rows.append(("other values", ", ".join(_value(*pair) for pair in others.items())))
     tile = self.data[self.tile]
     for name, maps in self.runs.items():
         probs = maps.probabilities(tile)[:, row, col]
@@ -245,21 +197,18 @@ def facts(self: Explorer) -> str:  # HTML
     return _table(rows)
 
 
-_KEY = "display:inline-block;width:11px;height:11px;border:1px solid #777;margin:0 4px -1px 8px;background:"
-
-
 @patch
 def legend(self: Explorer, layers: Sequence[_Layer | None]) -> str:  # HTML
     "The colours of the overlays and the limits of the bands."
     names = {name: colour for layer in layers if layer for name, colour in layer.legend.items()}
-    parts = [
-        f"<span style='white-space:nowrap'><i style='{_KEY}{c}'></i>{html.escape(n)}</span>"
-        for n, c in names.items()
-    ]
     channels = self.data.pictures[self.bands]
-    pairs = zip(channels, self.data.limits(self.tile, self.bands, self.stretch), strict=True)
+    try:
+        limits = self.data.limits(self.tile, self.bands, self.stretch)
+    except ValueError:  # said below the picture
+        return _keys_html(names)
+    pairs = zip(channels, limits, strict=True)
     text = ", ".join(f"{c} {lo:.3g} to {hi:.3g}" for c, (lo, hi) in pairs)
-    return f"{text} {''.join(parts)}"
+    return f"{text} {_keys_html(names)}"
 
 # %% ../../nbs/explore/03_explorer.ipynb #2947fd3d
 _REDRAWN = {  # what changed -> what is drawn again
@@ -301,6 +250,7 @@ def _status(self: Explorer) -> str:  # HTML
 
 @patch
 def _draw_bands(self: Explorer) -> None:
+    self.view.bands = b""
     self.view.bands = _png(self.data.picture(self.tile, self.bands, self.stretch))
 
 
@@ -321,6 +271,7 @@ def _draw_layer(self: Explorer, side: str) -> None:
     self._shown[side] = None
     self._shown[side] = layer = self.layer(getattr(self, side))
     setattr(self.view, side, layer.png() if layer else b"")
+    self.view.opaque = [name for name, found in self._shown.items() if found and found.opaque]
 
 
 @patch
@@ -393,7 +344,8 @@ def _controls(self: Explorer) -> list:
 @patch
 def _stretch_controls(self: Explorer) -> list:
     "The scope of the stretch, and a slider of percentiles or of values."
-    options = {"of this tile": "tile", "of all tiles": "all", "fixed": "fixed"}
+    names = {"tile": "of this tile", "shadow": "of its shadow", "all": "of all tiles", "fixed": "fixed"}
+    options = [(text, scope) for scope, text in names.items()]
     about = {"options": options, "description": "Stretch", "style": {"description_width": "initial"}}
     scope = _control(widgets.Dropdown, "stretch", "185px", **about)
     about = {"value": (2, 98), "min": 0, "max": 100, "step": 0.5, "continuous_update": False}
@@ -444,7 +396,7 @@ def show_cell(
             control.value = value
     self.left = ("cell", run, truth, mapped)
     if tile:
-        self.pixel, self.tile = (), tile
+        self.tile = tile
         self._to_largest(self.layer(self.left).values > 0)
 
 
@@ -469,7 +421,8 @@ def _matrix(self: Explorer) -> widgets.Widget:
     below = widgets.VBox()
 
     def fill(_change=None):
-        below.children = [runs[choice.value].buttons(partial(self.show_cell, choice.value))]
+        maps = runs[choice.value]
+        below.children = [widgets.HTML(maps.about), maps.buttons(partial(self.show_cell, maps.name))]
 
     choice.observe(fill, "value")
     fill()
@@ -501,8 +454,7 @@ def widget(self: Explorer) -> widgets.Widget:
     self.tabs = widgets.Tab([pixel, self._matrix()], titles=["Pixel", "Confusion matrix"])
     self.tabs.layout.flex, self.tabs.layout.min_width = "1 1 380px", "380px"
     row = widgets.HBox([picture, self.tabs], layout={"flex_flow": "row wrap"})
-    self._widget = widgets.VBox([*controls, row])
-    self._widget.add_class("glacier-explorer")
+    self._widget = _box("glacier-explorer", *controls, row)
     self.view.on_msg(lambda _view, message, _buffers: self.step(int(message["step"])))
     traitlets.link((self, "pixel"), (self.view, "pixel"), transform=(list, tuple))
     self.observe(self._draw, list(_REDRAWN))
@@ -550,8 +502,7 @@ def page(self: Explorer) -> str:  # HTML
     for name, maps in self.runs.items():
         if maps.counts and self._comparable(maps):
             table = maps.matrix.to_html(border=0, formatters=["{:,}".format] * len(maps.classes))
-            about = "valid pixels of its held-out tiles; rows: label, columns: map"
-            parts.append(f"<p>{html.escape(name)}: {about}</p>{table}")
+            parts.append(f"<p>{html.escape(name)} (rows: label, columns: map): {maps.about}</p>{table}")
     return "".join(parts)
 
 

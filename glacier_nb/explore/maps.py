@@ -6,6 +6,7 @@
 __all__ = ['RunMaps']
 
 # %% ../../nbs/explore/01_maps.ipynb #d3ec19e3
+import html
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from ..experiments.cross_validate import CrossValidation
 from ..experiments.run import load_run
 from ..files.arrays import cached_array
 from ..files.paths import cache_folder, digest, folds_folder, project_root
-from ..metrics.scores import tile_confusion
+from ..metrics.scores import mcc, tile_confusion
 from ..prediction.evaluate import tile_probs
 from ..prediction.members import Member
 from ..runs.folder import RunError, read_json
@@ -47,6 +48,7 @@ class RunMaps:
     held_out: Mapping[str, int] = field(default_factory=dict)  # tile id -> the network that did not see it
     trained: frozenset[str] = frozenset()  # tiles that a single run was trained on
     counts: Mapping[str, np.ndarray] = field(default_factory=dict)  # tile id -> (C, C) valid pixels
+    scores: Mapping = field(default_factory=dict)  # as in metrics.json; empty: none
     recent: int = 8  # tiles whose probabilities stay in memory
     _memory: OrderedDict = field(default_factory=OrderedDict, init=False)
 
@@ -114,6 +116,28 @@ def matrix(self: RunMaps) -> pd.DataFrame:  # rows: label; columns: map
         )
     total = sum(self.counts.values())
     return pd.DataFrame(total, index=list(self.classes), columns=list(self.classes))
+
+
+def _scored(value: float, ends: Sequence[float | None] | None) -> str:
+    "An MCC with its interval."
+    known = bool(ends) and None not in ends
+    return f"<b>MCC {value:.3f}</b>" + (f" (95 % interval {ends[0]:.3f} to {ends[1]:.3f})" if known else "")
+
+
+@patch(as_prop=True)
+def about(self: RunMaps) -> str:  # HTML
+    "Which pixels the matrix has and their MCC, and that of all pixels, of which the thresholds are."
+    valid = _scored(mcc(self.matrix.to_numpy()), self.scores.get("ci95_valid"))
+    text = f"Valid pixels of {len(self.counts)} held-out tiles: {valid}."
+    if self.scores.get("mcc") is not None:
+        every = _scored(self.scores["mcc"], self.scores.get("ci95"))
+        text += f" All pixels, nodata counted as background (as in the thresholds): {every}"
+        rules = self.scores.get("baselines") or {}
+        if rules:
+            best = max(rules, key=rules.get)
+            text += f"; best baseline, {html.escape(best)}: MCC {rules[best]:.3f}"
+        text += "."
+    return text
 
 
 @patch
@@ -201,16 +225,17 @@ def _counts(metrics: Mapping) -> dict[str, np.ndarray]:
 def _of_run(name: str, here: Path) -> RunMaps:
     "The maps of a single run."
     run = load_run(name)
-    members, counts = run.members, {}
+    members, counts, scores = run.members, {}, {}
     if run.state in ("finished", "trial"):
-        counts = _counts(run.metrics)
+        counts, scores = _counts(run.metrics), run.metrics
     splits = run.folder / "splits.json"
     record = read_json(splits) if splits.is_file() else {}
     if run.config.data_path != here:
         return RunMaps(run.name, members)
     trained = frozenset([*record.get("train", ()), *record.get("inner", ())])
     held = dict.fromkeys([*counts, *record.get("val", ())], 0)
-    return RunMaps(run.name, members, {k: v for k, v in held.items() if k not in trained}, trained, counts)
+    held = {k: v for k, v in held.items() if k not in trained}
+    return RunMaps(run.name, members, held, trained, counts, scores)
 
 
 @patch(cls_method=True)
@@ -227,7 +252,8 @@ def open(
     members = found.members
     if found.config.data_path != here:
         return cls(found.name, members)
-    return cls(found.name, members, found.held_out, counts=_counts(found.scores))
+    scores = found.scores
+    return cls(found.name, members, found.held_out, counts=_counts(scores), scores=scores)
 
 
 @patch(cls_method=True)

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .explorer import Explorer
 from .maps import RunMaps
-from .view import TileView
+from .view import TileView, _box, _error_legend, _keys_html
 from ..files.paths import project_root
 from ..metrics.scores import mcc
 from ..metrics.thresholds import MapThresholds
@@ -193,7 +193,7 @@ _CLICK = "Click a tile to open it above."
 @patch
 def _overview_widget(self: Explorer, sheet: _Sheet) -> widgets.Widget:
     "The picture with two overlays."
-    view, status = TileView(opacity=self.opacity), widgets.HTML(_CLICK)
+    view, status, key = TileView(opacity=self.opacity), widgets.HTML(_CLICK), widgets.HTML()
     view.bands, view.shape = _png(self._overview_bands(sheet)), list(sheet.shape)
     view.place = [sheet.shape[0] / 2, sheet.shape[1] / 2, 1.0]
     keys = {k: v for k, v in self.layers.items() if v[0] in ("none", "label", "map", "errors")}
@@ -213,6 +213,7 @@ def _overview_widget(self: Explorer, sheet: _Sheet) -> widgets.Widget:
                     setattr(view, side, self._overview_layer(sheet, control.value, say))
                 except (ValueError, OSError) as error:
                     say(str(error))
+        key.value = self._overview_legend([left.value, right.value])
         view.names = ["all tiles", *(c.label if c.value[0] != "none" else "" for c in (left, right))]
 
     if ("label",) in keys.values():
@@ -221,9 +222,20 @@ def _overview_widget(self: Explorer, sheet: _Sheet) -> widgets.Widget:
     left.observe(lay, "value")
     right.observe(lay, "value")
     view.observe(lambda change: self._go_from(sheet, change["new"], say), "pixel")
-    box = widgets.VBox([widgets.HBox([left, right]), view, status], layout={"max_width": "760px"})
-    box.add_class("glacier-overview")
-    return box
+    return _box("glacier-overview", widgets.HBox([left, right]), view, status, key, max_width="760px")
+
+
+@patch
+def _overview_legend(self: Explorer, keys: Sequence[tuple]) -> str:  # HTML
+    "The colours of some overlays."
+    found = {}
+    for kind, *name in keys:
+        classes = self.runs[name[0]].classes if name else self.data.classes
+        if kind == "errors":
+            found |= _error_legend(classes, ("correct: background", "no data"))
+        elif kind != "none":
+            found |= {c: PALETTE[c] for c in classes[1:]}
+    return _keys_html(found)
 
 
 @patch
@@ -243,7 +255,7 @@ def _go_from(self: Explorer, sheet: _Sheet, pixel: Sequence[int], say: Callable[
     "Open the tile at a point of the overview."
     found = sheet.at(*pixel) if pixel else None
     if found:
-        self.pixel, self.tile = (), found[0]
+        self.tile = found[0]
         self.pixel = found[1]
         say(f"{found[0]}, row {found[1][0]}, column {found[1][1]}: opened above")
 
@@ -273,7 +285,7 @@ class _ThresholdChart:
             ax.axhline(honest, color="k", ls="--", label=f"chosen on other tiles {honest:.3f}")
         (self.line,) = ax.plot([], [], color=LINE_COLOURS[0], lw=2.2)
         (self.dot,) = ax.plot([], [], "o", color=LINE_COLOURS[1], ms=8)
-        ax.set(xlabel="probability of ice from which a pixel is ice", ylabel="MCC", xlim=(0, 1))
+        ax.set(xlabel="probability of ice from which a pixel is ice", ylabel="MCC, all pixels", xlim=(0, 1))
         ax.legend(fontsize=9, frameon=False, loc="lower center")
         ax.spines[["top", "right"]].set_visible(False)
         self.title = ax.set_title("", fontsize=10)
@@ -326,7 +338,8 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
         chart.value = _figure_file(curve.draw(t, s))
         best = found.best
         text.value = (
-            f"<b>MCC {found.table.loc[t, s]:.3f}</b> on {len(found.tiles)} held-out tiles. Highest on these: "
+            f"<b>MCC {found.table.loc[t, s]:.3f}</b> on all pixels of {len(found.tiles)} held-out tiles "
+            "(nodata counted as background; the confusion matrix has valid pixels). Highest on these: "
             f"{found.table.loc[best]:.3f} at {best[0]:g} and {best[1]} pixels, too high because it is chosen "
             f"on them; chosen on other tiles: {honest:.3f}."
         )
@@ -337,14 +350,13 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
             errors.value = _png(image)
             note.value = f"{tile.id}, {maps.seen(tile.id).value}: errors"
 
-    note = widgets.HTML()
+    note, key = widgets.HTML(), widgets.HTML(_keys_html(_error_legend(maps.classes)))
     for control in (threshold, size):
         control.observe(draw, "value")
     self.observe(draw, "tile")
     draw()
-    box = widgets.VBox([threshold, size, text, widgets.HBox([chart, widgets.VBox([note, errors])])])
-    box.add_class("glacier-thresholds")
-    return box
+    pictures = widgets.HBox([chart, widgets.VBox([note, errors, key])])
+    return _box("glacier-thresholds", threshold, size, text, pictures)
 
 # %% ../../nbs/explore/04_panels.ipynb #c9ffc257
 def _doubts_file(run: str) -> str:
@@ -386,17 +398,25 @@ def _doubts_widget(self: Explorer, table: pd.DataFrame, run: str, text: str) -> 
         if change["new"] is None:
             return
         found = options[change["new"]]
-        self.pixel, self.tile = (), found.tile
+        self.tile = found.tile
         self.pixel = (int(found.row), int(found.col))
-        if ("map", run) in self.layers.values():
-            self.left, self.right = ("label",), ("map", run)
+        if ("outline", run) in self.layers.values():
+            self.left, self.right = ("outline", run), ("none",)  # both at once, and no divider on the patch
         if hasattr(self, "view"):
             self.view.place = [found.row, found.col, max(1.0, min(self.data[found.tile].shape) / 80)]
 
+    def move(n: int) -> None:
+        at = -1 if chosen.index is None and n > 0 else chosen.index or 0
+        chosen.index = (at + n) % len(options) if options else None
+
+    buttons = [
+        widgets.Button(description=f"{css} patch", icon=f"arrow-{way}", layout={"width": "160px"})
+        for css, way in (("previous", "left"), ("next", "right"))
+    ]
+    for button, n in zip(buttons, (-1, 1), strict=True):
+        button.on_click(lambda _, n=n: move(n))
     chosen.observe(go, "value")
-    box = widgets.VBox([widgets.HTML(html.escape(text)), chosen])
-    box.add_class("glacier-doubts")
-    return box
+    return _box("glacier-doubts", widgets.HTML(html.escape(text)), chosen, widgets.HBox(buttons))
 
 # %% ../../nbs/explore/04_panels.ipynb #2c17700c
 class _State(StrEnum):
@@ -463,8 +483,7 @@ class _Watch:
         self.picture, self.text = widgets.HTML(), widgets.HTML()
         self.button = widgets.Button(description="Stop looking", icon="stop")
         self.button.on_click(lambda _: self.stop())
-        self.box = widgets.VBox([widgets.HBox([self.button, self.text]), self.picture])
-        self.box.add_class("glacier-watch")
+        self.box = _box("glacier-watch", widgets.HBox([self.button, self.text]), self.picture)
         self.look()
         if not self.ended.is_set():
             threading.Thread(target=self._loop, daemon=True, name=f"watch {run}").start()

@@ -205,27 +205,46 @@ def limits(
     self: ExploredTiles,
     name: str,  # id of the tile
     picture: str,  # one of `pictures`
-    stretch: tuple[str, float, float] = ("tile", 2, 98),  # percentiles of tile or all; fixed: values
+    stretch: tuple[str, float, float] = ("tile", 2, 98),  # percentiles of tile, shadow, all; fixed: values
 ) -> np.ndarray:  # (channels, 2) in physical units
     "What is shown as dark and as bright, for each channel. Raises ValueError for limits out of order."
     scope, low, high = stretch
-    if scope not in ("tile", "all", "fixed") or not low < high:
-        expected = "('tile', 'all' or 'fixed', low, high) with low below high"
+    if scope not in ("tile", "shadow", "all", "fixed") or not low < high:
+        expected = "('tile', 'shadow', 'all' or 'fixed', low, high) with low below high"
         raise ValueError(f"found stretch = {stretch}, expected {expected}")
     channels = self.pictures[picture]
     if scope == "fixed":
         return np.array([[low, high]] * len(channels), float)
     if not 0 <= low < high <= 100:
         raise ValueError(f"found percentiles {low} and {high}, expected 0 to 100")
-    found = [self._percentiles(name if scope == "tile" else None, c, low, high) for c in channels]
+    where = None if scope == "all" else name
+    found = [self._percentiles(where, c, low, high, scope == "shadow") for c in channels]
     return np.array([pair if np.isfinite(pair).all() and pair[0] < pair[1] else (0, 1) for pair in found])
 
 
+_DARK = 0.1  # mean reflectance of B2, B3 and B4: all of shadow in the high mountains, little of sunlit rock
+
+
 @patch
-def _percentiles(self: ExploredTiles, name: str | None, channel: str, low: float, high: float) -> np.ndarray:
-    "Two percentiles of a channel in a tile, or of `samples`."
+def _shadow(self: ExploredTiles, name: str) -> np.ndarray:  # (H, W) bool
+    "The dark pixels of a tile; raises ValueError without any."
+    found = np.mean([self.channel(name, c) for c in BANDS[:3]], 0) < _DARK  # NaN is not dark
+    if not found.any():
+        raise ValueError(
+            f"{name}: found no pixel with a mean reflectance of B2, B3 and B4 below {_DARK}, expected "
+            "shadow. To fix: stretch = ('tile', 2, 98)"
+        )
+    return found
+
+
+@patch
+def _percentiles(
+    self: ExploredTiles, name: str | None, channel: str, low: float, high: float, shadow: bool = False
+) -> np.ndarray:
+    "Two percentiles of a channel in a tile, or its shadow, or of `samples`."
     if name is not None:
-        values = self.channel(name, channel)[::2, ::3]
+        values = self.channel(name, channel)
+        values = values[self._shadow(name)] if shadow else values[::2, ::3]
         values = values[np.isfinite(values)]
         return np.percentile(values, (low, high)) if values.size else np.full(2, np.nan)
     table, column = self.samples, {c: 2 + k for k, c in enumerate(self.channels)}
@@ -243,7 +262,7 @@ def picture(
     self: ExploredTiles,
     name: str,  # id of the tile
     picture: str = "true colour",  # one of `pictures`
-    stretch: tuple[str, float, float] = ("tile", 2, 98),  # percentiles of tile or all; fixed: values
+    stretch: tuple[str, float, float] = ("tile", 2, 98),  # percentiles of tile, shadow, all; fixed: values
 ) -> np.ndarray:  # (H, W, 3) uint8
     "RGB of a tile; nodata in its own colour. Raises ValueError for an unknown picture."
     if picture not in self.pictures:
@@ -315,6 +334,9 @@ class _Spectrum:
         self.lines = [self._group(ax, *group) for ax, group in zip(axes, groups, strict=True)]
         handles, names = axes[0].get_legend_handles_labels()
         look = {"fontsize": 8, "frameon": False, "handletextpad": 0.2, "columnspacing": 1}
+        pixels = data.samples[data.samples[:, 0] != IGNORE, 1].sum()
+        title = f"bars: 25–75 % of a class, dots: its median, over {pixels:,.0f} labelled pixels of all tiles"
+        look |= {"title": title if names else "no labelled pixels to compare with", "title_fontsize": 7.5}
         self.figure.legend(handles, names, loc="outside lower center", ncols=max(1, len(names)), **look)
         self.background = None
 

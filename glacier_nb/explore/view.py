@@ -6,8 +6,140 @@
 __all__ = ['TileView']
 
 # %% ../../nbs/explore/02_view.ipynb #c7c3f936
+import html
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import anywidget
+import ipywidgets as widgets
+import numpy as np
 import traitlets
+from matplotlib import colormaps
+from PIL import Image
+
+from ..landsat import IGNORE
+from ..plot.colours import ERROR_PALETTE, colours
+from ..plot.tiles import error_map
+
+# %% ../../nbs/explore/02_view.ipynb #447898ba
+def _png(image: np.ndarray) -> bytes:
+    "A PNG, quick rather than small."
+    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+    Image.fromarray(image).save(file := io.BytesIO(), "PNG", **options)
+    return file.getvalue()
+
+
+class _Layer(NamedTuple):
+    "A picture of few values over the bands."
+
+    values: np.ndarray  # (H, W) uint8 index into the palette
+    palette: np.ndarray  # (n, 4) uint8 RGBA
+    legend: dict[str, str]  # name -> colour, as in HTML
+    opaque: bool = False  # lines: the opacity of overlays is not theirs
+
+    def png(self) -> bytes:
+        "A PNG with a palette."
+        image = Image.frombytes("P", self.values.shape[::-1], np.ascontiguousarray(self.values).tobytes())
+        image.putpalette(self.palette[:, :3].tobytes())
+        transparency = bytes(self.palette[:, 3])
+        image.save(file := io.BytesIO(), "PNG", compress_level=1, transparency=transparency)
+        return file.getvalue()
+
+    def over(self, image: np.ndarray, opacity: float) -> np.ndarray:
+        "An RGB picture (H, W, 3) uint8 with the overlay on it."
+        rgba = self.palette[self.values].astype(np.float32)
+        alpha = rgba[..., 3:] / 255 * (1 if self.opaque else opacity)
+        return (image * (1 - alpha) + rgba[..., :3] * alpha).astype(np.uint8)
+
+
+def _hex(rgb: Sequence[float]) -> str:
+    "A colour as in HTML."
+    return "#" + "".join(f"{round(255 * c):02x}" for c in rgb)
+
+
+def _palette(names: Sequence[str], clear: Sequence[str], palette=None) -> tuple[np.ndarray, dict[str, str]]:
+    "RGBA of names, transparent where they are `clear`, and the legend of the others."
+    rgb = colours(names) if palette is None else colours(names, palette)
+    alpha = np.array([0 if n in clear else 255 for n in names])
+    legend = {n: _hex(c) for n, c in zip(names, rgb, strict=True) if n not in clear}
+    return np.column_stack([np.round(255 * rgb), alpha]).astype(np.uint8), legend
+
+
+def _class_layer(values: np.ndarray, classes: Sequence[str], valid: np.ndarray) -> _Layer:
+    "Classes but the background; nodata and ignored pixels stay transparent."
+    palette, legend = _palette([*classes, "no data"], (classes[0], "no data"))
+    shown = np.where(valid & (values < len(classes)), values, len(classes)).astype(np.uint8)
+    return _Layer(shown, palette, legend)
+
+
+def _error_legend(classes: Sequence[str], clear: Sequence[str] = ()) -> dict[str, str]:
+    "The kinds of error that maps of some classes can have, and their colours."
+    unused = (*clear, "wrong class") if len(classes) < 3 else clear
+    names = {"correct: other": f"correct: {classes[1]}"} if len(classes) == 2 else {}
+    return {names.get(n, n): colour for n, colour in ERROR_PALETTE.items() if n not in unused}
+
+
+def _error_layer(truth: np.ndarray, pred: np.ndarray, valid: np.ndarray, classes: Sequence[str]) -> _Layer:
+    "The kind of error of each pixel."
+    clear = ("correct: background", "no data")
+    palette, _ = _palette(tuple(ERROR_PALETTE), clear, ERROR_PALETTE)
+    return _Layer(error_map(truth, pred, valid), palette, _error_legend(classes, clear))
+
+
+def _confidence_layer(probs: np.ndarray, valid: np.ndarray) -> _Layer:
+    "The probability of the class of the map, from that of a guess to 1."
+    guess = 1 / len(probs)
+    steps = np.clip((probs.max(0) - guess) / (1 - guess) * 63, 0, 63).astype(np.uint8)
+    rgb = colormaps["viridis"](np.linspace(0, 1, 64))[:, :3]
+    palette = np.column_stack([np.round(255 * rgb), np.full(64, 255)])
+    palette = np.vstack([palette, [0, 0, 0, 0]]).astype(np.uint8)
+    legend = {f"{guess + (1 - guess) * k / 3:.2f}": _hex(rgb[21 * k]) for k in range(4)}
+    return _Layer(np.where(valid, steps, 64).astype(np.uint8), palette, legend)
+
+
+def _mask_layer(mask: np.ndarray, name: str) -> _Layer:
+    "Some pixels in one colour."
+    palette = np.array([[0, 0, 0, 0], [255, 0, 255, 255]], np.uint8)
+    return _Layer(mask.astype(np.uint8), palette, {name: "#ff00ff"})
+
+
+def _edge(values: np.ndarray, known: np.ndarray) -> np.ndarray:  # (H, W) bool
+    "Pixels of all classes but the background beside another class; there is no edge at nodata."
+    out, inside = np.zeros(values.shape, bool), known & (values > 0)
+    for one, other in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        differ = (values[one] != values[other]) & known[one] & known[other]
+        out[one] |= differ & inside[one]
+        out[other] |= differ & inside[other]
+    return out
+
+
+_LINES = {"outline of the label": "#ff8c00", "outline of the map": "#1e90ff", "both outlines": "#ff00ff"}
+
+
+def _outline_layer(label: np.ndarray | None, found: np.ndarray | None, valid: np.ndarray) -> _Layer:
+    "Lines around label and map, a pixel wide; None: leave it out."
+    values = np.zeros(valid.shape, np.uint8)
+    for k, classes in enumerate((label, found)):
+        if classes is not None:
+            values += (1 << k) * _edge(classes, valid & (classes != IGNORE)).astype(np.uint8)
+    rgb = [tuple(int(c[k : k + 2], 16) for k in (1, 3, 5)) for c in _LINES.values()]
+    palette = np.array([(0, 0, 0, 0), *((*c, 255) for c in rgb)], np.uint8)
+    shown = (label is not None, found is not None, label is not None and found is not None)
+    legend = {name: c for (name, c), known in zip(_LINES.items(), shown, strict=True) if known}
+    return _Layer(values, palette, legend, opaque=True)
+
+
+_KEY = "display:inline-block;width:11px;height:11px;border:1px solid #777;margin:0 4px -1px 8px;background:"
+
+
+def _keys_html(names: Mapping[str, str]) -> str:  # HTML
+    "A legend: names beside their colours."
+    return " ".join(
+        f"<span style='white-space:nowrap'><i style='{_KEY}{c}'></i>{html.escape(n)}</span>"
+        for n, c in names.items()
+    )
 
 # %% ../../nbs/explore/02_view.ipynb #0876337b
 _PAGE = """
@@ -77,7 +209,8 @@ function render({ model, el }) {
     place();
   }
   function look() {
-    for (const name of ["left", "right"]) one(name).style.opacity = hidden ? 0 : model.get("opacity");
+    for (const name of ["left", "right"]) one(name).style.opacity =
+      hidden ? 0 : model.get("opaque").includes(name) ? 1 : model.get("opacity");
     const [tile, first, second] = model.get("names");
     one("name-left").textContent = tile + (first ? ": " + first : "");
     one("name-right").textContent = comparing() ? second : "";
@@ -137,7 +270,7 @@ function render({ model, el }) {
     model.on("change:" + name, () => { picture(name); look(); });
   }
   for (const name of ["pixel", "divider", "metres"]) model.on("change:" + name, place);
-  for (const name of ["names", "opacity"]) model.on("change:" + name, look);
+  for (const name of ["names", "opacity", "opaque"]) model.on("change:" + name, look);
   for (const name of ["place", "shape"]) model.on("change:" + name, whole);
   const watch = new ResizeObserver(place);
   watch.observe(root);
@@ -173,6 +306,7 @@ _LOOK = """
 .glacier-view .glacier-scale { left: 8px; bottom: 8px; padding: 1px 0; text-align: center;
   border-bottom: 3px solid #fff; box-sizing: border-box; }
 .glacier-explorer { max-width: 1250px; }
+.glacier-status { height: 46px; flex: 0 0 auto; overflow-y: auto; }
 .glacier-matrix button { overflow: visible; line-height: 1.25; white-space: pre; }
 .glacier-facts table { border-collapse: collapse; font-size: 12px; line-height: 1.45; }
 .glacier-facts td, .glacier-facts th { padding: 0 10px 0 0; text-align: left;
@@ -194,5 +328,39 @@ class TileView(anywidget.AnyWidget):
     place = traitlets.List([0.5, 0.5, 1.0]).tag(sync=True)  # row and column in the middle, zoom
     pixel = traitlets.List().tag(sync=True)  # row, column; empty: none
     opacity = traitlets.Float(0.5).tag(sync=True)
+    opaque = traitlets.List().tag(sync=True)  # left, right: those without that opacity
     divider = traitlets.Float(0.5).tag(sync=True)  # share of the width
     metres = traitlets.Float(0.0).tag(sync=True)  # of a pixel; 0: not known, no scale bar
+
+# %% ../../nbs/explore/02_view.ipynb #204c738a
+_KEYS_STAY = """
+function render({ el }) {
+  let frame = 0, box = null;
+  const mark = (e) => { e.target.dataset.lmSuppressShortcuts = "true"; };
+  const find = () => {                                         // once the box is in the page
+    box = el.closest(".glacier-keys");
+    if (box) box.addEventListener("focusin", mark); else frame = requestAnimationFrame(find);
+  };
+  el.style.display = "none"; find();
+  return () => { cancelAnimationFrame(frame); box?.removeEventListener("focusin", mark); };
+}
+export default { render };
+"""
+
+
+class _KeysStay(anywidget.AnyWidget):
+    "JupyterLab leaves the keys to the box that holds this; nothing is shown."
+
+    _esm = _KEYS_STAY
+
+
+def _box(
+    css: str,  # class of the box
+    *children: widgets.Widget,
+    **layout,
+) -> widgets.VBox:
+    "Controls below each other, which get all keys that are pressed in them."
+    found = widgets.VBox([*children, _KeysStay()], layout=layout)
+    for name in (css, "glacier-keys"):
+        found.add_class(name)
+    return found

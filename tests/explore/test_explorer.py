@@ -15,9 +15,13 @@ from glacier_nb.config.fields import ConfigError
 from glacier_nb.explore.explorer import Explorer
 from glacier_nb.explore.maps import RunMaps
 from glacier_nb.explore.pixels import ExploredTiles
+from glacier_nb.explore.view import _error_legend
+from glacier_nb.metrics.scores import mcc
 from glacier_nb.plot.colours import ERROR_PALETTE
 from glacier_nb.plot.tiles import error_map
 from glacier_nb.runs.folder import RunError
+
+ALL = "All pixels, nodata counted as background (as in the thresholds): "
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,8 @@ def opened(data: bytes) -> np.ndarray:
 
 def test_it_begins_with_a_held_out_tile_and_its_label(explorer):
     assert (explorer.tile, explorer.left, explorer.right) == ("01_01", ("label",), ("none",))
-    kinds = ("map", "errors", "confidence")
-    assert list(explorer.layers.values())[2:] == [(k, run) for run in ("cv", "cv-fold1") for k in kinds]
+    kinds = ("map", "errors", "confidence", "outline")
+    assert list(explorer.layers.values())[3:] == [(k, run) for run in ("cv", "cv-fold1") for k in kinds]
 
 
 def test_a_map_is_compared_with_the_label_at_first(here):
@@ -49,7 +53,8 @@ def test_a_map_is_compared_with_the_label_at_first(here):
     assert (explorer.tile, explorer.left, explorer.right) == ("02_01", ("label",), ("map", "cv-fold1"))
     chosen = Explorer("data/demo", "cv", overlay="none", compare="cv: errors")
     assert (chosen.left, chosen.right) == (("none",), ("errors", "cv"))
-    with pytest.raises(ValueError, match="no overlay 'cv: mistakes': expected one of none, label, cv: map"):
+    expected = "expected one of none, label, label: outline, cv: map"
+    with pytest.raises(ValueError, match=f"no overlay 'cv: mistakes': {expected}"):
         Explorer("data/demo", "cv", compare="cv: mistakes")
 
 
@@ -99,6 +104,51 @@ def test_steps_go_around(explorer):
     assert explorer.tile == ids[0]
 
 
+def test_outlines_leave_the_pixels_inside_free(explorer):
+    tile, found = explorer.data[explorer.tile], explorer.layer(("outline", "cv"))
+    own, both = explorer.layer(("outline",)), list(found.legend)
+    assert_array_equal((found.values & 1) > 0, own.values > 0)
+    assert both == ["outline of the label", "outline of the map", "both outlines"]
+    assert list(own.legend) == both[:1]
+    known, label = tile.valid & (tile.label != 255), np.pad(tile.label, 1, mode="edge")
+    sides = [np.s_[:-2, 1:-1], np.s_[2:, 1:-1], np.s_[1:-1, :-2], np.s_[1:-1, 2:]]
+    near = np.pad(known, 1)
+    expected = known & (tile.label > 0) & np.any([(label[s] != tile.label) & near[s] for s in sides], 0)
+    assert_array_equal(own.values > 0, expected)
+    assert 0 < expected.sum() < (tile.label > 0).sum()
+    image = np.zeros((*tile.shape, 3), np.uint8)
+    assert (own.over(image, 0.3)[expected] == (0xFF, 0x8C, 0)).all()  # the opacity is that of fills
+    _ = explorer.widget
+    explorer.left, explorer.right = ("label",), ("outline", "cv")
+    assert explorer.view.opaque == ["right"]
+
+
+def test_values_have_units_and_an_undefined_index_says_so(explorer, monkeypatch):
+    explorer.pixel = (5, 9)
+    text, pixel = explorer.facts(), explorer.data.pixel("01_01", 5, 9)
+    assert f"B10 {pixel.values['B10']:.4g} K" in text
+    dark = pixel._replace(values=pixel.values | {"NDSI": np.nan})
+    monkeypatch.setattr(explorer.data, "pixel", lambda *_: dark, raising=False)
+    assert "NDSI undefined (a reflectance ≤ 0)" in explorer.facts()
+    assert "nan" not in explorer.facts()
+
+
+def test_the_matrix_names_its_pixels_and_both_mccs(explorer):
+    maps = explorer.runs["cv"]
+    valid = mcc(maps.matrix.to_numpy())
+    assert maps.about == f"Valid pixels of 4 held-out tiles: <b>MCC {valid:.3f}</b>. {ALL}<b>MCC 0.500</b>."
+    ends = {"ci95": [0.3, 0.5], "ci95_valid": [None, None]}
+    maps.scores = {"mcc": 0.4, "baselines": {"a": 0.1, "b": 0.2}} | ends
+    assert maps.about.endswith("0.400</b> (95 % interval 0.300 to 0.500); best baseline, b: MCC 0.200.")
+    assert f"<b>MCC {valid:.3f}</b>." in maps.about
+
+
+def test_errors_that_cannot_occur_are_not_in_the_legend(explorer):
+    assert "wrong class" in explorer.layer(("errors", "cv")).legend
+    two = _error_legend(("background", "glacier"), ("no data",))
+    assert list(two) == ["correct: background", "correct: glacier", "false positive", "false negative"]
+
+
 def test_facts_of_a_pixel(explorer):
     assert "Click a pixel" in explorer.facts()
     explorer.pixel = (5, 9)
@@ -111,7 +161,7 @@ def test_facts_of_a_pixel(explorer):
 
 
 def test_controls_and_page_change_with_the_values(explorer):
-    view = explorer.widget.children[-1].children[0].children[0]
+    view = explorer.widget.children[-2].children[0].children[0]
     bands, left = view.bands, view.left
     assert opened(bands)[..., :3].tolist() == explorer.data.picture(explorer.tile).tolist()
     view.place = [10.0, 12.0, 4.0]
@@ -139,6 +189,16 @@ def test_a_click_in_the_page_shows_the_pixel(explorer):
     assert explorer.view.pixel == []
 
 
+def test_another_tile_has_no_pixel_yet(explorer):
+    _ = explorer.widget
+    tiles = controls(explorer)["glacier-tile"]
+    for change in (lambda: setattr(tiles, "value", "02_02"), lambda: explorer.step(1)):
+        explorer.pixel = (3, 4)
+        change()
+        assert (explorer.pixel, explorer.view.pixel) == ((), [])
+        assert "Click a pixel" in explorer._facts.value
+
+
 def controls(explorer) -> dict:
     "Controls by their CSS class."
     found, left = {}, [explorer.widget]
@@ -158,6 +218,8 @@ def test_stretch_controls(explorer):
     explorer.bands = "B10"
     assert explorer.stretch == ("fixed", 240.0, 290.0)
     assert explorer.data.limits(explorer.tile, "B10", explorer.stretch).tolist() == [[240, 290]]
+    part["glacier-stretch"].value = "shadow"
+    assert explorer.stretch == ("shadow", 2.0, 98.0)
     part["glacier-stretch"].value = "all"
     assert explorer.stretch == ("all", 2.0, 98.0)
 
@@ -196,7 +258,7 @@ def test_a_training_tile_is_said_to_be_one(explorer):
     _ = explorer.widget
     explorer.right = ("map", "cv-fold1")
     assert "01_01: a training tile (cv-fold1): it knew the label" in explorer.status.value
-    explorer.bands = "B6"
+    explorer.bands, explorer.pixel = "B6", (2, 2)
     assert "it knew the label" in explorer.status.value
     explorer.tile = "02_01"
     assert explorer.status.value == "02_01: held out (cv-fold1)"
@@ -218,7 +280,7 @@ def test_labels_are_read_with_the_classes_of_the_run(here, monkeypatch):
 def test_nodata_has_neither_values_nor_probabilities(explorer):
     row, col = np.argwhere(~explorer.data[explorer.tile].valid)[0]
     explorer.pixel = (int(row), int(col))
-    assert "nodata" in explorer.facts()
+    assert "no data" in explorer.facts()
     assert "nan" not in explorer.facts()
     assert "cv" not in explorer.facts()
 
@@ -237,7 +299,10 @@ def test_without_a_page_no_widget_is_made(explorer, monkeypatch):
 
 def test_tiles_without_labels_and_runs(bare_tiles):
     explorer = Explorer(bare_tiles)
-    assert list(explorer.layers) == ["none", "label"]
+    assert list(explorer.layers) == ["none", "label", "label: outline"]
+    explorer.left = ("outline",)
+    assert explorer.layer(explorer.left) is None
+    explorer.left = ("none",)
     assert explorer.left == ("none",)
     _ = explorer.widget
     explorer.view.pixel = [3, 50]

@@ -59,7 +59,7 @@ def test_each_point_of_the_overview_is_a_pixel_of_a_tile(explorer):
 
 def test_a_click_in_the_overview_opens_the_tile(explorer, page):
     box = explorer.overview().widget
-    (left, right), view = box.children[0].children, box.children[1]
+    (left, right), view, key = box.children[0].children, box.children[1], box.children[3]
     assert left.value == ("label",)
     label = opened(view.left)
     tile = explorer.data["02_01"]
@@ -71,12 +71,13 @@ def test_a_click_in_the_overview_opens_the_tile(explorer, page):
     errors = opened(view.right)
     wrong = (explorer.runs["cv"].map(tile) != tile.label) & tile.valid
     assert (errors[48:, :48, 3] > 0)[wrong].all()
+    assert all(name in key.value for name in ("debris", "false positive", "wrong class"))
     assert "image/png" not in explorer.overview()._repr_mimebundle_()
 
 
 def test_thresholds_show_what_a_slider_asks_for(explorer, page):
     box = explorer.thresholds().widget
-    threshold, size, text, pictures = box.children
+    threshold, size, text, pictures, _keys = box.children
     maps = explorer.runs["cv"]
     assert threshold.value == 0.5
     before = pictures.children[0].value
@@ -90,6 +91,8 @@ def test_thresholds_show_what_a_slider_asks_for(explorer, page):
         counts = counts + confusion(found * ice, tile.label, 4)
     assert f"MCC {mcc(counts):.3f}" in text.value
     assert "too high because it is chosen" in text.value
+    assert "all pixels of 4 held-out tiles (nodata counted as background" in text.value
+    assert "false negative" in pictures.children[1].children[2].value
     assert pictures.children[0].value != before
     picture = pictures.children[1].children[1].value
     explorer.step(1)
@@ -115,12 +118,18 @@ def test_doubtful_labels_of_a_checked_run_open_at_a_click(explorer, page, monkey
     assert "<table" in explorer.doubts()._repr_mimebundle_()["text/html"]
     monkeypatch.setattr(progress, "_has_page", lambda: True)
     explorer.widget  # noqa: B018
-    chosen = explorer.doubts("cv").widget.children[1]
+    _text, chosen, buttons, _keys = explorer.doubts("cv").widget.children
     chosen.index = len(table) - 1
     last = table.iloc[-1]
     assert (explorer.tile, explorer.pixel) == (last["tile"], (last["row"], last["col"]))
-    assert (explorer.left, explorer.right) == (("label",), ("map", "cv"))
+    assert (explorer.left, explorer.right) == (("outline", "cv"), ("none",))
     assert explorer.view.place[:2] == [last["row"], last["col"]]
+    previous, following = buttons.children
+    following.click()
+    assert chosen.index == 0
+    assert explorer.tile == table.iloc[0]["tile"]
+    previous.click()
+    assert chosen.index == len(table) - 1
 
 
 def test_the_label_check_takes_a_single_run_and_names_wrong_parameters(here):

@@ -143,3 +143,27 @@ def test_the_spectrum_grows_for_a_pixel_outside(data):
     assert before[0][1] < 9 < after[1]
     plain, drawn = data.spectrum.image(), data.spectrum.image(values)
     assert (plain != drawn).any()
+
+
+def test_the_stretch_of_shadow_is_that_of_dark_pixels(explored, monkeypatch):
+    data = ExploredTiles(explored / "data/demo")
+    name, bands = data.ids[0], {b: data.channel(data.ids[0], b) for b in ("B2", "B3", "B4", "B6")}
+    half = np.arange(bands["B2"].shape[0])[:, None] < 10
+    shaded = {b: np.where(half, v * 0.02, v + 0.5).astype("float32") for b, v in bands.items()}
+    monkeypatch.setattr(data, "channel", lambda _, channel: shaded[channel], raising=False)
+    dark = np.mean([shaded[b] for b in ("B2", "B3", "B4")], 0) < 0.1
+    assert dark[:10].any()
+    assert not dark[10:].any()
+    found = data.limits(name, "B6", ("shadow", 5, 95))[0]
+    assert found == pytest.approx(np.percentile(shaded["B6"][dark], (5, 95)))
+    shaded |= {b: v + 1 for b, v in shaded.items()}
+    with pytest.raises(ValueError, match=r"expected shadow\. To fix"):
+        data.limits(name, "B6", ("shadow", 5, 95))
+
+
+def test_the_figure_of_the_classes_says_what_its_bars_are(explored):
+    data = ExploredTiles(explored / "data/demo")
+    tiles = [data[name] for name in data.ids]
+    n = sum(int((t.valid & (t.label != 255)).sum()) for t in tiles)
+    (legend,) = data.spectrum.figure.legends
+    assert legend.get_title().get_text().endswith(f"over {n:,} labelled pixels of all tiles")

@@ -104,6 +104,25 @@ def test_explore_answers_clicks_sliders_and_keys(explored):
     parts.get_by_text("Pixel", exact=True).click()
 
 
+def test_keys_in_a_list_are_not_taken_by_jupyterlab(explored):
+    page, tiles = explored.page, explored.all.locator(".glacier-tile select")
+    tiles.focus()
+    page.keyboard.press("0")
+    page.keyboard.press("0")
+    assert page.locator(".jp-Dialog").count() == 0
+    before = explored.tile
+    explored.redraws(BANDS, lambda: page.keyboard.press("ArrowDown"))
+    assert explored.tile != before
+    assert page.locator(".jp-Dialog").count() == 0
+    assert page.evaluate("document.activeElement.closest('.glacier-tile') !== null")
+    explored.all.locator(".glacier-name-left").get_by_text(re.compile(f"^{explored.tile}")).wait_for()
+    for css in (".glacier-overview select", ".glacier-thresholds .noUi-handle"):
+        page.locator(css).first.focus()
+        page.keyboard.press("0")
+        page.keyboard.press("0")
+    assert page.locator(".jp-Dialog").count() == 0
+
+
 def test_the_overview_opens_tiles_and_thresholds_are_drawn(explored):
     tile = explored.tile
     overview = explored.page.locator(".glacier-overview .glacier-view")
