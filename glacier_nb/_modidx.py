@@ -1443,8 +1443,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'glacier_nb.explore.panels._look': ('explore/panels.html#_look', 'glacier_nb/explore/panels.py'),
                                            'glacier_nb.explore.panels._note': ('explore/panels.html#_note', 'glacier_nb/explore/panels.py'),
                                            'glacier_nb.explore.panels._pace': ('explore/panels.html#_pace', 'glacier_nb/explore/panels.py'),
-                                           'glacier_nb.explore.panels._png': ('explore/panels.html#_png', 'glacier_nb/explore/panels.py'),
-                                           'glacier_nb.explore.panels._rgba': ('explore/panels.html#_rgba', 'glacier_nb/explore/panels.py'),
                                            'glacier_nb.explore.panels._tight': ( 'explore/panels.html#_tight',
                                                                                  'glacier_nb/explore/panels.py')},
             'glacier_nb.explore.pixels': { 'glacier_nb.explore.pixels.ExploredTiles': ( 'explore/pixels.html#exploredtiles',

@@ -23,11 +23,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .explorer import Explorer
 from .maps import RunMaps
-from .view import TileView, _box, _error_legend, _keys_html
+from .view import TileView, _box, _error_legend, _keys_html, _palette, _png
 from ..files.paths import project_root
 from ..metrics.scores import mcc
 from ..metrics.thresholds import MapThresholds
-from ..plot.colours import ERROR_PALETTE, LINE_COLOURS, PALETTE, colours
+from ..plot.colours import ERROR_PALETTE, LINE_COLOURS, PALETTE
 from ..plot.tiles import error_map
 from ..progress import LiveCurves, progress_bar
 from glacier_nb.runs.folder import (
@@ -87,19 +87,6 @@ def _figure_file(figure: Figure, kind: str = "png") -> bytes:
     figure.savefig(file := io.BytesIO(), format=kind, **options)
     return file.getvalue()
 
-
-def _png(image: np.ndarray) -> bytes:
-    "An image (H, W, 3 or 4) uint8 as a file, quick rather than small."
-    Image.fromarray(image).save(file := io.BytesIO(), "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def _rgba(values: np.ndarray, names: Sequence[str], palette, clear: Sequence[str]) -> np.ndarray:
-    "Colours of indices, transparent for some names."
-    alpha = [0 if n in clear else 255 for n in names]
-    table = np.column_stack([np.round(255 * colours(names, palette)), alpha]).astype(np.uint8)
-    return table[values]
-
 # %% ../../nbs/explore/04_panels.ipynb #edeeb02d
 def _tight(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     "Positions along an axis without empty strips wider than a quarter of a tile."
@@ -154,11 +141,11 @@ def _overview_layer(self: Explorer, sheet: _Sheet, key: tuple, say: Callable[[st
         if kind == "errors":
             clear = ("correct: background", "no data")
             values = error_map(tile.label, maps.map(tile), tile.valid)
-            images[i] = _rgba(values, tuple(ERROR_PALETTE), ERROR_PALETTE, clear)
+            images[i] = _palette(tuple(ERROR_PALETTE), clear, ERROR_PALETTE)[0][values]
         else:
             values, names = (maps.map(tile), maps.classes) if maps else (tile.label, tile.classes)
             shown = np.where(tile.valid & (values < len(names)), values, len(names))
-            images[i] = _rgba(shown, [*names, "no data"], PALETTE, (names[0], "no data"))
+            images[i] = _palette([*names, "no data"], (names[0], "no data"))[0][shown]
     say("")
     return _png(sheet.assemble(images, (0, 0, 0, 0))) if images else b""
 
@@ -336,17 +323,17 @@ def _threshold_widget(self: Explorer, found: MapThresholds, maps: RunMaps, hones
     def draw(_change=None):
         t, s = threshold.value, size.value
         chart.value = _figure_file(curve.draw(t, s))
-        best = found.best
+        best, other = found.best, f"{honest:.3f}" if np.isfinite(honest) else "there are no others"
         text.value = (
             f"<b>MCC {found.table.loc[t, s]:.3f}</b> on all pixels of {len(found.tiles)} held-out tiles "
             "(nodata counted as background; the confusion matrix has valid pixels). Highest on these: "
             f"{found.table.loc[best]:.3f} at {best[0]:g} and {best[1]} pixels, too high because it is chosen "
-            f"on them; chosen on other tiles: {honest:.3f}."
+            f"on them; chosen on other tiles: {other}."
         )
         tile = self.data[self.tile]
         if tile.labelled:
             values = error_map(tile.label, MapThresholds.map_at(maps.probabilities(tile), t, s), tile.valid)
-            image = _rgba(values, tuple(ERROR_PALETTE), ERROR_PALETTE, ())[..., :3]
+            image = _palette(tuple(ERROR_PALETTE), (), ERROR_PALETTE)[0][values][..., :3]
             errors.value = _png(image)
             note.value = f"{tile.id}, {maps.seen(tile.id).value}: errors"
 
