@@ -183,3 +183,15 @@ def test_iteration_is_a_config(path):
     values = yaml.safe_load(path.read_text())
     TrainConfig.check_names(values)
     assert TrainConfig(**values).run == path.stem
+
+
+def test_papermill_reads_each_line_of_the_parameters():
+    "It skips a line with a second equals sign, also where that is in the comment."
+    found = {}
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        for cell in nbformat.read(path, 4).cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                lines = [line for line in cell.source.splitlines() if line and not line.startswith("#")]
+                found[path.name] = [line for line in lines if line.count("=") != 1]
+    assert len(found) > 8
+    assert not any(found.values()), found

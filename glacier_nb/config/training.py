@@ -194,7 +194,7 @@ class TrainConfig:
         choices=("none", "photometric", "sun", "photometric+dihedral", "geometric", "strong"),
     )
     sun_azimuth: float | None = param(
-        None, "degrees clockwise from north, for augment = sun; None: from the images", low=0, high=360
+        None, "degrees clockwise from north, with augment sun; None: from the images", low=0, high=360
     )
     mixup: float = param(0.0, "alpha of MixUp; 0: off", low=0, high=100)
     cutmix: float = param(0.0, "alpha of CutMix; 0: off", low=0, high=100)
