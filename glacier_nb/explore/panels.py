@@ -23,11 +23,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .explorer import Explorer
 from .maps import RunMaps
-from .view import TileView, _box, _error_legend, _keys_html, _palette, _png
+from glacier_nb.explore.view import (
+    TileView,
+    _box,
+    _class_layer,
+    _error_layer,
+    _error_legend,
+    _keys_html,
+    _palette,
+    _png,
+)
 from ..files.paths import project_root
 from ..metrics.scores import mcc
 from ..metrics.thresholds import MapThresholds
 from ..plot.colours import ERROR_PALETTE, LINE_COLOURS, PALETTE
+from ..plot.mosaic import _boxes, _sheet
 from ..plot.tiles import error_map
 from ..progress import LiveCurves, progress_bar
 from glacier_nb.runs.folder import (
@@ -40,7 +50,6 @@ from glacier_nb.runs.folder import (
     verdict,
 )
 from ..tiles.read import AnyTile
-from ..tiles.splits import tile_boxes
 
 # %% ../../nbs/explore/04_panels.ipynb #27130a62
 class _Panel:
@@ -88,34 +97,20 @@ def _figure_file(figure: Figure, kind: str = "png") -> bytes:
     return file.getvalue()
 
 # %% ../../nbs/explore/04_panels.ipynb #edeeb02d
-def _tight(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    "Positions along an axis without empty strips wider than a quarter of a tile."
-    values, index = np.unique(low, return_inverse=True)
-    steps = np.minimum(np.diff(values), 1.25 * np.median(high - low))
-    return np.concatenate([[0], np.cumsum(steps)])[index]
-
-
 class _Sheet:
     "Where tiles lie in one picture."
 
     def __init__(self, tiles: Sequence[AnyTile], pixels: int):  # longer side of the picture, at most
-        top, left, bottom, right = tile_boxes(list(tiles)).T
-        low = np.stack([_tight(top, bottom), _tight(left, right)], 1)
-        boxes = np.concatenate([low, low + np.stack([bottom - top, right - left], 1)], 1)
-        self.scale = min(1.0, pixels / boxes.max())
-        self.boxes = dict(zip((t.id for t in tiles), np.rint(boxes * self.scale).astype(int), strict=True))
+        self.boxes = dict(zip((t.id for t in tiles), _boxes(tiles, pixels), strict=True))
         self.shape = tuple(np.max(list(self.boxes.values()), 0)[2:].tolist())
         self._shapes = {t.id: t.shape for t in tiles}
 
     def assemble(self, images: dict[str, np.ndarray], empty) -> np.ndarray:
-        "Images of tiles in one, every n-th pixel."
-        out = np.full((*self.shape, len(empty)), empty, np.uint8)
-        for name, image in images.items():
-            top, left, bottom, right = self.boxes[name]
-            size = zip((bottom - top, right - left), image.shape, strict=False)
-            rows, cols = (np.arange(n) * full // max(n, 1) for n, full in size)
-            out[top:bottom, left:right] = image[rows[:, None], cols]
-        return out
+        "Images of tiles in one, every n-th pixel; a tile without one is empty, and hides no other."
+        missing = np.array(empty, np.uint8)[None, None]
+        names = sorted(self.boxes, key=lambda name: name in images)
+        shown = [images.get(name, missing) for name in names]
+        return _sheet(shown, np.array([self.boxes[name] for name in names]), empty)
 
     def at(self, row: float, col: float) -> tuple[str, tuple[int, int]] | None:  # tile, its row and column
         "The tile at a point of the picture; None: none."
@@ -139,13 +134,11 @@ def _overview_layer(self: Explorer, sheet: _Sheet, key: tuple, say: Callable[[st
             continue
         say(f"tile {k} of {len(ids)}" if maps else "")
         if kind == "errors":
-            clear = ("correct: background", "no data")
-            values = error_map(tile.label, maps.map(tile), tile.valid)
-            images[i] = _palette(tuple(ERROR_PALETTE), clear, ERROR_PALETTE)[0][values]
+            layer = _error_layer(tile.label, maps.map(tile), tile.valid, maps.classes)
         else:
             values, names = (maps.map(tile), maps.classes) if maps else (tile.label, tile.classes)
-            shown = np.where(tile.valid & (values < len(names)), values, len(names))
-            images[i] = _palette([*names, "no data"], (names[0], "no data"))[0][shown]
+            layer = _class_layer(values, names, tile.valid)
+        images[i] = layer.palette[layer.values]
     say("")
     return _png(sheet.assemble(images, (0, 0, 0, 0))) if images else b""
 

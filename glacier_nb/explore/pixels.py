@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from rasterio.warp import transform as reproject
 
 from ..config.training import TrainConfig
 from ..files.arrays import cached_array
@@ -29,8 +28,9 @@ from ..landsat import BANDS, IGNORE, PALETTE, REFLECTANCE, TEMPERATURE
 from ..plot.colours import colours
 from ..progress import progress_bar
 from ..texture.channels import GlcmConfig
+from ..tiles.georeference import Georeference
 from ..tiles.lazy import open_tiles
-from ..tiles.read import AnyTile, Tile
+from ..tiles.read import Tile
 
 # %% ../../nbs/explore/00_pixels.ipynb #26020bd8
 class ExploredTiles:
@@ -305,20 +305,13 @@ def pixel(
     if not (0 <= row < h and 0 <= col < w):
         raise ValueError(f"found row {row}, column {col}, expected 0 to {h - 1} and 0 to {w - 1} of {name}")
     x, y = tile.transform @ (col + 0.5, row + 0.5)
-    place = _degrees(tile, x, y)
+    place = Georeference(tile.crs, tile.transform).degrees(col + 0.5, row + 0.5)
+    place = place if np.isfinite(place).all() else (None, None)
     k = IGNORE if tile.label is None else int(tile.label[row, col])
     label = tile.classes[k] if k != IGNORE else None
     values = {c: float(self.channel(name, c)[row, col]) for c in (*self.channels, "NDSI")}
     crs = tile.crs.to_string() if tile.crs else ""
     return _Pixel(name, row, col, label, bool(tile.valid[row, col]), x, y, crs, *place, values)
-
-
-def _degrees(tile: AnyTile, x: float, y: float) -> tuple[float | None, float | None]:
-    "Longitude and latitude of a place; None without CRS."
-    if tile.crs is None:
-        return None, None
-    lon, lat = reproject(tile.crs, "EPSG:4326", [x], [y])
-    return lon[0], lat[0]
 
 # %% ../../nbs/explore/00_pixels.ipynb #83c772af
 class _Spectrum:

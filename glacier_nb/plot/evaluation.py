@@ -20,6 +20,7 @@ from ..landsat import BANDS, IGNORE, REFLECTANCE, TEMPERATURE
 from ..metrics.calibration import Calibration
 from ..metrics.scores import mcc, tile_confusion
 from .colours import ERROR_PALETTE, LINE_COLOURS, PALETTE, handles
+from .mosaic import _check_map
 from .tiles import NotebookFigure, class_image, composite, error_map
 from ..tiles.georeference import Georeference
 from ..tiles.read import AnyTile, Tile
@@ -27,14 +28,6 @@ from ..tiles.read import AnyTile, Tile
 # %% ../../nbs/plot/05_evaluation.ipynb #b50cd72d
 _ERRORS = ("false positive", "false negative", "wrong class")
 _LOOK = {"layout": "constrained", "FigureClass": NotebookFigure}  # of all figures
-
-
-def _check_pairs(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> None:
-    "Raise ValueError for no tile, and for one without label or map."
-    without = [t.id for t in tiles if t.label is None or t.id not in maps]
-    if without or not tiles:
-        found = f"no label or no map of {', '.join(without[:6])}" if without else "no tile"
-        raise ValueError(f"found {found}, expected a label and a map for each tile")
 
 
 def _score(tile: Tile, pred: np.ndarray) -> float:
@@ -153,7 +146,7 @@ def show_errors(
     close_ups: int = 0,  # the largest patches of errors, so many; 0: all tiles, worst first
 ) -> Figure:
     "All tiles with their errors over them, or close-ups of the largest errors. Raises ValueError."
-    _check_pairs(tiles, maps)
+    _check_map(tiles, maps)
     return _close_ups(tiles, maps, close_ups) if close_ups else _every_tile(tiles, maps)
 
 # %% ../../nbs/plot/05_evaluation.ipynb #19240825
@@ -380,7 +373,7 @@ def show_result(
     of: str = "held-out",  # what the tiles are: held-out or test
 ) -> Figure:
     "The result of a run on one page: tiles, score beside the baselines, curve. Raises ValueError."
-    _check_pairs(tiles, maps)
+    _check_map(tiles, maps)
     shown = _three(tiles, maps, rows)
     fig = plt.figure(figsize=(11, 2.05 * len(shown) + 1.5), **_LOOK)
     left, right = fig.subfigures(1, 2, width_ratios=[2.6, 1], wspace=0.02)

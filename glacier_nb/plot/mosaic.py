@@ -82,7 +82,7 @@ def _place(
 def _sheet(
     images: Sequence[np.ndarray],  # (h, w) or (h, w, C), one a tile
     boxes: np.ndarray,  # (n, 4) from `_boxes`
-    empty: float = 0,  # where no tile lies
+    empty: float | Sequence[float] = 0,  # where no tile lies; one value, or C
 ) -> np.ndarray:  # (H, W) or (H, W, C), of the type of the images
     "Images in one picture; of those that overlap the last is seen."
     sheet = np.full((*boxes[:, 2:].max(0), *images[0].shape[2:]), empty, images[0].dtype)

@@ -30,6 +30,7 @@ from ..landsat import IGNORE
 from ..metrics.scores import confusion, mcc
 from .members import PredictError
 from ..progress import facts_html
+from ..tiles.georeference import Georeference
 from ..tiles.read import Tile
 
 # %% ../../nbs/prediction/06_label_check.ipynb #4acb3562
@@ -121,9 +122,7 @@ def _place(
     if tile.transform.is_identity:
         return (nothing,) * 4
     x, y = np.array([tile.transform @ (c, r) for r, c in zip(rows, cols, strict=True)]).reshape(-1, 2).T
-    if tile.crs is None:
-        return x, y, nothing, nothing
-    return x, y, *map(np.array, transform(tile.crs, CRS.from_epsg(4326), x, y))
+    return x, y, *Georeference(tile.crs, tile.transform).degrees(cols, rows)
 
 
 def _pixel_km2(tile: Tile) -> float:  # NaN without a georeference
