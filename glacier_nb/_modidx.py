@@ -2223,8 +2223,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'glacier_nb/plot/evaluation.py'),
                                             'glacier_nb.plot.evaluation._reliability': ( 'plot/evaluation.html#_reliability',
                                                                                          'glacier_nb/plot/evaluation.py'),
-                                            'glacier_nb.plot.evaluation._scaled': ( 'plot/evaluation.html#_scaled',
-                                                                                    'glacier_nb/plot/evaluation.py'),
                                             'glacier_nb.plot.evaluation._score': ( 'plot/evaluation.html#_score',
                                                                                    'glacier_nb/plot/evaluation.py'),
                                             'glacier_nb.plot.evaluation._spectra': ( 'plot/evaluation.html#_spectra',

@@ -21,8 +21,7 @@ from ..metrics.calibration import Calibration
 from ..metrics.scores import mcc, tile_confusion
 from .colours import ERROR_PALETTE, LINE_COLOURS, PALETTE, handles
 from .mosaic import _check_map
-from .tiles import NotebookFigure, class_image, composite, error_map
-from ..tiles.georeference import Georeference
+from .tiles import NotebookFigure, _with_scale, class_image, composite, error_map
 from ..tiles.read import AnyTile, Tile
 
 # %% ../../nbs/plot/05_evaluation.ipynb #b50cd72d
@@ -61,13 +60,6 @@ def _error_legend(fig: Figure, classes: Sequence[str]) -> None:
     fig.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
 
 
-def _scaled(ax: Axes, tile: Tile, part: tuple[slice, slice] | None = None, north: bool = False) -> None:
-    "Scale bar of a tile, or of a part of it."
-    rows, cols = part or (slice(0, tile.shape[0]), slice(0, tile.shape[1]))
-    place = Georeference(tile.crs, tile.transform).moved(cols.start, rows.start)
-    NotebookFigure.add_scale(ax, place, (rows.stop - rows.start, cols.stop - cols.start), north)
-
-
 def _every_tile(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> Figure:
     "A grid of all tiles with their errors, worst first."
     order = sorted(tiles, key=lambda t: _score(t, maps[t.id]))
@@ -80,7 +72,7 @@ def _every_tile(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray]) -> Figure
     for ax, tile in zip(axes.flat, order, strict=False):
         _with_errors(ax, tile, maps[tile.id], line=0.5)
         ax.set_title(f"{tile.id}: MCC {_score(tile, maps[tile.id]):.2f}", fontsize=10)
-    _scaled(axes[0, 0], order[0], north=True)
+    _with_scale(axes[0, 0], order[0])
     _error_legend(fig, tiles[0].classes)
     return fig
 
@@ -133,7 +125,7 @@ def _close_ups(tiles: Sequence[Tile], maps: Mapping[str, np.ndarray], n: int) ->
         image.set_title(f"{tile.id}, row {part[0].start}, column {part[1].start}", fontsize=9)
         _with_errors(errors, tile, maps[tile.id], part, line=1)
         errors.set_title(f"{kind}: {pixels:,} pixels", fontsize=9)
-        _scaled(image, tile, part)
+        _with_scale(image, tile, part, north=False)
     if not chosen:
         axes[0, 0].text(0, 0.5, "No patch of errors holds a square of three pixels.")
     _error_legend(fig, tiles[0].classes)
@@ -328,7 +320,7 @@ def _tile_rows(part: SubFigure, tiles: Sequence[Tile], maps: Mapping[str, np.nda
             if k == 0 or ax is row[-1]:
                 ax.set_title(title, fontsize=10)
         row[0].set_ylabel(f"tile {tile.id}", fontsize=10)
-        _scaled(row[0], tile, north=k == 0)
+        _with_scale(row[0], tile, north=k == 0)
 
 
 def _beside_baselines(ax: Axes, scores: Mapping, of: str) -> None:
