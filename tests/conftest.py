@@ -83,6 +83,14 @@ def quick_baselines(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def unmoved(pytestconfig):
+    "No module of tests leaves its worker in another folder than it found it in."
+    before = Path.cwd()
+    yield
+    assert Path.cwd() == before == pytestconfig.invocation_params.dir
+
+
 @pytest.fixture(autouse=True, scope="session")
 def quick_imports(tmp_path_factory):
     "Processes skip a parser of URLs, optional for nbformat, that takes seconds to import."

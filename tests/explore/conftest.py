@@ -51,7 +51,7 @@ def explored(tmp_path_factory, cache):
         write_text(
             root / "outputs/cv/cross_validation.json", json.dumps(record | {"tile_confusions": counts})
         )
-        yield root
+    return root  # and the tests of other files are in their own folder again
 
 
 @pytest.fixture
