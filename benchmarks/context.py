@@ -18,7 +18,7 @@ from glacier_nb.data.storage import run_tiles
 from glacier_nb.files.paths import project_root, write_text
 from glacier_nb.parallel.device import seed_everything
 from glacier_nb.training.learner import Learner
-from glacier_nb.training.recipe import prepare_data, run_network
+from glacier_nb.training.recipe import RunData, prepare_data, run_network
 
 LARGE = {"crop_size": 256}
 LITE0 = LARGE | {"encoder": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet", "ema": 0.99}
@@ -31,14 +31,13 @@ RUNS = {  # parameters that differ from the defaults
 }
 
 
-def run(cfg: TrainConfig) -> dict:
-    "One fold: the counts of each held-out tile on all pixels, and the MCC of each epoch."
-    data = prepare_data(cfg, run_tiles(cfg))
+def train(cfg: TrainConfig, data: RunData) -> tuple[Learner, dict]:
+    "One fold, trained: the counts of each held-out tile on all pixels, and the MCC of each epoch."
     seed_everything(cfg.seed)
     learner = Learner(cfg, data, run_network(cfg, data)[0])
     start = time.perf_counter()
     history = learner.fit()
-    return {
+    return learner, {
         "tiles": {tile: np.asarray(counts[0]).tolist() for tile, counts in learner.matrices.items()},
         "trained on": len(data.train),
         "mcc": [round(epoch["mcc"], 4) for epoch in history],
@@ -66,7 +65,7 @@ def main():
                 if str(fold) in folds:
                     continue
                 cfg = TrainConfig(threads=1, **shared, **RUNS[name], split=split, fold=fold)
-                folds[str(fold)] = found = run(cfg)
+                folds[str(fold)] = found = train(cfg, prepare_data(cfg, run_tiles(cfg)))[1]
                 write_text(path, json.dumps(record) + "\n")
                 print(f"{name}, {split}, fold {fold}: MCC {found['mcc'][-1]:.3f}", flush=True)
 

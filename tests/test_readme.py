@@ -85,7 +85,7 @@ def run(command: str) -> None:
 def test_every_command_is_tested_here():
     "A new command in README.md or docs/ needs a test."
     tested = (
-        r"make (demo|compare|lab|autopilot)",
+        r"make (demo|best|compare|lab|autopilot)",
         r"papermill nbs/train\.ipynb outputs/mine(-trial)?\.ipynb -p",
         r"papermill nbs/train\.ipynb out\.ipynb -(p mcc_wieght|p init_from|f)",
         r"papermill nbs/(diagnose_run|cross_validate|pretrain|autopilot|predict|explore|label_check)\.ipynb",
@@ -207,6 +207,26 @@ def test_parameter_files_and_sweeps_are_read(project):
     assert len(jobs) == 5
 
 
+def test_the_best_recipe_is_planned_and_its_maps_named(project):
+    (command,) = lines("make best")
+    text = subprocess.run(
+        [*command.split(), "-n", "SEEDS=3 4", "INSTALLED="], cwd=project, capture_output=True, text=True
+    ).stdout
+    loop, _, named = text.replace("\\\n", "").partition("done\n")
+    assert loop.startswith("for seed in 3 4; do")
+    sweep = re.search(r"glacier-nb (sweep .*?) \|\|", loop)[1].replace("$seed", "3")
+    options = _parser().parse_args(shlex.split(sweep))
+    (project / "data/mine").symlink_to(project / "data/demo")
+    (job,) = _plan(options.files, dict(options.parameters), options.prefix, options.suffix, project)
+    cfg = TrainConfig(**job.parameters)
+    assert (job.run, cfg.seed, cfg.fold, cfg.data_dir) == ("best-3", 3, None, "data/mine")
+    said = subprocess.run(named, cwd=project, shell=True, capture_output=True, text=True).stdout
+    maps = "glacier-nb predict best-3,best-4 SCENE outputs/maps --tta-scales 0.75,1,1.25\n"
+    assert said == maps
+    seeds = maps.replace("best-3,best-4", "best-0,best-1,best-2").split(" SCENE ")
+    assert any(all(part.strip() in command for part in seeds) for command in lines("glacier-nb predict"))
+
+
 def test_commands_for_maps_are_read():
     "What they do is tested with the command itself; here, that each option and the call exist."
     for command in lines("glacier-nb predict"):
@@ -245,7 +265,7 @@ def test_labels_are_checked_in_python(project, monkeypatch):
     assert (project / "outputs/mine-cv/label_check/patches.csv").is_file()
 
 
-@pytest.mark.parametrize("target", ["demo", "compare", "iterations", "autopilot", "test", "lab"])
+@pytest.mark.parametrize("target", ["demo", "best", "compare", "iterations", "autopilot", "test", "lab"])
 def test_make_knows_its_targets(project, target):
     assert any(f"make {target}" in path.read_text() for path in PAGES)
     found = subprocess.run(["make", "-n", target], cwd=project, capture_output=True, text=True)

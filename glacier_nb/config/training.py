@@ -136,6 +136,9 @@ class TrainConfig:
         "bands", "how RGB kernels are adapted to all channels", choices=("bands", "cycle", "mean")
     )
     decoder_attention: str = param("scse", "attention in the decoder", choices=("scse", "none"))
+    decoder_channels: str = param(
+        "256,128,64,32,16", "channels of the decoder's five levels, the deepest first", holds="numbers"
+    )
     init_from: str = param("", "checkpoint whose weights start this run; empty: none", holds="path")
     # loss
     focal_weight: float | None = param(

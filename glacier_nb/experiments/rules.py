@@ -326,7 +326,8 @@ def _pretrained(case: Case) -> Iterator[Option]:
         weights = weights_file(folder)
         if weights.is_file() and (folder / "config.json").is_file():
             own = asdict(TrainConfig()) | read_json(folder / "config.json")
-            if all(own[k] == getattr(cfg, k) for k in ("architecture", "encoder", "decoder_attention")):
+            same = ("architecture", "encoder", "decoder_attention", "decoder_channels")
+            if all(own[k] == getattr(cfg, k) for k in same):
                 expected = f"A better score from the first epochs on. {_measured('24_hkh')}"
                 expected += " Those patches came from the generator of the demo tiles; others may help less."
                 reasons = [f"outputs/{run}/{weights.name} holds the same network, pretrained."]

@@ -68,7 +68,9 @@ _SMP_CLASSES = {
     "SegFormer": _SegFormer,
 }
 _ARCHITECTURES = (*_SMP_CLASSES, "scratch")
-_WITH_ATTENTION = ("Unet", "UnetPlusPlus")  # architectures whose decoder has attention
+_WITH_ATTENTION = ("Unet", "UnetPlusPlus")  # architectures whose decoder has five levels, and attention
+_SCSE_REDUCTION = 16  # factor by which the attention reduces the channels, set by smp
+_DECODER = (256, 128, 64, 32, 16)  # channels of the decoder's five levels, the deepest first
 # work with every architecture
 _VERSATILE_ENCODERS = ("resnet34", "efficientnet-b0", "tu-tf_efficientnet_lite0", "tu-convnext_atto")
 
@@ -96,12 +98,18 @@ def _check_encoder(name: str) -> None:
 
 # %% ../../nbs/models/02_build.ipynb #4354f3c3
 def _smp_network(
-    architecture: str, encoder: str, in_channels: int, n_classes: int, attention: str
+    architecture: str,
+    encoder: str,
+    in_channels: int,
+    n_classes: int,
+    attention: str,
+    decoder_channels: Sequence[int] = _DECODER,
 ) -> nn.Module:
     "A network of smp with random weights, tried on zeros; raises WeightsError when it does not work."
     options = {"encoder_weights": None, "in_channels": in_channels, "classes": n_classes}
     if architecture in _WITH_ATTENTION:
         options["decoder_attention_type"] = None if attention == "none" else attention
+        options["decoder_channels"] = tuple(decoder_channels)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`timm-` encoders are deprecated")
@@ -130,6 +138,17 @@ def _describe(architecture: str, encoder: str, attention: str, in_channels: int,
     return f"architecture = {architecture!r}, encoder = {encoder!r}, {size}; {attention}"
 
 
+def _check_decoder(channels: Sequence[int], attention: str) -> None:
+    "Raise WeightsError for anything but five numbers of channels that the attention can reduce."
+    least = _SCSE_REDUCTION if attention == "scse" else 1
+    if len(channels) != len(_DECODER) or not all(float(n).is_integer() and n >= least for n in channels):
+        raise WeightsError(
+            f"decoder_channels = {','.join(f'{n:g}' for n in channels)}: expected five whole numbers, the "
+            f"deepest level first, of at least {least} with decoder_attention = {attention!r}, such as "
+            f"{','.join(map(str, _DECODER))}"
+        )
+
+
 def _check_scratch(encoder_weights: str | None) -> None:
     "Raise WeightsError for pretrained weights with a network that has none."
     if encoder_weights is not None:
@@ -151,11 +170,13 @@ def build_unet(
     architecture: str = "Unet",  # one of ARCHITECTURES
     weights_dir: str | os.PathLike = "",  # local folder that is searched for ImageNet weights before the hub
     first_conv: str = "bands",  # how RGB kernels are adapted to more channels: bands, cycle or mean
+    decoder_channels: Sequence[int] = _DECODER,  # of its five levels; applies to Unet and UnetPlusPlus
 ) -> nn.Module:  # (B, in_channels, H, W) -> logits (B, n_classes, H, W) of any size
     "Build a network; raises WeightsError for unknown names, pairs that do not work and unusable weights."
     _check_choice("architecture", architecture, _ARCHITECTURES)
     _check_choice("decoder_attention", decoder_attention, ("scse", "none"))
     _check_choice("first_conv", first_conv, FIRST_CONVS)
+    _check_decoder(decoder_channels, decoder_attention)
     scratch = architecture == "scratch"
     _check_scratch(encoder_weights) if scratch else _check_encoder(encoder)
     with torch.random.fork_rng(devices=[]):
@@ -163,7 +184,8 @@ def build_unet(
         if scratch:
             model = _Scratch(in_channels, n_classes)
         else:
-            model = _smp_network(architecture, encoder, in_channels, n_classes, decoder_attention)
+            size = in_channels, n_classes, decoder_attention, decoder_channels
+            model = _smp_network(architecture, encoder, *size)
     model.network = _describe(architecture, encoder, decoder_attention, in_channels, n_classes)
     model.started_from = InitialWeights(WeightKind.RANDOM, seed=seed)
     if encoder_weights is not None:

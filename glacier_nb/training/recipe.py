@@ -199,14 +199,27 @@ def _repr_html_(self: RunData) -> str:
     return f"<p><b>RunData</b> {html.escape(_tiles(self, 60))}</p>{side_by_side}"
 
 # %% ../../nbs/training/03_recipe.ipynb #b7fbbe46
+def _decoder_channels(cfg: TrainConfig) -> tuple[int | float, ...]:  # a fraction is an error in `build_unet`
+    "The channels of the decoder's levels."
+    numbers = parse_numbers(cfg.decoder_channels, "decoder_channels")
+    return tuple(int(n) if n.is_integer() else n for n in numbers)
+
+
 def empty_network(
-    cfg: TrainConfig,  # architecture, encoder, decoder_attention and seed
+    cfg: TrainConfig,  # architecture, encoder, decoder_attention, decoder_channels and seed
     channels: int,  # of its input
     n_classes: int,  # of its logits
 ) -> nn.Module:
     "The network of a config with random weights, to be replaced by those of a checkpoint."
     return build_unet(
-        channels, n_classes, cfg.encoder, None, cfg.decoder_attention, cfg.seed, cfg.architecture
+        channels,
+        n_classes,
+        cfg.encoder,
+        None,
+        cfg.decoder_attention,
+        cfg.seed,
+        cfg.architecture,
+        decoder_channels=_decoder_channels(cfg),
     )
 
 
@@ -226,6 +239,7 @@ def run_network(
         cfg.architecture,
         str(project_root() / cfg.weights_dir) if cfg.weights_dir else "",
         cfg.first_conv,
+        _decoder_channels(cfg),
     )
     if data.left_out:
         leave_out(model, data.left_out, data.classes)

@@ -75,6 +75,27 @@ def test_decoder_attention(architecture, attention, found):
     assert model.network.endswith(f"decoder_attention = '{attention}'")
 
 
+@pytest.mark.parametrize("architecture", ["Unet", "UnetPlusPlus"])
+def test_decoder_channels(architecture):
+    options = {"decoder_attention": "none", "architecture": architecture}
+    whole, half = (
+        build_unet(5, 2, "resnet18", **options, **more)
+        for more in ({}, {"decoder_channels": (128, 64, 32, 16, 8)})
+    )
+    assert half.segmentation_head[0].in_channels == 8 == whole.segmentation_head[0].in_channels / 2
+    assert half(torch.zeros(1, 5, 64, 64)).shape == (1, 2, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("channels", "attention", "least"),
+    [((64, 32), "none", 1), ((64, 32, 16, 8, 0), "none", 1), ((128, 64, 32, 16, 8.5), "none", 1)]
+    + [((128, 64, 32, 16, float("nan")), "none", 1), ((128, 64, 32, 16, 8), "scse", 16)],
+)
+def test_decoder_channels_that_are_not_possible(channels, attention, least):
+    with pytest.raises(WeightsError, match=f"decoder_channels = .*five whole numbers.* at least {least} "):
+        build_unet(5, 2, "resnet18", decoder_attention=attention, decoder_channels=channels)
+
+
 @pytest.mark.parametrize("architecture", ["DeepLabV3Plus", "SegFormer", "scratch"])
 def test_attention_that_does_not_apply_is_named(architecture):
     one, two = (
