@@ -3,6 +3,7 @@
 python benchmarks/recipe.py data/competition                    # all runs, every fold
 python benchmarks/recipe.py data/competition "random weights"   # one; several processes may take one each
 python benchmarks/recipe.py data/competition --studies          # ensembles, rules, edges of finished runs
+python benchmarks/recipe.py data/competition --four pretrained-cv imagenet-cv   # cross-validations to record
 
 Writes configs/recipe/record.json for nbs/studies/04_recipe.ipynb and nbs/studies/05_ceiling.ipynb. A
 finished fold is saved in outputs/recipe with its network and its maps, and is not repeated. On one core a
@@ -29,6 +30,7 @@ from glacier_nb.config.files import read_parameters
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.storage import run_tiles
 from glacier_nb.data.tileset import TileSet
+from glacier_nb.experiments.cross_validate import CrossValidation
 from glacier_nb.files.paths import project_root, write_text
 from glacier_nb.landsat import IGNORE
 from glacier_nb.metrics.baseline import baseline_counts, baselines
@@ -367,6 +369,17 @@ def edges(tiles: Mapping[str, Tile]) -> dict:  # kind of error -> tile id -> cou
     return found
 
 
+def of_cross_validations(names: Sequence[str]) -> dict:  # run -> classes, counts of each tile, baselines
+    "What is recorded of cross-validations on tiles with four classes, see docs/howto/best.md."
+    found = {}
+    for name in names:
+        scores = CrossValidation.read(name).scores
+        tiles = {tile: counts["all"] for tile, counts in scores["tile_confusions"].items()}
+        own = {"classes": list(scores["per_class"]), "tiles": tiles, "baselines": scores["baselines"]}
+        found[name] = own
+    return found
+
+
 def finished() -> Iterator[tuple[str, str, int, dict]]:
     "Name, split, fold and record of the folds that are done."
     for name in RUNS:
@@ -383,17 +396,20 @@ def main():
     parser.add_argument("runs", nargs="*", help="names of runs; none: all")
     parser.add_argument("--devices", default="auto", help="as the parameter of a run")
     parser.add_argument("--weights-dir", default="", help="folder of the ImageNet weights; empty: the hub")
+    parser.add_argument("--four", nargs="*", metavar="RUN", help="record these cross-validations instead")
     parser.add_argument("--studies", action="store_true", help="evaluate finished runs, train none")
     args = parser.parse_args()
     where = {"data_dir": args.data_dir, "devices": args.devices, "weights_dir": args.weights_dir}
     path = project_root() / "configs/recipe/record.json"
     path.parent.mkdir(exist_ok=True)
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name in () if args.studies else args.runs or RUNS:
+    for name in () if args.studies or args.four else args.runs or RUNS:
         for split in ("regions", "blocks") if name in BLOCKS else ("regions",):
             for fold in range(5):
                 if not Path(f"{stem(name, split, fold)}.json").is_file():
                     run(name, split, fold, **where)
+    if args.four:
+        record["four classes"] = of_cross_validations(args.four)
     if args.studies:
         cfg = TrainConfig(data_dir=args.data_dir, classes="binary")
         tiles = {tile.id: tile for tile in run_tiles(cfg)}

@@ -2005,6 +2005,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'glacier_nb/models/weights.py'),
                                            'glacier_nb.models.weights._encoder_state': ( 'models/weights.html#_encoder_state',
                                                                                          'glacier_nb/models/weights.py'),
+                                           'glacier_nb.models.weights._head_by_class': ( 'models/weights.html#_head_by_class',
+                                                                                         'glacier_nb/models/weights.py'),
                                            'glacier_nb.models.weights._hub_state': ( 'models/weights.html#_hub_state',
                                                                                      'glacier_nb/models/weights.py'),
                                            'glacier_nb.models.weights._load_encoder': ( 'models/weights.html#_load_encoder',

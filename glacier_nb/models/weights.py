@@ -12,7 +12,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -436,11 +436,37 @@ def weights_file(
     return path
 
 
+_HEADS = ("segmentation_head.", "head.")  # of smp's networks and of ours: an output for each class
+
+
+def _head_by_class(
+    own: Mapping[str, Tensor],  # of the network
+    state: Mapping[str, Tensor],  # of the file
+    before: Sequence[str],  # classes of the file, which may not name them
+    now: Sequence[str],  # classes of the network
+) -> dict[str, tuple[Tensor, str]]:  # tensor of the head -> its new value, and which classes were copied
+    "The head with the rows of the classes that both have; nothing where the classes are the same."
+    before, now = list(before), list(now)
+    both = [name for name in now if name in before]
+    if before == now or not both:
+        return {}
+    rest = [name for name in now if name not in both]
+    text = f"{', '.join(both)} copied" + f"; {', '.join(rest)} random" * bool(rest)
+    found = {}
+    for name in (k for k in own if k.startswith(_HEADS) and k in state):
+        target, source = own[name].clone(), state[name]
+        if (len(target), len(source)) == (len(now), len(before)) and target.shape[1:] == source.shape[1:]:
+            target[[now.index(c) for c in both]] = source[[before.index(c) for c in both]].to(target)
+            found[name] = target, text
+    return found
+
+
 def init_from(
     model: nn.Module,  # receives the weights; its `started_from` is set
     path: str | os.PathLike,  # a checkpoint of this project, or a state_dict
     first_conv: str = "bands",  # how kernels for three channels are adapted to more: bands, cycle or mean
     trial: bool = False,  # the run is a trial and may start from another one
+    classes: Sequence[str] = (),  # of the network's outputs; empty: those of the file, in their order
 ) -> pd.DataFrame:  # one row a tensor: result (loaded, adapted, unchanged, unused) and why
     "Start from the weights of another run; raises WeightsError when no kernel fits."
     path = weights_file(path)
@@ -449,7 +475,9 @@ def init_from(
         raise WeightsError(f"{path} is from a trial, a run of four steps: choose init_from of a whole run")
     state = _tensors(content, path)
     own = model.state_dict()
-    report = load_matching(model, state, first_conv)
+    head = _head_by_class(own, state, content.get("classes", ()), classes)
+    report = load_matching(model, state | {k: rows for k, (rows, _) in head.items()}, first_conv)
+    report |= dict.fromkeys(head, "adapted")
     kernels = [r for k, r in report.items() if own[k].ndim > 1]
     if not {"loaded", "adapted"} & set(kernels):
         here = getattr(model, "network", type(model).__name__)
@@ -459,6 +487,9 @@ def init_from(
             "or start without init_from"
         )
     model.started_from = InitialWeights(WeightKind.RUN, _relative(path), **_counts(report))
-    rows = {k: (r, "") if r in ("loaded", "adapted") else ("unchanged", r) for k, r in report.items()}
+    why = {k: copied for k, (_, copied) in head.items()}
+    rows = {
+        k: (r, why.get(k, "")) if r in ("loaded", "adapted") else ("unchanged", r) for k, r in report.items()
+    }
     rows |= {k: ("unused", "the network has no such tensor") for k in state if k not in own}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["result", "why"]).rename_axis("tensor")

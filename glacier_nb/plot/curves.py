@@ -182,7 +182,7 @@ def _cell(share: float, count: int, total: int) -> str:
 def per_tile_bars(
     table: pd.DataFrame,  # of `tile_table`: a row per tile with mcc, and mcc_defined and mcc_valid if known
     pooled: float | None = None,  # MCC of all tiles together
-    ci: tuple[float, float] | None = None,  # its interval, see `bootstrap_ci`
+    ci: Sequence[float | None] | None = None,  # its interval; None or NaN: not known, as of a single tile
 ) -> Figure:
     "Bars of the MCC of every tile, worst first. Raises ValueError for a table without column mcc."
     if "mcc" not in table or table.empty:
@@ -199,7 +199,7 @@ def per_tile_bars(
         ax.plot(x[~defined], np.zeros((~defined).sum()), "x", label="undefined", **style)
     if pooled is not None:
         ax.axhline(pooled, color=LINE_COLOURS[1], lw=1.5, label=f"pooled {pooled:.3f}")
-    if ci is not None and np.isfinite(ci).all():
+    if ci is not None and np.isfinite(np.array(ci, float)).all():
         ax.axhspan(*ci, color=LINE_COLOURS[1], alpha=0.15, lw=0, label=f"95 %: {ci[0]:.2f} to {ci[1]:.2f}")
     every = -(-len(x) // 40)
     ax.set_xticks(x[::every], table.index[::every], rotation=90, fontsize=9)

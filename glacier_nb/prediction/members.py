@@ -64,7 +64,8 @@ def _checkpoint_path(
     for path in files:
         if path.is_file():
             return path.resolve()
-    runs = sorted(path.name for path in outputs.glob("*") if path.is_dir() and weights_file(path).is_file())
+    folders = [path for path in outputs.glob("*") if path.is_dir()]
+    runs = sorted(p.name for p in folders if weights_file(p).is_file() or folds_folder(p.name, outputs))
     near = get_close_matches(Path(source).name, runs, n=3, cutoff=0.5) or runs[:3]
     missed = " nor ".join(map(str, dict.fromkeys(files)))
     raise PredictError(

@@ -245,7 +245,8 @@ def run_network(
         leave_out(model, data.left_out, data.classes)
     if cfg.resume or not cfg.init_from:
         return model, None
-    return model, init_from(model, project_root() / cfg.init_from, cfg.first_conv, cfg.trial)
+    path = project_root() / cfg.init_from
+    return model, init_from(model, path, cfg.first_conv, cfg.trial, data.classes)
 
 # %% ../../nbs/training/03_recipe.ipynb #4d4a8a3e
 def run_loss(

@@ -13,6 +13,8 @@ from glacier_nb.config.training import TrainConfig
 from glacier_nb.experiments.jobs import FailureCause
 from glacier_nb.experiments.proposals import NoProposal, Proposal, next_run
 from glacier_nb.experiments.rules import (
+    _BEST,
+    _BEST_RESULT,
     _CONTEXT_RESULT,
     _MEASURED,
     _RECIPE,
@@ -200,7 +202,7 @@ def test_no_proposal_for_a_class_without_training_tiles_or_with_a_handful_of_pix
 
 
 @pytest.mark.parametrize(
-    ("side", "crop", "wider"), [(512, 128, True), (256, 128, False), (512, 256, False), (512, 0, False)]
+    ("side", "crop", "wider"), [(512, 128, True), (256, 128, False), (512, 256, False), (512, 0, True)]
 )
 def test_large_tiles_are_proposed_wider_crops(side, crop, wider):
     run = record(mcc=0.6, crop_size=crop, sampler="random")
@@ -210,6 +212,34 @@ def test_large_tiles_are_proposed_wider_crops(side, crop, wider):
         sizes.add(changes(found).get("crop_size"))
         asked.append(record(f"next{len(asked)}", 0.1, **found.parameters))
     assert sizes == ({None, 256} if wider else {None})
+
+
+def test_large_tiles_are_first_proposed_the_best_recipe():
+    run = record(mcc=0.6, encoder="resnet34", schedule="warm_restarts", accumulate=2, augment="none")
+    run.metrics["tile_confusions"] = {"02_07": {"all": [[512**2 - 5, 3], [1, 1]]}}
+    found = proposed(run)
+    assert found.rule == "measured"
+    assert "@@BEST@@" in str(found)
+    cfg = TrainConfig(**found.parameters)
+    known = read_parameters(ROOT / "configs/best.yaml")
+    named = {k: v for k, v in known.items() if k not in ("run", "data_dir")}
+    assert not cfg.differences(named, missing=False)
+    assert named.keys() <= _BEST.keys()
+    given = vars(TrainConfig()) | named
+    assert all(given[k] == v for k, v in _BEST.items()), "the others are defaults"
+
+
+def test_the_worth_of_the_best_recipe_is_that_of_the_record():
+    runs = json.loads((ROOT / "configs/recipe/record.json").read_text())["runs"]
+    tiles = [
+        np.array(cm) for fold in runs["full, seed 0"]["regions"].values() for cm in fold["tiles"].values()
+    ]
+    assert len(tiles) == 20
+    assert f"{mcc(sum(tiles)):.3f}" in _BEST_RESULT
+    known = {
+        k: v for k, v in read_parameters(ROOT / "configs/best.yaml").items() if k not in ("run", "data_dir")
+    }
+    assert runs["full, seed 0"]["parameters"] == known | {"seed": 0}
 
 
 def test_the_worth_of_context_is_that_of_the_record():

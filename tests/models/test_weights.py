@@ -7,6 +7,7 @@ import shutil
 import ssl
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
@@ -19,6 +20,7 @@ from huggingface_hub import constants
 from segmentation_models_pytorch.encoders._utils import patch_first_conv
 from timm.models import adapt_input_conv
 
+from glacier_nb.landsat import BINARY_CLASSES, CLASSES
 from glacier_nb.models.build import build_unet
 from glacier_nb.models.weights import (
     FIRST_CONVS,
@@ -461,6 +463,35 @@ def test_init_from_loads_everything_that_fits(run_file):
     for name, value in model.state_dict().items():
         assert torch.equal(value, (before if name in unchanged else source.state_dict())[name]), name
     assert str(model.started_from) == f"weights of {path}: {len(report) - 2} tensors loaded, 0 adapted, 2 not"
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "DeepLabV3Plus", "SegFormer", "scratch"])
+def test_init_from_copies_the_head_by_class(architecture, tmp_path):
+    network = partial(build_unet, 5, encoder="resnet18", architecture=architecture)
+    source, path = network(2, seed=1), tmp_path / "model.pt"
+    torch.save({"weights": source.state_dict(), "classes": ("background", "debris")}, path)
+    model = network(4)
+    own = [v.clone() for v in (*model.parameters(),)[-2:]]
+    report = init_from(model, path, classes=CLASSES)
+    theirs, now = list(source.parameters())[-2:], list(model.parameters())[-2:]
+    for before, other, found in zip(own, theirs, now, strict=True):
+        assert torch.equal(found[[0, 2]], other)
+        assert torch.equal(found[[1, 3]], before[[1, 3]])
+    assert (report["result"][-2:] == "adapted").all() or architecture == "SegFormer"
+    assert set(report["why"]) == {"", "background, debris copied; glacier, lake random"}
+    image = torch.randn(1, 5, 64, 64)
+    a, b = source.eval()(image), model.eval()(image)
+    torch.testing.assert_close(a, b[:, [0, 2]])
+
+
+def test_init_from_sorts_the_head_of_the_same_classes(tmp_path):
+    source, path = build_unet(5, 2, "resnet18"), tmp_path / "model.pt"
+    torch.save({"weights": source.state_dict(), "classes": ("glacier", "background")}, path)
+    model = build_unet(5, 2, "resnet18", seed=1)
+    init_from(model, path, classes=BINARY_CLASSES)
+    assert torch.equal(model.segmentation_head[0].bias, source.segmentation_head[0].bias.flip(0))
+    init_from(model, path, classes=("rock", "water"))  # nothing in common: by place, as without names
+    assert torch.equal(model.segmentation_head[0].bias, source.segmentation_head[0].bias)
 
 
 def test_init_from_reports_what_only_the_file_has(tmp_path):

@@ -142,6 +142,12 @@ def test_bars_mark_undefined_tiles():
     assert len(by_label(ax)["valid pixels"].get_xdata()) == 1
 
 
+def test_bars_of_one_tile_have_no_interval():
+    table = pd.DataFrame({"mcc": [0.5]}, index=["03_11"])
+    for ends in ((None, None), [np.nan, np.nan], None):
+        assert not [text for text in by_label(per_tile_bars(table, 0.5, ends).axes[0]) if "95 %" in text]
+
+
 def test_bars_of_many_tiles_have_readable_labels():
     table = pd.DataFrame({"mcc": np.linspace(0, 1, 400)}, index=[f"{k:03}" for k in range(400)])
     fig = per_tile_bars(table, ci=(np.nan, np.nan))

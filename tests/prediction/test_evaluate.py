@@ -574,3 +574,7 @@ def test_the_weights_of_an_older_run_are_found_and_an_old_name_gets_the_new_one(
     assert _checkpoint_path(named, tmp_path) == tmp_path / "new/model.pt"
     with pytest.raises(PredictError, match=r"Existing runs: new, old"):
         _checkpoint_path("nothing", tmp_path)
+    (tmp_path / "new-cv").mkdir()
+    (tmp_path / "new-cv/cross_validation.json").write_text("{}")
+    with pytest.raises(PredictError, match=r"Existing runs: new-cv"):
+        _checkpoint_path("new_cv", tmp_path)
