@@ -487,9 +487,7 @@ def init_from(
             "or start without init_from"
         )
     model.started_from = InitialWeights(WeightKind.RUN, _relative(path), **_counts(report))
-    why = {k: copied for k, (_, copied) in head.items()}
-    rows = {
-        k: (r, why.get(k, "")) if r in ("loaded", "adapted") else ("unchanged", r) for k, r in report.items()
-    }
+    rows = {k: (r, "") if r in ("loaded", "adapted") else ("unchanged", r) for k, r in report.items()}
+    rows |= {k: ("adapted", copied) for k, (_, copied) in head.items()}
     rows |= {k: ("unused", "the network has no such tensor") for k in state if k not in own}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["result", "why"]).rename_axis("tensor")

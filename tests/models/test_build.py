@@ -88,8 +88,13 @@ def test_decoder_channels(architecture):
 
 @pytest.mark.parametrize(
     ("channels", "attention", "least"),
-    [((64, 32), "none", 1), ((64, 32, 16, 8, 0), "none", 1), ((128, 64, 32, 16, 8.5), "none", 1)]
-    + [((128, 64, 32, 16, float("nan")), "none", 1), ((128, 64, 32, 16, 8), "scse", 16)],
+    [
+        ((64, 32), "none", 1),
+        ((64, 32, 16, 8, 0), "none", 1),
+        ((128, 64, 32, 16, 8.5), "none", 1),
+        ((128, 64, 32, 16, float("nan")), "none", 1),
+        ((128, 64, 32, 16, 8), "scse", 16),
+    ],
 )
 def test_decoder_channels_that_are_not_possible(channels, attention, least):
     with pytest.raises(WeightsError, match=f"decoder_channels = .*five whole numbers.* at least {least} "):
