@@ -157,6 +157,12 @@ def run(name: str, split: str, fold: int, **where) -> None:
     print(f"{name}, {split}, fold {fold}: MCC {record['mcc'][-1]:.3f}", flush=True)
 
 
+def full_runs(split: str) -> list[str]:
+    "The seeds of the full recipe whose folds are all finished."
+    names = [name for name in RUNS if name.startswith("full")]
+    return [name for name in names if all(Path(f"{stem(name, split, k)}.npz").is_file() for k in range(5))]
+
+
 def read_maps(names: Sequence[str], split: str, sizes: str = "1") -> dict[str, np.ndarray]:
     "Tile id -> probability of ice by the fold that held the tile out, the mean over runs."
     found = {}
@@ -178,22 +184,19 @@ def confusions(maps: Mapping[str, np.ndarray], tiles: Mapping[str, Tile]) -> dic
 
 def together(tiles: Mapping[str, Tile]) -> dict:  # name -> split -> tile id -> counts
     "Seeds and sizes on their own and averaged."
-    seeds = [name for name in RUNS if name.startswith("full")]
-    groups = {name: ([name], "1") for name in seeds}
-    groups |= {"one seed, three sizes": (seeds[:1], SIZES), "two seeds, three sizes": (seeds[:2], SIZES)}
-    groups |= {"three seeds": (seeds, "1"), "three seeds, three sizes": (seeds, SIZES)}
-    return {
-        name: {
-            split: confusions(read_maps(runs, split, sizes), tiles)
-            for split in ("blocks", "regions")
-            if all(Path(f"{stem(r, split, k)}.npz").is_file() for r in runs for k in range(5))
-        }
-        for name, (runs, sizes) in groups.items()
-    }
+    found = {}
+    for split in ("regions", "blocks"):
+        seeds = full_runs(split)
+        groups = {f"{name}, three sizes": ([name], SIZES) for name in seeds}
+        if (n := len(seeds)) > 1:
+            groups |= {f"{n} seeds": (seeds, "1"), f"{n} seeds, three sizes": (seeds, SIZES)}
+        for name, (runs, sizes) in groups.items():
+            found.setdefault(name, {})[split] = confusions(read_maps(runs, split, sizes), tiles)
+    return found
 
 
 def sun_mirror(image: torch.Tensor) -> torch.Tensor:  # (1, C, H, W)
-    "The image mirrored about the sun's axis; twice is once resampled and back."
+    "The image mirrored about the sun's axis, or mirrored back."
     azimuth = np.radians(157)
     axis = np.array([np.sin(azimuth), -np.cos(azimuth)])
     matrix = torch.tensor(np.c_[2 * np.outer(axis, axis) - np.eye(2), [0, 0]], dtype=torch.float32)
@@ -324,7 +327,7 @@ def errors(maps: Mapping[str, np.ndarray], tiles: Mapping[str, Tile]) -> dict:
 
 def agreement(tiles: Mapping[str, Tile]) -> dict:  # pair of maps -> tile id -> counts
     "Networks of different seeds as each other's truth, and both beside the label."
-    seeds = {name: read_maps([name], "regions") for name in RUNS if name.startswith("full")}
+    seeds = {name: read_maps([name], "regions") for name in full_runs("regions")}
     found = {f"{name} and label": confusions(maps, tiles) for name, maps in seeds.items()}
     for a, b in combinations(seeds, 2):
         as_truth = {
@@ -413,11 +416,16 @@ def main():
     if args.studies:
         cfg = TrainConfig(data_dir=args.data_dir, classes="binary")
         tiles = {tile.id: tile for tile in run_tiles(cfg)}
-        best = read_maps([name for name in RUNS if name.startswith("full")], "regions", SIZES)
-        record |= {"rules": rules(args.data_dir), "together": together(tiles), "errors": errors(best, tiles)}
-        record |= {"agreement": agreement(tiles), "edges": edges(tiles)}
-        record["at prediction"] = at_prediction(args.data_dir, tiles)
-    runs = record["runs"] = {}
+        for part, study in {
+            "rules": lambda: rules(args.data_dir),
+            "edges": lambda: edges(tiles),
+            "at prediction": lambda: at_prediction(args.data_dir, tiles),
+        }.items():
+            record.setdefault(part, {})
+            record[part] = record[part] or study()
+        best = read_maps(full_runs("regions"), "regions", SIZES)
+        record |= {"together": together(tiles), "errors": errors(best, tiles), "agreement": agreement(tiles)}
+    runs = record.setdefault("runs", {})
     for name, split, fold, found in finished():
         own = runs.setdefault(name, {"parameters": RUNS[name][0]})
         own.setdefault(split, {})[str(fold)] = found

@@ -26,6 +26,7 @@ from papermill.parameterize import parameterize_notebook
 from small_projects import run_cells
 
 from glacier_nb.config.fields import ConfigError
+from glacier_nb.config.files import read_config
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.demo.tiles import cached_demo, make_demo
 from glacier_nb.experiments.command import _config, _parser, main
@@ -198,7 +199,7 @@ def test_parameter_files_and_sweeps_are_read(project):
     with pytest.raises(ConfigError, match=r"batch_size = 0 is not allowed"):
         run(f"{folds} -p batch_size 0")
     found = [_parser().parse_args(shlex.split(c)[1:]) for c in lines("glacier-nb cross-validate")]
-    assert [(_config(options).epochs, options.n_jobs) for options in found] == [(12, 2), (13, 1)]
+    assert [(_config(options).epochs, options.n_jobs) for options in found] == [(8, 2), (12, 2), (13, 1)]
     (sweep,) = lines("glacier-nb sweep")
     words = [sorted(map(str, Path().glob(w))) if "*" in w else [w] for w in shlex.split(sweep)[1:]]
     options = _parser().parse_args([*chain.from_iterable(words)])
@@ -208,7 +209,7 @@ def test_parameter_files_and_sweeps_are_read(project):
 
 
 def test_the_best_recipe_is_planned_and_its_maps_named(project):
-    (command,) = lines("make best")
+    command, _light = lines("make best")
     text = subprocess.run(
         [*command.split(), "-n", "SEEDS=3 4", "INSTALLED="], cwd=project, capture_output=True, text=True
     ).stdout
@@ -225,6 +226,14 @@ def test_the_best_recipe_is_planned_and_its_maps_named(project):
     assert said == maps
     seeds = maps.replace("best-3,best-4", "best-0,best-1,best-2").split(" SCENE ")
     assert any(all(part.strip() in command for part in seeds) for command in lines("glacier-nb predict"))
+
+
+def test_four_classes_go_on_with_the_network_of_the_best_recipe(project):
+    (command,) = (line for line in lines("glacier-nb train") if "four_classes" in line)
+    cfg, best = _config(_parser().parse_args(shlex.split(command)[1:])), read_config("configs/best.yaml")
+    assert (cfg.fold, cfg.init_from, cfg.encoder_weights) == (None, "outputs/best-0/model.pt", None)
+    network = ("architecture", "encoder", "decoder_attention", "decoder_channels", "include_glcm")
+    assert [getattr(cfg, name) for name in network] == [getattr(best, name) for name in network]
 
 
 def test_commands_for_maps_are_read():
