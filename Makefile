@@ -42,7 +42,7 @@ best: $(INSTALLED)
 	for seed in $(SEEDS); do \
 		$(BIN)/glacier-nb sweep configs/best.yaml --suffix -$$seed -p seed $$seed -p fold none -p data_dir $(TILES) || exit; \
 	done
-	@echo glacier-nb predict $$(echo $(SEEDS:%=best-%) | tr ' ' ,) SCENE outputs/maps --tta-scales 0.75,1,1.25
+	@echo glacier-nb predict $$(echo $(SEEDS:%=best-%) | tr ' ' ,) SCENE outputs/maps
 
 maps: $(INSTALLED) data/demo
 	test -f outputs/demo/metrics.json || $(MAKE) demo

@@ -423,7 +423,7 @@ def main():
         }.items():
             record.setdefault(part, {})
             record[part] = record[part] or study()
-        best = read_maps(full_runs("regions"), "regions", SIZES)
+        best = read_maps(full_runs("regions"), "regions")
         record |= {"together": together(tiles), "errors": errors(best, tiles), "agreement": agreement(tiles)}
     runs = record.setdefault("runs", {})
     for name, split, fold, found in finished():

@@ -219,7 +219,7 @@ def test_large_tiles_are_first_proposed_the_best_recipe():
     run.metrics["tile_confusions"] = {"02_07": {"all": [[512**2 - 5, 3], [1, 1]]}}
     found = proposed(run)
     assert found.rule == "measured"
-    assert "@@BEST@@" in str(found)
+    assert "0.733" in str(found)
     cfg = TrainConfig(**found.parameters)
     known = read_parameters(ROOT / "configs/best.yaml")
     named = {k: v for k, v in known.items() if k not in ("run", "data_dir")}
