@@ -211,7 +211,10 @@ def test_parameter_files_and_sweeps_are_read(project):
 def test_the_best_recipe_is_planned_and_its_maps_named(project):
     command = next(line for line in lines("make best") if line.endswith("data/mine"))
     text = subprocess.run(
-        [*command.split(), "-n", "SEEDS=3 4", "INSTALLED="], cwd=project, capture_output=True, text=True
+        [*command.split(), "-n", "--no-print-directory", "SEEDS=3 4", "INSTALLED="],
+        cwd=project,
+        capture_output=True,
+        text=True,
     ).stdout
     loop, _, named = text.replace("\\\n", "").partition("done\n")
     assert loop.startswith("for seed in 3 4; do")
