@@ -35,7 +35,7 @@ help:
 demo: $(INSTALLED) data/demo
 	rm -rf outputs/demo
 	mkdir -p outputs/demo
-	$(BIN)/papermill --log-output --no-progress-bar nbs/train.ipynb outputs/demo/train.ipynb
+	$(BIN)/papermill --log-output --no-progress-bar nbs/train.ipynb outputs/demo/train.ipynb -f configs/demo.yaml
 
 # cut off and started again, it goes on where it was
 best: $(INSTALLED)

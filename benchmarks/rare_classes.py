@@ -22,18 +22,32 @@ from glacier_nb.parallel.device import seed_everything
 from glacier_nb.training.learner import Learner, _tile_batch
 from glacier_nb.training.recipe import prepare_data, run_network
 
+COMMON = {
+    **{"encoder": "resnet18", "encoder_weights": None, "decoder_attention": "scse", "crop_size": 128},
+    **{"augment": "photometric", "epochs": 13, "batch_size": 8, "warmup_epochs": 1.0, "ema": 0.0},
+}
 FOUR = {"focal_weight": 0.3, "dice_weight": 0.3, "mcc_weight": 0.3, "boundary_weight": 0.1}
 OLD = FOUR | {"lovasz_weight": 0.0, "class_weights": "none"}
 CHEAP = OLD | {"epochs": 10}
 LOVASZ, EFFECTIVE = {"lovasz_weight": 0.3}, {"class_weights": "effective"}
-RUNS = {  # parameters that differ from the defaults
+LITE0 = {
+    **{"encoder": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet", "decoder_attention": "none"},
+    **{"epochs": 8, "samples_per_epoch": 512, "warmup_epochs": 0.5, "ema": 0.99},
+}
+FINE = {"decoder_channels": "128,64,32,32,16"}
+RUNS = {  # parameters that differ from these
     "before": OLD | {"encoder": "resnet34", "batch_size": 16, "epochs": 16},
     "effective": CHEAP | EFFECTIVE,
     "lovasz": CHEAP | LOVASZ,
     "both, without augmentation": CHEAP | EFFECTIVE | LOVASZ | {"augment": "none"},
     "both, 13 epochs": CHEAP | EFFECTIVE | LOVASZ | {"epochs": 13},
-    "defaults, seed 1": {"seed": 1},
-    "defaults, seed 2": {"seed": 2},
+    "loss of the defaults, seed 1": {"seed": 1},
+    "loss of the defaults, seed 2": {"seed": 2},
+    "lite0, half of the decoder": LITE0 | {"decoder_channels": "128,64,32,16,8"},
+    "lite0, whole at its finest levels": LITE0 | FINE,
+    "lite0, the whole decoder": LITE0 | {"decoder_channels": "256,128,64,32,16"},
+    "lite0, half of the decoder, mirrored": LITE0 | {"decoder_channels": "128,64,32,16,8", "augment": "sun"},
+    **{f"lite0, whole at its finest levels, seed {s}": LITE0 | FINE | {"seed": s} for s in (1, 2)},
 }
 OFFSETS = (-4, -3, -2, -1, 0, 1, 2, 3, 4)  # taken from the logits of lakes
 
@@ -53,7 +67,7 @@ def side(learner: Learner, tiles: TileSet) -> dict:
 
 def run(name: str) -> dict:
     "One run."
-    cfg = TrainConfig(data_dir="data/demo", threads=1, **RUNS[name])
+    cfg = TrainConfig(data_dir="data/demo", threads=1, **COMMON | RUNS[name])
     data = prepare_data(cfg, run_tiles(cfg))
     seed_everything(cfg.seed)
     learner = Learner(cfg, data, run_network(cfg, data)[0])
