@@ -64,7 +64,8 @@ def ours(threads: str, shape: dict, times: int, budget: float) -> dict[str, floa
     cfg = TrainConfig(
         encoder=shape["encoder"], batch_size=shape["batch"], crop_size=shape["crop"], devices="cpu",
         samples_per_epoch=shape["batch"] * (times + 2), threads=number or "auto", n_folds=3,
-        class_weights="none", lovasz_weight=0.0,
+        class_weights="none", lovasz_weight=0.0, encoder_weights=None, decoder_attention="scse",
+        augment="photometric", ema=0.0,
     )  # fmt: skip
     data = prepare_data(cfg, tiles)
     learner = Learner(cfg, data, run_network(cfg, data)[0])

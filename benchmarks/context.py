@@ -20,9 +20,13 @@ from glacier_nb.parallel.device import seed_everything
 from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import RunData, prepare_data, run_network
 
+COMMON = {
+    **{"encoder": "resnet18", "encoder_weights": None, "decoder_attention": "scse", "crop_size": 128},
+    **{"augment": "photometric", "epochs": 13, "batch_size": 8, "warmup_epochs": 1.0, "ema": 0.0},
+}
 LARGE = {"crop_size": 256}
 LITE0 = LARGE | {"encoder": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet", "ema": 0.99}
-RUNS = {  # parameters that differ from the defaults
+RUNS = {  # parameters that differ from these
     "crops of 128 pixels": {},
     "crops of 256 pixels, as many pixels": LARGE | {"batch_size": 2, "samples_per_epoch": 64},
     "crops of 256 pixels, four times the steps": LARGE | {"batch_size": 2},
@@ -64,7 +68,7 @@ def main():
                 folds = record.setdefault(name, {"parameters": RUNS[name]}).setdefault(split, {})
                 if str(fold) in folds:
                     continue
-                cfg = TrainConfig(threads=1, **shared, **RUNS[name], split=split, fold=fold)
+                cfg = TrainConfig(threads=1, **shared, **COMMON | RUNS[name], split=split, fold=fold)
                 folds[str(fold)] = found = train(cfg, prepare_data(cfg, run_tiles(cfg)))[1]
                 write_text(path, json.dumps(record) + "\n")
                 print(f"{name}, {split}, fold {fold}: MCC {found['mcc'][-1]:.3f}", flush=True)

@@ -45,7 +45,7 @@ def make_member(
     options: argparse.Namespace,
 ) -> Member:
     "A network with random weights, the same in every process."
-    cfg = TrainConfig(encoder=options.encoder, include_glcm=False, encoder_weights="none")
+    cfg = TrainConfig(encoder=options.encoder, include_glcm=False, decoder_attention="scse")
     torch.manual_seed(0)
     starts = [max(n // 2 - 256, 0) for n in scene.shape]  # in the middle: the corners of a product are empty
     box = [at for n, start in zip(scene.shape, starts, strict=True) for at in (start, min(start + 512, n))]

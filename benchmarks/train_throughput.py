@@ -61,6 +61,10 @@ def make_config(
     return TrainConfig(
         data_dir=str(options.tiles),
         encoder="resnet34",
+        encoder_weights=None,
+        decoder_attention="scse",
+        augment="photometric",
+        ema=0.0,
         class_weights="none",
         lovasz_weight=0.0,
         devices="cpu",

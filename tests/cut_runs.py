@@ -21,7 +21,12 @@ from glacier_nb.demo.tiles import cached_demo
 
 ROOT = Path(__file__).parents[1]
 TINY = {
-    **{"encoder": "tu-test_resnet", "decoder_attention": "none", "include_glcm": False},
+    **{
+        "encoder": "tu-test_resnet",
+        "encoder_weights": None,
+        "decoder_attention": "none",
+        "include_glcm": False,
+    },
     **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 4, "epochs": 4, "n_folds": 3},
     **{"devices": "cpu", "precision": "fp32", "memory_format": "contiguous", "save_minutes": 1e-4},
     **{"warmup_epochs": 0.0, "checks": "off"},  # these are far too few steps

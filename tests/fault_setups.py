@@ -27,8 +27,14 @@ from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import RunData, prepare_data, run_augment, run_network
 
 SMALL = {
-    **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "precision": "fp32", "n_folds": 3},
-    **{"include_glcm": False, "crop_size": 64, "samples_per_epoch": 128, "batch_size": 8},
+    **{
+        "encoder": "tu-mobilenetv3_small_050",
+        "encoder_weights": None,
+        "decoder_attention": "none",
+        "precision": "fp32",
+        "n_folds": 3,
+    },
+    **{"include_glcm": False, "crop_size": 64, "samples_per_epoch": 128, "batch_size": 8, "epochs": 13},
 }
 
 

@@ -73,7 +73,7 @@ def test_html_has_no_colours_of_its_own(shown, name):
 
 def test_facts_of_a_learner_and_a_sampler(shown):
     assert "train_loss 0.500, val_loss 33.000, mcc 0.200" in repr(shown["Learner"])
-    assert "1 of 2 epochs, 0 of 4 steps" in shown["Learner"]._repr_html_()
+    assert "1 of 2 epochs, 0 of 8 steps" in shown["Learner"]._repr_html_()
     assert repr(shown["PixelCrops"]) == "PixelCrops(6 tiles, crop_size=32, n=16, seed=0)"
     boosted = WeightedTiles(shown["TileSet"], 32, 8, boosts={"lake": 3})
     assert repr(boosted) == "WeightedTiles(6 tiles, crop_size=32, n=8, seed=0, boosts={'lake': 3})"

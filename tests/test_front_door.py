@@ -26,8 +26,8 @@ from glacier_nb import (
 make_demo("data/demo", 6, 64)
 tiny = dict(
     data_dir="data/demo", n_folds=3, crop_size=32, samples_per_epoch=8, batch_size=4, epochs=1,
-    encoder="tu-test_resnet", decoder_attention="none", include_glcm=False, warmup_epochs=0.0,
-    precision="fp32", checks="report",
+    encoder="tu-test_resnet", encoder_weights=None, decoder_attention="none", include_glcm=False,
+    warmup_epochs=0.0, precision="fp32", checks="report",
 )
 run = train(TrainConfig(run="first", **tiny))
 tile = read_tiles("data/demo")[0]

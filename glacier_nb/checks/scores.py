@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..config.fields import parse_numbers
 from ..config.training import TrainConfig
 from ..files.errors import listing
 from ..landsat import IGNORE
@@ -211,6 +212,7 @@ def _below_baseline(metrics: Mapping, found: pd.Series) -> list[Finding]:
 _RARE_STEPS = (  # what finds rare classes, the most effective first
     {"sampler": "pixel", "class_weights": "effective"},
     {"lovasz_weight": 0.3},
+    {"decoder_channels": "128,64,32,32,16"},
 )
 
 
@@ -219,6 +221,11 @@ def _has(cfg: TrainConfig, name: str, value: object) -> bool:
     own, terms = getattr(cfg, name), cfg.loss_weights()
     if name == "class_weights":
         return own != "none" or not terms["focal"]  # they weigh the focal loss
+    if name == "decoder_channels":  # those of the two finest levels
+        return cfg.architecture not in ("Unet", "UnetPlusPlus") or all(
+            a >= b
+            for a, b in zip(parse_numbers(own, name)[-2:], parse_numbers(value, name)[-2:], strict=True)
+        )
     if name.endswith("_weight"):
         return bool(terms.get(name.removesuffix("_weight"), own))
     return own == value

@@ -134,7 +134,7 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
     evidence = (
         f"AdamW moves a weight by about the learning rate per step: at most {peak:.2g} here, so in the "
         f"{facts['steps']} steps of the run no weight moves further than {total:.2g}. The defaults "
-        f"reach 0.21; below {_LOW_SUM:g} the measured networks had not finished learning."
+        f"reach 0.26; below {_LOW_SUM:g} the measured networks had not finished learning."
     )
     severity = "fatal" if total < _FATAL_SUM and not cfg.init_from else "warning"
     low = peak * _FEW_STEPS < _LOW_SUM or cfg.lr < RECIPE.lr / 3
@@ -219,7 +219,7 @@ def _small_gradients(cfg: TrainConfig, facts: Mapping, weights: int) -> list[Fin
         f"{what} a gradient of about {gradient:.1g} in each of {weights:,} weights. AdamW adds "
         f"{_ADAM_EPS:g} before it divides by that size, so its steps are {share:.2g} of the learning rate: "
         f"in the {facts['steps']} steps of the run no weight moves further than {moved:.2g}. The defaults "
-        "reach 0.21."
+        "reach 0.26."
     )
     fix, change = f"Raise clip to {RECIPE.clip:g}, or set it to 0.", {"clip": RECIPE.clip}
     if not clipped:

@@ -107,9 +107,9 @@ def _check_sampling(cfg) -> None:
         "'debris,lake'",
     )
     _raise_if(
-        cfg.sun_azimuth is not None and cfg.augment != "sun",
+        cfg.sun_azimuth is not None and cfg.augment not in ("auto", "sun"),
         f"sun_azimuth = {cfg.sun_azimuth} is not allowed with augment = {cfg.augment!r}: expected augment = "
-        "'sun', or no azimuth",
+        "'sun' or 'auto', or no azimuth",
     )
 
 # %% ../../nbs/config/01_combinations.ipynb #e05d23be

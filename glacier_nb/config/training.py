@@ -51,7 +51,9 @@ class TrainConfig:
         "checks",
     )
     # parameters that older versions lacked: what these did
-    BEFORE: ClassVar = MappingProxyType({"select": "best"})
+    BEFORE: ClassVar = MappingProxyType(
+        {"select": "best", "decoder_channels": "256,128,64,32,16", "ema": 0.0}
+    )
     # proportions of the losses whose weight is None
     LOSS_WEIGHTS: ClassVar = MappingProxyType(
         {"focal": 0.3, "dice": 0.3, "mcc": 0.3, "boundary": 0.1, "lovasz": 0.3}
@@ -125,9 +127,11 @@ class TrainConfig:
         "network",
         choices=("Unet", "UnetPlusPlus", "DeepLabV3Plus", "SegFormer", "scratch"),
     )
-    encoder: str = param("resnet18", "name of an smp encoder, or tu- and a timm name; scratch has none")
+    encoder: str = param(
+        "tu-tf_efficientnet_lite0", "name of an smp encoder, or tu- and a timm name; scratch has none"
+    )
     encoder_weights: str | None = param(
-        None, "None: random; imagenet, imagenet-if-found, or path of a file", holds="path"
+        "imagenet-if-found", "None: random; imagenet, imagenet-if-found, or path of a file", holds="path"
     )
     weights_dir: str = param(
         "", "folder of ImageNet weights, searched before the hub; empty: none", holds="path"
@@ -135,9 +139,11 @@ class TrainConfig:
     first_conv: str = param(
         "bands", "how RGB kernels are adapted to all channels", choices=("bands", "cycle", "mean")
     )
-    decoder_attention: str = param("scse", "attention in the decoder", choices=("scse", "none"))
+    decoder_attention: str = param("none", "attention in the decoder", choices=("scse", "none"))
     decoder_channels: str = param(
-        "256,128,64,32,16", "channels of the decoder's five levels, the deepest first", holds="numbers"
+        "",
+        "of the decoder, deepest first; empty: 256,128,64,32,16 with scse, else half of it",
+        holds="numbers",
     )
     init_from: str = param("", "checkpoint whose weights start this run; empty: none", holds="path")
     # loss
@@ -189,21 +195,21 @@ class TrainConfig:
         "", "the two classes, comma-separated; empty: glacier,debris, else the first two"
     )
     interface_width: int = param(3, "pixels on either side of that interface", low=1, high=100)
-    crop_size: int = param(128, "pixels, a multiple of 32; 0: whole tiles", low=0, high=4096)
+    crop_size: int = param(256, "pixels, a multiple of 32; 0: whole tiles", low=0, high=4096)
     samples_per_epoch: int = param(256, "crops an epoch; 0: one a tile", low=0, high=10_000_000)
     augment: str = param(
-        "photometric",
-        "augmentation of training crops",
-        choices=("none", "photometric", "sun", "photometric+dihedral", "geometric", "strong"),
+        "auto",
+        "augmentation of training crops; auto: sun, else photometric",
+        choices=("auto", "none", "photometric", "sun", "photometric+dihedral", "geometric", "strong"),
     )
     sun_azimuth: float | None = param(
-        None, "degrees clockwise from north, with augment sun; None: from the images", low=0, high=360
+        None, "degrees clockwise from north, with augment auto or sun; None: from the images", low=0, high=360
     )
     mixup: float = param(0.0, "alpha of MixUp; 0: off", low=0, high=100)
     cutmix: float = param(0.0, "alpha of CutMix; 0: off", low=0, high=100)
     # optimisation
-    epochs: int = param(13, "passes over samples_per_epoch crops", low=1, high=100_000)
-    batch_size: int = param(8, "crops per optimizer step, accumulation included", low=1, high=65536)
+    epochs: int = param(8, "passes over samples_per_epoch crops", low=1, high=100_000)
+    batch_size: int = param(4, "crops per optimizer step, accumulation included", low=1, high=65536)
     accumulate: int = param(1, "forward passes per optimizer step", low=1, high=65536)
     lr: float = param(1e-3, "peak learning rate of AdamW", low=0, high=100)
     weight_decay: float = param(1e-2, "decoupled weight decay of AdamW", low=0, high=10)
@@ -220,9 +226,7 @@ class TrainConfig:
             "plateau",
         ),
     )
-    warmup_epochs: float | None = param(
-        None, "epochs of linear warm-up; None: 1, or a quarter in a run of 1", low=0, high=100_000
-    )
+    warmup_epochs: float = param(0.5, "epochs of linear warm-up", low=0, high=100_000)
     restart_epochs: float = param(10.0, "T_0, epochs of the first cycle of restarts", low=0, high=100_000)
     restart_mult: int = param(1, "T_mult, factor from the length of one cycle to the next", low=1, high=100)
     plateau_factor: float = param(0.5, "plateau: factor by which the learning rate drops", low=0, high=1)
@@ -233,7 +237,7 @@ class TrainConfig:
         None, "learning rate at the end of the schedule; None: 1e-6, at most lr", low=0, high=100
     )
     clip: float = param(1.0, "largest gradient norm; 0: no clipping", low=0, high=1e6)
-    ema: float = param(0.0, "decay per step of averaged weights, such as 0.99; 0: off", low=0, high=0.999999)
+    ema: float = param(0.99, "decay per step of averaged weights, such as 0.99; 0: off", low=0, high=0.999999)
     select: str = param(
         "last",
         "what chooses the epoch: nothing, held-out tiles, some training tiles",
@@ -276,12 +280,13 @@ def coerced(
 
 def _with_defaults(
     values: dict,  # all parameters
-) -> dict:  # the same, no number missing
+) -> dict:  # the same, none missing
     "Fill in the defaults that depend on other parameters."
-    own = {"warmup_epochs": 0.25 if values["epochs"] == 1 else 1.0, "lr_min": 1e-6}
+    slim = values["decoder_attention"] == "none"
+    own = {"decoder_channels": "128,64,32,16,8" if slim else "256,128,64,32,16", "lr_min": 1e-6}
     if isinstance(values["lr"], float):
         own["lr_min"] = min(1e-6, values["lr"])
-    return values | {name: value for name, value in own.items() if values[name] is None}
+    return values | {name: value for name, value in own.items() if values[name] in (None, "")}
 
 # %% ../../nbs/config/02_training.ipynb #7686a47c
 @patch(cls_method=True)

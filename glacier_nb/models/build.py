@@ -151,7 +151,7 @@ def _check_decoder(channels: Sequence[int], attention: str) -> None:
 
 def _check_scratch(encoder_weights: str | None) -> None:
     "Raise WeightsError for pretrained weights with a network that has none."
-    if encoder_weights is not None:
+    if encoder_weights not in (None, "imagenet-if-found"):
         raise WeightsError(
             f"encoder_weights = {encoder_weights!r} with architecture = 'scratch': our own U-Net has no "
             f"pretrained encoder. Set encoder_weights = None, or choose one of {', '.join(_SMP_CLASSES)}; a "
@@ -188,7 +188,7 @@ def build_unet(
             model = _smp_network(architecture, encoder, *size)
     model.network = _describe(architecture, encoder, decoder_attention, in_channels, n_classes)
     model.started_from = InitialWeights(WeightKind.RANDOM, seed=seed)
-    if encoder_weights is not None:
+    if encoder_weights is not None and not scratch:
         model.started_from = load_pretrained(
             model.encoder, encoder, encoder_weights, weights_dir, first_conv, seed
         )

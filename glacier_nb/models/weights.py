@@ -390,7 +390,10 @@ def load_pretrained(
 ) -> InitialWeights:
     "Find and load weights; raises WeightsError when they are not available or do not fit."
     imagenet = encoder_weights in ("imagenet", "imagenet-if-found")
-    path = local_weights(name, weights_dir) or _packaged(name) if imagenet else encoder_weights
+    path = local_weights(name, weights_dir) if imagenet else encoder_weights
+    source = _relative(path) if path else "the hub"
+    if imagenet and not path and (path := _packaged(name)):
+        source = f"the installed {path.parents[1].name}"
     try:
         if encoder_weights == "imagenet-if-found" and not path:
             state = _hub_state(name, patient=False)
@@ -400,7 +403,6 @@ def load_pretrained(
         if path or encoder_weights != "imagenet-if-found":
             raise
         return InitialWeights(WeightKind.RANDOM, seed=seed, missing=str(e))
-    source = _relative(path) if path else "the hub"
     report = _load_encoder(encoder, state, source, first_conv)
     kind = WeightKind.IMAGENET if imagenet else WeightKind.FILE
     return InitialWeights(kind, source, **_counts(report), first_conv=first_conv, seed=seed)

@@ -89,6 +89,7 @@ def score_run(
         **(_by_pixel(learner) if val else {}),
         "evaluation": _evaluation(learner, folder, progress, asked, val, cfg.data_path) if val else None,
         **({"test": _test(learner, folder, with_baselines, progress, asked)} if scored else {}),
+        "augmentation": str(learner.augment),
         "started_from": str(learner.model.started_from),
         "initial_weights": learner.model.started_from.to_dict(),
         "parameters": asdict(learner.cfg),

@@ -453,6 +453,7 @@ def _facts(learner: Learner) -> dict[str, object]:
         "input": ", ".join(data.stats.names),
         "classes": ", ".join(data.classes),
         "tiles": f"{len(data.train)} to train, {len(data.val)} held out",
+        "augmentation": learner.augment,
         "device": f"{learner.device}, {learner.precision}",
         "finished": f"{learner.epoch} of {cfg.epochs} epochs, {learner.step} of "
         f"{cfg.epochs * learner.steps_per_epoch} steps",

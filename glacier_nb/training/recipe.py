@@ -20,10 +20,10 @@ from torch import nn
 
 from ..augment.geometry import sun_axis
 from ..augment.mixing import make_mixer
-from ..augment.photometric import make_augment
+from ..augment.photometric import Augmentation
 from ..config.fields import parse_numbers
 from ..config.training import TrainConfig
-from ..data.stats import BandStats
+from ..data.stats import BandStats, DataError
 from ..data.storage import RunTiles, run_stats, store_folder
 from ..data.tileset import TileSet
 from ..files.errors import TileCause, listing
@@ -285,15 +285,25 @@ def run_sampler(
     )
 
 # %% ../../nbs/training/03_recipe.ipynb #5a3f0005
+_SUN_TILES = 64  # from about so many, evenly spread, the sun's axis is estimated
+
+
 def run_augment(
     cfg: TrainConfig,  # augment, sun_azimuth and seed
     train: TileSet,  # the training tiles, which show where the sun stands
-) -> Callable:  # (batch, epoch, number of the batch, shard=None) -> batch
-    "The augmentation of a config. Raises `DataError` where the sun's azimuth is neither given nor visible."
-    azimuth = cfg.sun_azimuth
-    if cfg.augment == "sun" and azimuth is None:
-        azimuth = sun_axis(train.images, train.valids)
-    return make_augment(cfg.augment, cfg.seed, azimuth)
+) -> Augmentation:
+    "The augmentation of a config. Raises `DataError` for `sun` whose azimuth is neither given nor visible."
+    if cfg.augment not in ("auto", "sun"):
+        return Augmentation(cfg.augment, cfg.seed)
+    azimuth, some = cfg.sun_azimuth, range(0, len(train), max(1, len(train) // _SUN_TILES))
+    if azimuth is None:
+        try:
+            azimuth = sun_axis([train.images[i] for i in some], [train.valids[i] for i in some])
+        except DataError:
+            if cfg.augment == "sun":
+                raise
+            return Augmentation("photometric", cfg.seed)
+    return Augmentation("sun", cfg.seed, azimuth)
 
 
 def run_mixer(

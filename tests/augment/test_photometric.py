@@ -7,11 +7,11 @@ import torch
 
 from glacier_nb.augment.photometric import (
     _POLICIES,
+    Augmentation,
     _BandDropout,
     _Noise,
     _Photometric,
     batch_generator,
-    make_augment,
 )
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.stats import DataError
@@ -69,19 +69,19 @@ def test_no_strength_is_the_identity(batch):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_input_is_never_changed(batch, name):
     before = {k: v.clone() for k, v in batch.items()}
-    make_augment(name)(batch, 0, 0)
+    Augmentation(name)(batch, 0, 0)
     assert all(torch.equal(batch[k], before[k]) for k in before)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_seed_epoch_and_number_decide_and_global_state_does_not(batch, name):
     torch.manual_seed(1)
-    first = make_augment(name, seed=5)(batch, 3, 7)
+    first = Augmentation(name, seed=5)(batch, 3, 7)
     torch.manual_seed(2)
-    again = make_augment(name, seed=5)(batch, 3, 7)
+    again = Augmentation(name, seed=5)(batch, 3, 7)
     assert all(torch.equal(first[k], again[k]) for k in first)
     others = [
-        make_augment(name, seed=s)(batch, e, n)["image"]
+        Augmentation(name, seed=s)(batch, e, n)["image"]
         for s, e, n in ((6, 3, 7), (5, 4, 7), (5, 3, 8), (5, 7, 3))
     ]
     assert all(torch.equal(first["image"], o) == (name == "none") for o in others)
@@ -92,7 +92,7 @@ def test_global_generator_is_not_advanced(batch, name):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    make_augment(name)(batch, 0, 0)
+    Augmentation(name)(batch, 0, 0)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -109,7 +109,7 @@ def test_policies_draw_the_numbers_of_earlier_runs(name, sha):
     label = torch.arange(2 * 64).reshape(2, 8, 8) % 4
     image = torch.linspace(-2, 2, 2 * 3 * 64).reshape(2, 3, 8, 8)
     batch = {"image": image, "label": label, "valid": label != 3}
-    out = make_augment(name, seed=7)(batch, 2, 5)
+    out = Augmentation(name, seed=7)(batch, 2, 5)
     assert out["image"].dtype == torch.float32
     rounded = (out["image"].double() * 1e4).round().to(torch.int64)
     found = [t.contiguous().numpy().tobytes() for t in (rounded, out["label"], out["valid"])]
@@ -119,7 +119,7 @@ def test_policies_draw_the_numbers_of_earlier_runs(name, sha):
 @pytest.mark.parametrize("name", NAMES)
 def test_nodata_stays_exactly_neutral_under_every_policy(batch, name):
     for number in range(5):
-        out = make_augment(name)(batch, 0, number)
+        out = Augmentation(name)(batch, 0, number)
         assert (out["image"].movedim(1, -1)[~out["valid"]] == 0).all()
         assert out["valid"].any()
         assert {k: (v.shape, v.dtype) for k, v in out.items()} == {
@@ -181,7 +181,7 @@ def learner(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learner")
     sizes = {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 2, "n_folds": 3}
     still = {"augment": "none", "lr": 0.0, "lr_min": 0.0, "precision": "fp32", "devices": "cpu"}
-    cfg = TrainConfig(encoder="tu-mobilenetv3_small_050", **sizes, **still)
+    cfg = TrainConfig(encoder="tu-mobilenetv3_small_050", encoder_weights=None, **sizes, **still)
     return make_learner(cfg, prepare_data(cfg, read_tiles(cached_demo())), folder / "run", progress=False)
 
 
@@ -190,7 +190,7 @@ def test_training_pixels_change_and_validation_pixels_do_not(learner, monkeypatc
     "The tiles themselves, what validation reads and what it computes: all as without augmentation."
     tiles = [x.copy() for x in (*learner.data.train.images, *learner.data.val.images)]
     crops, whole, scores = list(learner.batches(0)), learner.whole_tile(0), learner.validate()
-    monkeypatch.setattr(learner, "augment", make_augment(name, learner.cfg.seed))
+    monkeypatch.setattr(learner, "augment", Augmentation(name, learner.cfg.seed))
     changed = list(learner.batches(0))
     assert len(changed) == len(crops) == 2
     assert all(not torch.equal(a["image"], b["image"]) for a, b in zip(crops, changed, strict=True))
@@ -214,13 +214,13 @@ def test_gain_and_offset_are_checked(bad):
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(DataError, match="'flips' is unknown: expected none, photometric, sun"):
-        make_augment("flips")
+        Augmentation("flips")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_image_keeps_its_type(batch, dtype):
     assert (
-        make_augment("photometric")(batch | {"image": batch["image"].to(dtype)}, 0, 0)["image"].dtype == dtype
+        Augmentation("photometric")(batch | {"image": batch["image"].to(dtype)}, 0, 0)["image"].dtype == dtype
     )
 
 
@@ -228,7 +228,7 @@ def test_the_image_keeps_its_type(batch, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gpu_gives_the_same(batch, name):
     there = {k: v.cuda() for k, v in batch.items()}
-    here, moved = make_augment(name)(batch, 1, 2), make_augment(name)(there, 1, 2)
+    here, moved = Augmentation(name)(batch, 1, 2), Augmentation(name)(there, 1, 2)
     assert (moved["label"].cpu() == here["label"]).float().mean() > 0.999
     same = (moved["valid"].cpu() == here["valid"])[:, None]
     torch.testing.assert_close(moved["image"].cpu() * same, here["image"] * same, rtol=0, atol=1e-3)
@@ -237,7 +237,7 @@ def test_a_gpu_gives_the_same(batch, name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1, 2, 3, 32])
 def test_shards_of_a_batch_are_the_batch(batch, name, size):
-    augment = make_augment(name, seed=5)
+    augment = Augmentation(name, seed=5)
     whole, shards = augment(batch, 3, 7), [Ranks(rank, size).shard(32) for rank in range(size)]
     parts = [augment({k: s.take(x) for k, x in batch.items()}, 3, 7, s) for s in shards]
     assert all(torch.equal(torch.cat([p[k] for p in parts]), x) for k, x in whole.items())
@@ -246,4 +246,4 @@ def test_shards_of_a_batch_are_the_batch(batch, name, size):
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_a_batch_that_is_not_its_shard_is_an_error(batch, name):
     with pytest.raises(ValueError, match="found 32 rows, expected the 16 of Shard"):
-        make_augment(name)(batch, 0, 0, Ranks(0, 2).shard(32))
+        Augmentation(name)(batch, 0, 0, Ranks(0, 2).shard(32))

@@ -156,7 +156,7 @@ def test_resume_without_a_checkpoint(tmp_path):
 def test_choices_are_the_names_that_the_modules_define():
     choices = {f.name: f.metadata["choices"] for f in fields(TrainConfig)}
     assert choices["schedule"] == tuple(_SCHEDULES)
-    assert choices["augment"] == tuple(_POLICIES)
+    assert choices["augment"] == ("auto", *_POLICIES)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +198,13 @@ def test_a_config_shows_what_differs_from_the_defaults(changed):
         ("run: 007", {"run": "007"}),
         ("run: 02_07", {"run": "02_07"}),
         ("run: 20240501", {"run": "20240501"}),
+        ("decoder_attention: scse", {"decoder_attention": "scse", "decoder_channels": "256,128,64,32,16"}),
         ("run: 2024-05-01", {"run": "2024-05-01"}),
         ("checks: off", {"checks": "off"}),
         ("checks: no", {"checks": "off"}),
         ("checks: False", {"checks": "off"}),
-        ("focal_weight: None\nencoder_weights: None", {}),
-        ("encoder_weights:\ninit_from: null", {}),
+        ("focal_weight: None\nencoder_weights: None", {"encoder_weights": None}),
+        ("encoder_weights:\ninit_from: null", {"encoder_weights": None}),
         ("seed: 010", {"seed": 10}),
         ("seed: 1_000\nepochs: 1e2", {"seed": 1000, "epochs": 100}),
         ("lr: 1e-3\nlr_min: '1e-06'", {}),
@@ -240,7 +241,7 @@ def test_words_that_are_no_number_are_shown_as_written(tmp_path, text):
         ({"tta_scales": 0.75}, {"tta_scales": "0.75"}),
         ({"checks": False, "decoder_attention": None}, {"checks": "off", "decoder_attention": "none"}),
         ({"lr_min": "1e-06", "init_from": None}, {}),
-        ({"epochs": 1}, {"warmup_epochs": 0.25, "epochs": 1}),
+        ({"epochs": 1}, {"warmup_epochs": 0.5, "epochs": 1}),
         ({"fold": "none", "test_dir": None}, {"fold": None}),
         ({"fold": None, "tta": "flips", "test_dir": "x"}, {"fold": None, "tta": "flips", "test_dir": "x"}),
         ({"lr": 1e-8}, {"lr": 1e-8, "lr_min": 1e-8}),
@@ -291,7 +292,7 @@ def notebook(**injected) -> dict:
         {"data_dir": "./data/real/"},
         {"tta_scales": "0.750, 1.0", "lr": "1e-4"},
         {"lr": 1e-4, "workers": 2, "checks": "off"},
-        {"lr_min": 1e-6, "warmup_epochs": 1},
+        {"lr_min": 1e-6, "warmup_epochs": 0.5},
     ],
     ids=str,
 )
@@ -376,3 +377,10 @@ def test_a_run_of_a_version_without_select_chose_its_best_epoch():
     assert TrainConfig.known(older)["select"] == "best"
     assert TrainConfig().differences(older) == "select (saved 'best', requested 'last')"
     assert TrainConfig(select="best").differences(older) == ""
+
+
+def test_a_run_of_a_version_without_choice_of_decoder_had_the_whole_one():
+    older = {k: v for k, v in vars(TrainConfig()).items() if k not in ("decoder_channels", "ema")}
+    found = TrainConfig.known(older)
+    assert (found["decoder_channels"], found["ema"]) == ("256,128,64,32,16", 0.0)
+    assert TrainConfig.known({"lr": 0.1})["decoder_channels"] == TrainConfig().decoder_channels

@@ -15,7 +15,12 @@ from glacier_nb.runs.folder import read_metrics
 from glacier_nb.runs.predict import predict
 
 TINY = {
-    **{"encoder": "tu-mobilenetv3_small_050", "decoder_attention": "none", "include_glcm": False},
+    **{
+        "encoder": "tu-mobilenetv3_small_050",
+        "encoder_weights": None,
+        "decoder_attention": "none",
+        "include_glcm": False,
+    },
     **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 1, "n_folds": 3},
     **{"warmup_epochs": 0.0, "precision": "fp32", "checks": "off"},
 }

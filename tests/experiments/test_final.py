@@ -36,7 +36,12 @@ from glacier_nb.training.recipe import prepare_data
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    **{"encoder": "tu-test_resnet", "decoder_attention": "none", "include_glcm": False},
+    **{
+        "encoder": "tu-test_resnet",
+        "encoder_weights": None,
+        "decoder_attention": "none",
+        "include_glcm": False,
+    },
     **{"crop_size": 32, "samples_per_epoch": 16, "batch_size": 8, "epochs": 1, "n_folds": 3},
     **{"precision": "fp32", "devices": "cpu", "checks": "off"},
 }

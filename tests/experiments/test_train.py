@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 TINY = {
     **{
         "encoder": "tu-test_resnet",
+        "encoder_weights": None,
         "crop_size": 32,
         "samples_per_epoch": 16,
         "batch_size": 8,

@@ -18,7 +18,7 @@ CORRECT = (
     {"seed": 4, "n_tiles": 25, "size": 64, "n_folds": 5, "crop_size": 32, "samples_per_epoch": 256},
     {"seed": 5, "n_tiles": 16, "size": 128, "sampler": "random", "augment": "strong"},
     {"seed": 6, "n_tiles": 9, "size": 160, "include_glcm": True, "normalisation": "robust"},
-    {"seed": 7, "n_tiles": 12, "size": 128, "encoder": "resnet18"}
+    {"seed": 7, "n_tiles": 12, "size": 128, "encoder": "resnet18", "encoder_weights": None}
     | {"focal_weight": 0.0, "dice_weight": 0.0, "mcc_weight": 1.0},
     {"seed": 8, "n_tiles": 9, "size": 128, "sampler": "weighted", "lr": 3e-3}
     | {"schedule": "plateau", "select": "inner"},

@@ -46,7 +46,15 @@ SIZE = 64
 READING = HkhReading(SIZE, min_glacier=0)
 ENCODER = "tu-test_resnet"
 TINY = {
-    **{"encoder": ENCODER, "crop_size": 32, "samples_per_epoch": 8, "batch_size": 4, "epochs": 1},
+    **{
+        "encoder": ENCODER,
+        "encoder_weights": None,
+        "decoder_attention": "scse",
+        "crop_size": 32,
+        "samples_per_epoch": 8,
+        "batch_size": 4,
+        "epochs": 1,
+    },
     **{"n_folds": 3, "precision": "fp32", "devices": "cpu", "warmup_epochs": 0.0},
 }
 

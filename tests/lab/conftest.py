@@ -18,7 +18,14 @@ from small_projects import ROOT, small_project
 from glacier_nb.demo.tiles import cached_demo
 
 PATIENCE = 300  # seconds for one thing to happen on a busy machine; nothing here is timed
-SMALL = {"run": "small", "trial": True, "n_folds": 3, "include_glcm": False, "encoder": "tu-test_resnet"}
+SMALL = {
+    "run": "small",
+    "trial": True,
+    "n_folds": 3,
+    "include_glcm": False,
+    "encoder": "tu-test_resnet",
+    "encoder_weights": None,
+}
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,13 @@ from glacier_nb.report.report import Report
 
 ROOT = Path(__file__).parents[2]
 TINY = {
-    **{"encoder": "tu-mobilenetv3_small_050", "crop_size": 32, "samples_per_epoch": 16, "batch_size": 8},
+    **{
+        "encoder": "tu-mobilenetv3_small_050",
+        "encoder_weights": None,
+        "crop_size": 32,
+        "samples_per_epoch": 16,
+        "batch_size": 8,
+    },
     **{"epochs": 2, "n_folds": 3, "precision": "fp32", "include_glcm": False, "decoder_attention": "none"},
 }
 

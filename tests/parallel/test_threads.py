@@ -163,8 +163,8 @@ def test_one_thread_needs_no_measurement():
 
 
 TINY = TrainConfig(
-    encoder="tu-mobilenetv3_small_050", crop_size=32, samples_per_epoch=8, batch_size=4, epochs=1,
-    warmup_epochs=0, n_folds=3, devices="cpu", include_glcm=False,
+    encoder="tu-mobilenetv3_small_050", encoder_weights=None, crop_size=32, samples_per_epoch=8, batch_size=4,
+    epochs=1, warmup_epochs=0, n_folds=3, devices="cpu", include_glcm=False,
 )  # fmt: skip
 
 

@@ -54,6 +54,8 @@ from glacier_nb.training.recipe import prepare_data
 
 TINY = {
     "encoder": "tu-test_resnet",
+    "encoder_weights": None,
+    "decoder_attention": "scse",
     "crop_size": 32,
     "samples_per_epoch": 4,
     "batch_size": 4,

@@ -229,7 +229,12 @@ def project(tmp_path_factory):
     "A project: two finished runs on the same tiles, one on another fold, one failed, one interrupted."
     root = small_project(tmp_path_factory.mktemp("new") / "project", "compare.ipynb", tiles=cached_demo())
     tiles = read_tiles(root / "data/demo")
-    small = {"encoder": "tu-test_resnet", "decoder_attention": "none", "include_glcm": False}
+    small = {
+        "encoder": "tu-test_resnet",
+        "encoder_weights": None,
+        "decoder_attention": "none",
+        "include_glcm": False,
+    }
     small |= {"crop_size": 32, "samples_per_epoch": 8, "batch_size": 8, "epochs": 1, "warmup_epochs": 0}
     for run, fold in (("one", 0), ("fold1", 1)):
         cfg = TrainConfig(run=run, n_folds=3, fold=fold, precision="fp32", **small)

@@ -74,7 +74,13 @@ def test_a_resumed_run_reports_the_time_of_all_its_epochs(tmp_path, monkeypatch)
 # what chose the epoch
 
 TINY = TrainConfig(
-    **{"encoder": "tu-test_resnet", "include_glcm": False, "crop_size": 32, "samples_per_epoch": 8},
+    **{
+        "encoder": "tu-test_resnet",
+        "encoder_weights": None,
+        "include_glcm": False,
+        "crop_size": 32,
+        "samples_per_epoch": 8,
+    },
     **{"batch_size": 4, "epochs": 3, "n_folds": 3, "precision": "fp32", "memory_format": "channels_last"},
     devices="cpu",
 )

@@ -36,16 +36,18 @@ from glacier_nb.training.callbacks import (
 )
 from glacier_nb.training.checkpoints import read_checkpoint
 from glacier_nb.training.learner import Callback, Learner, TrainingError
-from glacier_nb.training.recipe import prepare_data
+from glacier_nb.training.recipe import empty_network, prepare_data
 
 TINY = TrainConfig(
     **{
         "encoder": "tu-test_resnet",
+        "encoder_weights": None,
         "crop_size": 32,
         "samples_per_epoch": 8,
         "batch_size": 4,
         "epochs": 3,
         "n_folds": 3,
+        "ema": 0.0,
     },
     precision="fp32",
     memory_format="channels_last",
@@ -141,7 +143,7 @@ def test_checkpoint_is_all_that_prediction_needs(data, whole, tmp_path):
     learner = run(data, tmp_path / "one")
     state = torch.load(tmp_path / "one/last.pt", weights_only=True)
     stats, tile = BandStats.from_dict(state["stats"]), data.val_tiles[0]
-    model = build_unet(len(stats.names), len(state["classes"]), state["config"]["encoder"])
+    model = empty_network(TrainConfig(**state["config"]), len(stats.names), len(state["classes"]))
     model.load_state_dict(state["weights"])
     image = stats.normalise(tile)
     np.testing.assert_array_equal(image, data.val.images[0])
@@ -324,8 +326,9 @@ def test_every_architecture_trains_from_a_config(data, tmp_path, architecture):
 
 
 def test_init_from_reports_every_tensor(data, whole, tmp_path):
-    source = next(c.folder for c in whole.callbacks if hasattr(c, "folder")) / "model.pt"
-    cfg = replace(TINY, init_from=str(source), decoder_attention="none")
+    wide = replace(TINY, decoder_channels="256,128,64,32,16")
+    run(data, tmp_path / "scse", replace(wide, decoder_attention="scse", epochs=1))
+    cfg = replace(wide, init_from=str(tmp_path / "scse/model.pt"))
     report = make_learner(cfg, data, tmp_path / "run", progress=False).init_report
     assert set(report["result"]) == {"loaded", "unused"}  # the attention does not exist there
     assert whole.init_report is None

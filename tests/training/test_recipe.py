@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from glacier_nb.augment.photometric import Augmentation
 from glacier_nb.config.fields import ConfigError
 from glacier_nb.config.training import TrainConfig
-from glacier_nb.data.stats import BandStats
+from glacier_nb.data.stats import BandStats, DataError
 from glacier_nb.data.tileset import TileSet
 from glacier_nb.demo.tiles import cached_demo
 from glacier_nb.landsat import BINARY_CLASSES, CLASSES, IGNORE
@@ -16,7 +17,7 @@ from glacier_nb.sampling.index import SamplerError
 from glacier_nb.sampling.samplers import PixelCrops, RandomCrops, WeightedTiles
 from glacier_nb.tiles.read import Tile, read_tiles
 from glacier_nb.tiles.splits import SplitError, split
-from glacier_nb.training.recipe import _inner_split, prepare_data, run_sampler
+from glacier_nb.training.recipe import _inner_split, prepare_data, run_augment, run_sampler
 
 STATS = BandStats(tuple("abcde"), (0.0,) * 5, (1.0,) * 5)
 CROPS = {"crop_size": 32, "samples_per_epoch": 40, "batch_size": 16}
@@ -151,3 +152,37 @@ def test_the_inner_block_has_classes_to_tell_apart(nine):
     empty = [replace(t, label=np.zeros_like(t.label)) for t in sides.train]
     with pytest.raises(SplitError, match=r"no fold of them has labels of two classes.*set select = 'last'"):
         _inner_split(replace(sides, train=empty), 3)
+
+
+def lit(azimuth, tiles=3):
+    "Tiles of waves across the light from an azimuth; None: of noise."
+    rng, (rows, columns) = np.random.default_rng(1), np.mgrid[:64, :64]
+    tileset = make_set(shapes=((64, 64),) * tiles)
+    waves = rng.normal(size=(tiles, 5, 64, 64))
+    if azimuth is not None:
+        a = math.radians(azimuth)
+        waves = np.sin((columns * np.sin(a) - rows * np.cos(a)) / 4 + 0.05 * waves)
+    every = tuple(np.ones((64, 64), bool) for _ in range(tiles))
+    return replace(tileset, images=tuple(waves.astype(np.float32)), valids=every)
+
+
+def test_auto_mirrors_about_the_suns_axis_where_the_tiles_show_one():
+    found = run_augment(TrainConfig(), lit(70))
+    assert found.name == "sun"
+    assert found.azimuth == pytest.approx(70, abs=3)
+    assert str(found) == "sun, axis at 70°"
+    assert run_augment(TrainConfig(), lit(None)) == Augmentation("photometric")
+    assert run_augment(TrainConfig(sun_azimuth=157.0), lit(None)) == Augmentation("sun", azimuth=157.0)
+    assert run_augment(TrainConfig(augment="photometric", seed=3), lit(70)) == Augmentation("photometric", 3)
+    with pytest.raises(DataError, match="azimuth cannot be estimated"):
+        run_augment(TrainConfig(augment="sun"), lit(None))
+
+
+def test_the_suns_axis_of_many_tiles_is_that_of_some(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "glacier_nb.training.recipe.sun_axis", lambda images, valids: seen.append(len(images)) or 1.0
+    )
+    for tiles in (20, 130):
+        run_augment(TrainConfig(), lit(70, tiles))
+    assert seen == [20, 65]

@@ -18,7 +18,14 @@ from glacier_nb.training.checkpoints import read_checkpoint
 from glacier_nb.training.recipe import prepare_data
 
 TINY = TrainConfig(
-    **{"encoder": "tu-mobilenetv3_small_050", "include_glcm": False, "crop_size": 64},
+    **{
+        "encoder": "tu-mobilenetv3_small_050",
+        "encoder_weights": None,
+        "decoder_attention": "scse",
+        "include_glcm": False,
+        "crop_size": 64,
+        "ema": 0.0,
+    },
     **{"samples_per_epoch": 14, "batch_size": 8, "accumulate": 2},
     **{"n_folds": 3, "epochs": 2, "devices": 2, "precision": "fp32", "memory_format": "channels_last"},
 )
