@@ -110,8 +110,8 @@ _BEST_RESULT = (
     "0.681 with a ResNet18 from random weights and crops of 128 pixels, on other valleys."
 )
 _SUN_RESULT = (
-    "New terrain under the same sun. Measured on the competition's tiles with another network: 0.719 with "
-    "it and 0.699 without, on other valleys."
+    "New terrain under the same sun. Measured on the competition's tiles with the best recipe, on the two "
+    "hardest folds of other valleys: 0.706 with it and 0.668 without; with 832 crops no difference."
 )
 
 
@@ -261,7 +261,8 @@ def _stabilise(case: Case) -> Iterator[Option]:
         if batch > 8 and batch % 8 == 0:
             expected = f"Smaller jumps of the validation loss, the same optimizer step. {same}"
             yield Option({"accumulate": batch // 8}, evidence_and_fix(found), expected)
-        expected = f"Smaller jumps of the validation loss, and more steps. {_measured('15_batch_8')}"
+        more = f"more steps. {_measured('15_batch_8')}" if batch > 8 else "fewer steps. Not measured."
+        expected = f"Smaller jumps of the validation loss, and {more}"
         yield Option({"batch_size": 8, "accumulate": 1}, evidence_and_fix(found), expected)
 
 
@@ -283,7 +284,7 @@ def _schedule(case: Case) -> Iterator[Option]:
         yield Option({"schedule": "plateau", **watch}, evidence_and_fix(found), expected)
 
 
-_POLICIES = ("none", "photometric", "photometric+dihedral", "strong")  # weakest first
+_POLICIES = ("none", "photometric", "auto")  # weakest first
 
 
 def _regularise(case: Case) -> Iterator[Option]:
@@ -291,7 +292,7 @@ def _regularise(case: Case) -> Iterator[Option]:
     if found := case.found("overfitting"):
         for now, stronger in pairwise(_POLICIES):
             if case.base.cfg.augment == now:
-                known = _measured("22_strong_augment") if stronger == "strong" else "Not measured."
+                known = _SUN_RESULT if stronger == "auto" else "Not measured."
                 expected = f"Validation loss stops rising while the training loss falls. {known}"
                 yield Option({"augment": stronger}, evidence_and_fix(found), expected)
         if not case.base.cfg.ema:
@@ -397,13 +398,13 @@ def _measured_gains(case: Case) -> Iterator[Option]:
         yield Option(
             {"sampler": "pixel", "class_fractions": fractions}, none, _measured("19_class_fractions")
         )
-    if not case.found("norm-small"):
+    if cfg.batch_size > 8 and not case.found("norm-small"):
         yield Option({"batch_size": 8, "accumulate": 1}, none, _measured("15_batch_8"))
     pure = dict.fromkeys(("focal_weight", "dice_weight", "boundary_weight"), 0.0) | {"mcc_weight": 1.0}
     yield Option(pure, none, _measured("14_pure_mcc"))
     yield Option({"ema": 0.99}, none, "A smoother validation curve. Not measured.")
     if cfg.augment == "photometric":
-        yield Option({"augment": "sun"}, none, _SUN_RESULT)
+        yield Option({"augment": "auto"}, none, _SUN_RESULT)
         expected = "Less overfitting; more steps are needed. Not measured, but strong augmentation was: "
         yield Option({"augment": "photometric+dihedral"}, none, expected + _measured("22_strong_augment"))
 

@@ -19,6 +19,7 @@ from glacier_nb.experiments.rules import (
     _MEASURED,
     _RECIPE,
     _SEED_SPREAD,
+    _SUN_RESULT,
     RULES,
     RunRecord,
     _measured,
@@ -150,7 +151,7 @@ def test_a_start_without_fatal_findings_is_run_as_it_is():
         (
             record(findings=[finding("overfitting")], augment="photometric"),
             "regularise",
-            {"augment": "photometric+dihedral"},
+            {"augment": "auto"},
         ),
         (record(findings=[finding("overfitting")], augment="strong", ema=0.0), "regularise", {"ema": 0.99}),
         (record(findings=[finding("norm-lag", ema=0.9)]), "warnings", {"ema": 0.9}),
@@ -248,6 +249,15 @@ def test_the_worth_of_the_best_recipe_is_that_of_the_record():
         k: v for k, v in read_parameters(ROOT / "configs/best.yaml").items() if k not in ("run", "data_dir")
     }
     assert runs["full, seed 0"]["parameters"] == known | {"seed": 0}
+
+
+def test_the_worth_of_mirroring_is_that_of_the_record():
+    runs = json.loads((ROOT / "configs/recipe/record.json").read_text())["runs"]
+    for name in ("full, seed 0", "no mirroring, full"):
+        folds = [runs[name]["regions"][fold] for fold in "12"]
+        tiles = [np.array(cm) for fold in folds for cm in fold["tiles"].values()]
+        assert len(tiles) == 8
+        assert f"{mcc(sum(tiles)):.3f}" in _SUN_RESULT
 
 
 def test_the_worth_of_context_is_that_of_the_record():
