@@ -108,7 +108,8 @@ outputs/hkh-demo/metrics.json: | $(INSTALLED)
 	mkdir -p outputs/hkh-demo
 	$(BIN)/python -c "from glacier_nb.hkh.synthetic import write_hkh_like; write_hkh_like('data/hkh-demo', size=128)"
 	$(BIN)/papermill --log-output --no-progress-bar nbs/pretrain.ipynb outputs/hkh-demo/pretrain.ipynb \
-		-p run hkh-demo -p data_dir data/hkh-demo -p patch_size 128 -p encoder resnet34
+		-p run hkh-demo -p data_dir data/hkh-demo -p patch_size 128 -p encoder resnet34 -p encoder_weights none \
+		-p decoder_attention scse -p warmup_epochs 1 -p ema 0
 
 # the peers' requirements stay out of the project's
 benchmarks/.venv/.installed: settings.ini setup.py constraints.txt benchmarks/requirements.txt

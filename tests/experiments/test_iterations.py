@@ -1,5 +1,6 @@
 """configs/iterations: the four runs this project began with, and variants that change only what they name."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,16 @@ def test_a_variant_changes_only_what_it_names(path):
     changed = [k for k, v in vars(variant).items() if v != getattr(reference, k)]
     marked = [line.split(":")[0] for line in path.read_text().splitlines() if line.endswith(" # changed")]
     assert sorted(names) == sorted(changed) == sorted(marked)
+
+
+def test_the_pretraining_of_make_has_the_network_of_the_run_that_starts_from_it():
+    text = (
+        (FOLDER.parents[1] / "Makefile").read_text().partition("pretrain.ipynb \\\n")[2].partition("\n\n")[0]
+    )
+    given = dict(re.findall(r"-p (\w+) (\S+)", text))
+    assert given["run"] == "hkh-demo"
+    given = {k: v for k, v in given.items() if k in vars(TrainConfig()) and k != "data_dir"}
+    made, run = TrainConfig(**given), TrainConfig(**parameters("24_hkh"))
+    network = ("architecture", "encoder", "decoder_attention", "decoder_channels")
+    assert [getattr(made, k) for k in network] == [getattr(run, k) for k in network]
+    assert (made.encoder_weights, made.warmup_epochs, made.ema) == (None, 1.0, 0.0)
