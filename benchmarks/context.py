@@ -20,13 +20,13 @@ from glacier_nb.parallel.device import seed_everything
 from glacier_nb.training.learner import Learner
 from glacier_nb.training.recipe import RunData, prepare_data, run_network
 
-COMMON = {
+COMMON = {  # the defaults when these runs were made
     **{"encoder": "resnet18", "encoder_weights": None, "decoder_attention": "scse", "crop_size": 128},
     **{"augment": "photometric", "epochs": 13, "batch_size": 8, "warmup_epochs": 1.0, "ema": 0.0},
 }
 LARGE = {"crop_size": 256}
 LITE0 = LARGE | {"encoder": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet", "ema": 0.99}
-RUNS = {  # parameters that differ from these
+RUNS = {  # parameters that differ from `COMMON`
     "crops of 128 pixels": {},
     "crops of 256 pixels, as many pixels": LARGE | {"batch_size": 2, "samples_per_epoch": 64},
     "crops of 256 pixels, four times the steps": LARGE | {"batch_size": 2},

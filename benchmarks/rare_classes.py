@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+from context import COMMON
 
 from glacier_nb.config.training import TrainConfig
 from glacier_nb.data.storage import run_tiles
@@ -22,10 +23,6 @@ from glacier_nb.parallel.device import seed_everything
 from glacier_nb.training.learner import Learner, _tile_batch
 from glacier_nb.training.recipe import prepare_data, run_network
 
-COMMON = {
-    **{"encoder": "resnet18", "encoder_weights": None, "decoder_attention": "scse", "crop_size": 128},
-    **{"augment": "photometric", "epochs": 13, "batch_size": 8, "warmup_epochs": 1.0, "ema": 0.0},
-}
 FOUR = {"focal_weight": 0.3, "dice_weight": 0.3, "mcc_weight": 0.3, "boundary_weight": 0.1}
 OLD = FOUR | {"lovasz_weight": 0.0, "class_weights": "none"}
 CHEAP = OLD | {"epochs": 10}
@@ -35,7 +32,7 @@ LITE0 = {
     **{"epochs": 8, "samples_per_epoch": 512, "warmup_epochs": 0.5, "ema": 0.99},
 }
 FINE = {"decoder_channels": "128,64,32,32,16"}
-RUNS = {  # parameters that differ from these
+RUNS = {  # parameters that differ from `COMMON`
     "before": OLD | {"encoder": "resnet34", "batch_size": 16, "epochs": 16},
     "effective": CHEAP | EFFECTIVE,
     "lovasz": CHEAP | LOVASZ,

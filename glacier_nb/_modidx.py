@@ -643,6 +643,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'glacier_nb/checks/steps.py'),
                                          'glacier_nb.checks.steps._usual_steps': ( 'checks/steps.html#_usual_steps',
                                                                                    'glacier_nb/checks/steps.py'),
+                                         'glacier_nb.checks.steps._usual_sum': ( 'checks/steps.html#_usual_sum',
+                                                                                 'glacier_nb/checks/steps.py'),
                                          'glacier_nb.checks.steps.budget': ('checks/steps.html#budget', 'glacier_nb/checks/steps.py'),
                                          'glacier_nb.checks.steps.check_budget': ( 'checks/steps.html#check_budget',
                                                                                    'glacier_nb/checks/steps.py'),

@@ -8,6 +8,7 @@ __all__ = ['batch_generator', 'Augmentation']
 # %% ../../nbs/augment/01_photometric.ipynb #6e96ead1
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -132,7 +133,7 @@ class Augmentation:
     def __str__(self) -> str:
         return self.name if self.azimuth is None else f"{self.name}, axis at {self.azimuth:.0f}°"
 
-    @property
+    @cached_property
     def steps(self) -> list[Callable]:  # (batch, generator, shard) -> batch
         "What is applied one after the other."
         at = {} if self.azimuth is None else {"azimuth": self.azimuth}

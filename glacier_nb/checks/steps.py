@@ -94,6 +94,12 @@ def _usual_steps() -> int:
     return RECIPE.epochs * RECIPE.steps_per_epoch(0)
 
 
+def _usual_sum() -> float:
+    "The learning rates of a run with the defaults, summed over its steps."
+    own = TrainConfig()
+    return _rates(run_schedule(own, own.steps_per_epoch(0)), _usual_steps()).sum()
+
+
 def _few_steps(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]:
     "The finding about too few optimizer steps, if any."
     steps, pretrained = facts["steps"], bool(cfg.init_from)
@@ -134,7 +140,7 @@ def _odd_rate(cfg: TrainConfig, facts: pd.Series, change: dict) -> list[Finding]
     evidence = (
         f"AdamW moves a weight by about the learning rate per step: at most {peak:.2g} here, so in the "
         f"{facts['steps']} steps of the run no weight moves further than {total:.2g}. The defaults "
-        f"reach 0.26; below {_LOW_SUM:g} the measured networks had not finished learning."
+        f"reach {_usual_sum():.2f}; below {_LOW_SUM:g} the measured networks had not finished learning."
     )
     severity = "fatal" if total < _FATAL_SUM and not cfg.init_from else "warning"
     low = peak * _FEW_STEPS < _LOW_SUM or cfg.lr < RECIPE.lr / 3
@@ -219,7 +225,7 @@ def _small_gradients(cfg: TrainConfig, facts: Mapping, weights: int) -> list[Fin
         f"{what} a gradient of about {gradient:.1g} in each of {weights:,} weights. AdamW adds "
         f"{_ADAM_EPS:g} before it divides by that size, so its steps are {share:.2g} of the learning rate: "
         f"in the {facts['steps']} steps of the run no weight moves further than {moved:.2g}. The defaults "
-        "reach 0.26."
+        f"reach {_usual_sum():.2f}."
     )
     fix, change = f"Raise clip to {RECIPE.clip:g}, or set it to 0.", {"clip": RECIPE.clip}
     if not clipped:
